@@ -1,0 +1,1 @@
+"""The SSD side: index, files, copies. Imports neither plex nor fs."""

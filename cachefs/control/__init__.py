@@ -1,0 +1,1 @@
+"""How the command line and other programs talk to the running daemon."""

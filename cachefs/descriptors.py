@@ -1,0 +1,65 @@
+"""File descriptors shared between tasks and worker threads.
+
+An abandoned thread may still be inside a system call on a descriptor: closing the number then would hand it to the
+next ``open`` and let the thread read or write somebody else's file. So a descriptor counts who uses it, and is closed
+by whoever leaves last.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Descriptor:
+    """One open file descriptor with a count of users.
+
+    The creator holds one use until ``close``; threads take theirs through ``use``. Safe to call from any thread.
+    """
+
+    __slots__ = ("_lock", "_open", "_users", "number")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._users = 1
+        self._open = True
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def use(self) -> Iterator[int]:
+        """The descriptor's number, guaranteed open inside the block; ``ValueError`` when closed already."""
+        self.acquire()
+        try:
+            yield self.number
+        finally:
+            self.release()
+
+    def acquire(self) -> None:
+        """Take one use; ``release`` gives it back."""
+        with self._lock:
+            if not self._open:
+                raise ValueError(f"descriptor {self.number} is closed")
+            self._users += 1
+
+    def release(self) -> None:
+        """Give one use back; the last one closes the descriptor."""
+        with self._lock:
+            self._users -= 1
+            last = self._users == 0
+        if last:
+            os.close(self.number)
+
+    def close(self) -> None:
+        """Give the creator's use back. Safe to call twice. May block when it is the last use: call it in a thread
+        for anything that lives on a source."""
+        with self._lock:
+            if not self._open:
+                return
+            self._open = False
+        self.release()
+
+    @property
+    def closed(self) -> bool:
+        return not self._open

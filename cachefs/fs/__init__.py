@@ -1,0 +1,1 @@
+"""The file system: slow sources, their union, and the routing of reads."""
