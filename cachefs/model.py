@@ -443,6 +443,20 @@ class OpenFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a file is or is not on the SSD, as ``cachefs explain`` shows it."""
+
+    path: UnionPath
+    state: Visible
+    size: int
+    on_ssd_bytes: int
+    reasons: tuple[str, ...]
+    wanted: bool
+    planned_position: int | None = None
+    """Its place among the copies that the newest plan still has to make, 1 being next; None when not among them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """All that ``cachefs status`` shows."""
 
