@@ -1,0 +1,164 @@
+"""Which inode number is which file, and under which names the kernel knows it. Pure: no disk, no trio.
+
+The number is both the node id of the kernel and what ``stat`` shows (pyfuse3 has one field for the two), so it must be
+the same for hard links and after a remount, and must not be given to another file while the kernel knows the first.
+
+    bits 63     a number too large to carry a tag, hashed together with its tag
+    bits 62–48  the device's tag: 0 for the first source's own file system, persisted for every other
+    bits 47–0   the source's inode number
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from cachefs.descriptors import Descriptor
+
+ROOT = 1
+"""pyfuse3.ROOT_INODE: the mount's own root, whatever the source calls it."""
+_TAG_SHIFT = 48
+_INO_LIMIT = 1 << _TAG_SHIFT
+_TAG_OF_ROOT_NUMBER = 0x7FFF
+"""Takes inode 1 of the first device, which is some other file there (ext4: the bad-blocks list; FUSE: a root)."""
+_TAG_OF_SUBSTITUTES = 0x7FFE
+_LARGE = 1 << 63
+
+
+def number_of(tag: int, ino: int) -> int:
+    """The number that the mount shows for inode ``ino`` of the device with this tag."""
+    if ino >= _INO_LIMIT or tag >= _TAG_OF_SUBSTITUTES:
+        digest = hashlib.blake2b(b"%d:%d" % (tag, ino), digest_size=8).digest()
+        return int.from_bytes(digest, "big") | _LARGE
+    if tag == 0 and ino <= ROOT:
+        return _TAG_OF_ROOT_NUMBER << _TAG_SHIFT | ino
+    return tag << _TAG_SHIFT | ino
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One name of a node: in which folder, by the folder's number."""
+
+    parent: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """What tells a file from a later one with the same number: type bits and birth time (0 where unknown)."""
+
+    kind: int
+    born_ns: int
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """One inode that the kernel may know. ``links`` are the names seen so far, the latest last.
+
+    ``orphan`` keeps a file that lost its last known name through the mount, so that its number cannot be given away
+    and it can still be reached.
+    """
+
+    number: int
+    birth: Birth
+    lookups: int = 0
+    links: tuple[Link, ...] = ()
+    orphan: Descriptor | None = None
+    uses: int = 0
+    """Requests and open files that hold the node although the kernel may have forgotten it."""
+
+
+@dataclass(slots=True)
+class Inodes:
+    """All nodes that the kernel knows, by number. Changed on the event loop only."""
+
+    _nodes: dict[int, Node] = field(default_factory=dict)
+    _substitutes: dict[tuple[int, Birth], int] = field(default_factory=dict)
+    _issued: int = 0
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self._nodes.values())
+
+    def get(self, number: int) -> Node | None:
+        return self._nodes.get(number)
+
+    def meet(self, number: int, birth: Birth, link: Link | None, *, last_link: bool = True) -> Node:
+        """The node for a file that was just seen; a new one where the kernel knows none.
+
+        A known number with another birth is a reuse behind our back: the new file gets a substitute number until the
+        kernel has forgotten the old one. ``last_link`` says that the file has one name only, so that other names
+        known here are gone.
+        """
+        node = self._nodes.get(number)
+        if node is not None and node.birth != birth:
+            node = self._substitute(number, birth)
+        elif node is None:
+            node = self._nodes[number] = Node(number, birth)
+        if link is not None and (not node.links or node.links[-1] != link):
+            others = () if last_link else tuple(known for known in node.links if known != link)
+            node.links = (*others, link)
+        return node
+
+    def _substitute(self, number: int, birth: Birth) -> Node:
+        known = self._substitutes.get((number, birth))
+        if known is not None and known in self._nodes:
+            return self._nodes[known]
+        self._issued += 1
+        replacement = _TAG_OF_SUBSTITUTES << _TAG_SHIFT | self._issued
+        self._substitutes[number, birth] = replacement
+        node = self._nodes[replacement] = Node(replacement, birth)
+        return node
+
+    def looked_up(self, node: Node) -> None:
+        """The kernel was told of the node once more."""
+        node.lookups += 1
+        self._nodes[node.number] = node
+
+    def forgotten(self, number: int, count: int) -> Descriptor | None:
+        """The kernel gave back ``count`` lookups. Returns a descriptor that the caller must close."""
+        node = self._nodes.get(number)
+        if node is None:
+            return None
+        node.lookups -= count
+        return self.let_go(node)
+
+    def let_go(self, node: Node) -> Descriptor | None:
+        """Drop the node when nobody holds it. Returns a descriptor that the caller must close."""
+        if node.lookups > 0 or node.uses > 0 or node.number == ROOT:
+            return None
+        if self._nodes.get(node.number) is node:
+            del self._nodes[node.number]
+            if node.number >> _TAG_SHIFT == _TAG_OF_SUBSTITUTES:
+                self._substitutes = {key: value for key, value in self._substitutes.items() if value != node.number}
+        orphan, node.orphan = node.orphan, None
+        return orphan
+
+    def unlinked(self, node: Node, link: Link) -> None:
+        """The name is gone."""
+        node.links = tuple(known for known in node.links if known != link)
+
+    def renamed(self, node: Node, old: Link, new: Link) -> None:
+        """The node moved from one name to another."""
+        node.links = (*(known for known in node.links if known not in (old, new)), new)
+
+    def paths(self, node: Node) -> tuple[str, ...]:
+        """Union paths under which the node was seen, the latest first; empty for an orphan."""
+        if node.number == ROOT:
+            return ("",)
+        found = (self._path(link) for link in reversed(node.links))
+        return tuple(path for path in found if path is not None)
+
+    def _path(self, link: Link) -> str | None:
+        names = [link.name]
+        parent = link.parent
+        while parent != ROOT:
+            node = self._nodes.get(parent)
+            if node is None or not node.links or len(names) > 4096:
+                return None
+            names.append(node.links[-1].name)
+            parent = node.links[-1].parent
+        return "/".join(reversed(names))

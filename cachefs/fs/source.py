@@ -1,0 +1,190 @@
+"""One slow folder: every call to it runs in a worker thread, under the source's own limiter and deadline.
+
+Called by ``union``, ``changes``, ``routing`` and, through the union, by the copiers. Nothing else may touch a source.
+Past the deadline the caller gets an error and the source is *offline*: later calls fail at once, before they queue,
+until a single probe comes back. A thread that was abandoned in a hung call is still running: it keeps its place under
+the limiter and its descriptors until it returns.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar, TypeVarTuple
+
+import trio
+
+from cachefs.descriptors import Descriptor
+from cachefs.errors import SourceOffline, SourceTimeout
+from cachefs.fs import devices, stat
+from cachefs.fs.folders import FOLDER, Folders
+from cachefs.fs.jobs import Job
+from cachefs.model import SourceHealth, SourceName
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+READERS = 16
+"""Threads of one source at a time for people; more do not make a disk faster."""
+COPIERS = 4
+"""Threads of one source at a time for copying and planning, so that these never keep a person waiting."""
+_PROBE_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """A source's folder as it was found at start."""
+
+    stat: stat.Stat
+    device: devices.Device
+    empty: bool
+
+
+class Source:
+    """The slow side of one ``sources`` item. Use from the event loop only.
+
+    ``root`` is opened before the mount is made, so that the source stays reachable when it is mounted over in place.
+    """
+
+    def __init__(self, name: SourceName, path: str, *, timeout_s: float, ttl_s: float) -> None:
+        self.name = name
+        self.path = path
+        self.ttl_s = ttl_s
+        self._timeout_s = timeout_s
+        self._descriptor: Descriptor | None = None
+        self._folders: Folders | None = None
+        self._readers = trio.CapacityLimiter(READERS)
+        self._copiers = trio.CapacityLimiter(COPIERS)
+        self._prober = trio.CapacityLimiter(1)
+        self._problem = ""
+        self._down = trio.Event()
+        self._last_read = float("-inf")
+
+    @property
+    def folders(self) -> Folders:
+        """For functions that run in this source's threads."""
+        if self._folders is None:
+            raise SourceOffline(self.name)
+        return self._folders
+
+    async def open(self) -> Root:
+        """Open the folder; OSError or SourceTimeout when it cannot be."""
+        descriptor, root = await self.call(_open_root, self.path)
+        self._descriptor = Descriptor(descriptor)
+        self._folders = Folders(self._descriptor, max_age_s=min(max(self.ttl_s, 1.0), 30.0))
+        return root
+
+    def close(self) -> None:
+        """Let go of the folder; threads that still hang in it keep their own descriptors."""
+        if self._folders is not None and self._descriptor is not None:
+            self._folders.forget("")
+            self._descriptor.close()
+            self._folders = self._descriptor = None
+
+    async def call(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        """``function(*args)`` in a worker thread, for somebody who waits.
+
+        Raises what it raises, SourceTimeout past the deadline, SourceOffline at once when the source is known to be
+        away. The function must own or ``use`` every descriptor that it touches.
+        """
+        return await self._call(self._readers, function, *args)
+
+    async def call_gently(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        """As ``call``, in the smaller share that copying and planning have."""
+        return await self._call(self._copiers, function, *args)
+
+    async def change(self, finished: Callable[[], object], function: Callable[[*Ts], T], *args: *Ts) -> T:
+        """As ``call``, for a change: ``finished`` is called on the event loop once the thread has really returned,
+        however late, so that what the change bars stays barred until then."""
+        return await self._run(self._readers, Job(lambda: function(*args), finished))
+
+    async def _call(self, limiter: trio.CapacityLimiter, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        return await self._run(limiter, Job(lambda: function(*args)))
+
+    async def _run(self, limiter: trio.CapacityLimiter, job: Job[T]) -> T:
+        """Do the job in a thread, or give it up past the deadline."""
+        with job.done_or_abandoned():
+            if self._problem:
+                raise SourceOffline(self.name)
+            with trio.move_on_after(self._timeout_s):
+                return await trio.to_thread.run_sync(job.run, abandon_on_cancel=True, limiter=limiter)
+            self._went_away(f"no answer within {self._timeout_s:g} s")
+            raise SourceTimeout(self.name, self._timeout_s)
+
+    def _went_away(self, problem: str) -> None:
+        if not self._problem:
+            log.warning("source %s (%s) is offline: %s; probing until it is back", self.name, self.path, problem)
+            self._problem = problem
+            self._down.set()
+
+    async def probe(self) -> None:
+        """Look for the return of a source that went away, one probe at a time. Runs for ever."""
+        while True:
+            await self._down.wait()
+            await trio.sleep(_PROBE_EVERY_S)
+            try:
+                await trio.to_thread.run_sync(self._look, abandon_on_cancel=True, limiter=self._prober)
+            except OSError as error:
+                self._problem = error.strerror or str(error)
+                continue
+            self._problem = ""
+            self._down = trio.Event()
+            log.info("source %s (%s) is back", self.name, self.path)
+
+    def _look(self) -> None:
+        descriptor = self._descriptor
+        if descriptor is None:
+            raise SourceOffline(self.name)
+        with descriptor.use() as folder:
+            stat.look(folder)
+
+    async def close_idle_folders(self) -> None:
+        """Close folder descriptors that nobody used lately; housekeeping calls this now and then."""
+        if self._folders is not None and not self._problem:
+            await self.call_gently(self._folders.close_idle)
+
+    def note_read(self) -> None:
+        """Somebody has just waited for this source's disk."""
+        self._last_read = trio.current_time()
+
+    @property
+    def reading_since(self) -> float:
+        """trio time of the last read that somebody waited for; minus infinity when there was none."""
+        return self._last_read
+
+    @property
+    def online(self) -> bool:
+        return not self._problem
+
+    def health(self) -> SourceHealth:
+        return SourceHealth(
+            name=self.name,
+            path=self.path,
+            online=self.online,
+            problem=self._problem,
+            threads_busy=self._readers.borrowed_tokens + self._copiers.borrowed_tokens,
+        )
+
+
+def _open_root(path: str) -> tuple[int, Root]:
+    descriptor = os.open(path, FOLDER & ~os.O_NOFOLLOW)
+    try:
+        empty = is_empty(descriptor)
+        return descriptor, Root(stat.look(descriptor), devices.identify(descriptor), empty)
+    except OSError:
+        os.close(descriptor)
+        raise
+
+
+def is_empty(folder: int) -> bool:
+    """Whether the open folder has no entry at all."""
+    readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder)
+    try:
+        with os.scandir(readable) as entries:
+            return next(entries, None) is None
+    finally:
+        os.close(readable)
