@@ -1,0 +1,206 @@
+"""What makes the stand-in disk slow and faulty: one head, a motor that stops, rules per path, and the counters.
+
+Used by ``slowdisk`` on its event loop only; knows nothing of FUSE. It decides when an operation may go on, and raises
+``OSError`` where a rule says so; it never touches the backing folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import trio
+
+from tests.standin.slowdisk_control import IN_MEMORY, SlowDiskSettings
+
+STREAMS_FOLLOWED = 32
+"""Files whose reading position the disk remembers: an elevator and the drive's own read-ahead hide the seeks between
+streams that each go straight on."""
+STREAM_WINDOW_BYTES = 1 << 20
+"""Read-ahead arrives a little out of order; this near to where a stream was, the head need not move."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where on the disk a read or write is: it costs no seek when it goes on where the last one on it ended."""
+
+    inode: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What happens to operations below ``path`` (all kinds when ``kinds`` is empty): an error, or no answer at all."""
+
+    path: str
+    kinds: frozenset[str]
+    errno: int | None
+
+    def meets(self, kind: str, paths: Iterable[str]) -> bool:
+        return (not self.kinds or kind in self.kinds) and any(below(path, self.path) for path in paths)
+
+
+@dataclass(slots=True)
+class Slowness:
+    """Extra slowness of one part of the tree, beside the disk's own."""
+
+    delay_s: float = 0.0
+    bytes_per_s: float | None = None
+    free_at: float = 0.0
+
+    def book(self, now: float, size: int) -> float:
+        """When an operation of ``size`` bytes that begins now is done, as far as this rule goes."""
+        if self.bytes_per_s is not None:
+            self.free_at = max(now, self.free_at) + size / self.bytes_per_s
+        return max(now, self.free_at) + self.delay_s
+
+
+def below(path: str, prefix: str) -> bool:
+    """Whether ``path`` is ``prefix`` or inside it; the empty prefix is the whole disk."""
+    return not prefix or path == prefix or path.startswith(prefix + "/")
+
+
+@dataclass(slots=True)
+class Disk:
+    """The disk's state. Everything but ``ask`` and the two waits is synchronous."""
+
+    settings: SlowDiskSettings
+    operations: Counter[str] = field(default_factory=Counter)
+    read_bytes: int = 0
+    written_bytes: int = 0
+    wake_ups: int = 0
+    held: int = 0
+    """Operations that a hang holds at this moment."""
+    _faults: list[Fault] = field(default_factory=list)
+    _slow_parts: dict[str, Slowness] = field(default_factory=dict)
+    _streams: OrderedDict[int, int] = field(default_factory=OrderedDict)
+    _free_at: float = float("-inf")
+    _sleeps_at: float = float("inf")
+    _changed: trio.Event = field(default_factory=trio.Event)
+
+    async def ask(self, kind: str, *paths: str, size: int = 0, place: Place | None = None) -> None:
+        """Count one operation and return when the disk would have done it; ``OSError`` where a fault says so."""
+        self._count(kind, size)
+        await self._meet_faults(kind, paths)
+        if kind in IN_MEMORY:
+            return
+        done_at = self._book(paths, size, place)
+        if done_at > trio.current_time():
+            await trio.sleep_until(done_at)
+            await self._meet_faults(kind, paths)
+
+    async def until_asked(self, kind: str, times: int) -> None:
+        """Return once ``kind`` was asked at least ``times`` times since the last reset."""
+        while self.operations[kind] < times:
+            await self._changed.wait()
+
+    async def until_held(self, at_least: int) -> None:
+        """Return once a hang holds this many operations."""
+        while self.held < at_least:
+            await self._changed.wait()
+
+    # --- commands ---
+
+    def add_fault(self, fault: Fault) -> None:
+        """The newest fault that meets an operation decides."""
+        self._faults.insert(0, fault)
+        self._announce()
+
+    def release(self, path: str) -> None:
+        """Forget every fault at or below ``path``; what they held goes on."""
+        self._faults = [fault for fault in self._faults if not below(fault.path, path)]
+        self._announce()
+
+    def slow_down(self, path: str, delay_s: float | None, bytes_per_s: float | None) -> None:
+        """Set the slowness of one part of the tree; neither value: as fast as the disk."""
+        if delay_s is None and bytes_per_s is None:
+            self._slow_parts.pop(path, None)
+        else:
+            self._slow_parts[path] = Slowness(delay_s or 0.0, bytes_per_s)
+
+    def change_settings(self, changes: dict[str, float | None]) -> None:
+        self.settings = replace(self.settings, **changes)  # type: ignore[arg-type]  # keys are checked by replace
+        if not self.asleep:
+            self._sleeps_at = trio.current_time() + self.settings.idle_s
+
+    def sleep(self) -> None:
+        """Stop the motor now: whatever is asked next waits for it."""
+        self._sleeps_at = float("-inf")
+
+    def wake(self) -> None:
+        """Start the motor, without anybody waiting for it."""
+        self._sleeps_at = trio.current_time() + self.settings.idle_s
+
+    @property
+    def asleep(self) -> bool:
+        return trio.current_time() >= self._sleeps_at
+
+    def reset(self) -> None:
+        """All counters to zero; rules and motor stay as they are."""
+        self.operations.clear()
+        self.read_bytes = self.written_bytes = self.wake_ups = 0
+
+    # --- inside ---
+
+    def _count(self, kind: str, size: int) -> None:
+        self.operations[kind] += 1
+        if kind == "read":
+            self.read_bytes += size
+        elif kind == "write":
+            self.written_bytes += size
+        self._announce()
+
+    def _announce(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def _meet_faults(self, kind: str, paths: tuple[str, ...]) -> None:
+        while (fault := next((fault for fault in self._faults if fault.meets(kind, paths)), None)) is not None:
+            if fault.errno is not None:
+                raise OSError(fault.errno, os.strerror(fault.errno))
+            self.held += 1
+            self._announce()
+            try:
+                await self._changed_once()
+            finally:
+                self.held -= 1
+
+    async def _changed_once(self) -> None:
+        """Wait until the faults are others than now (counting announces changes too)."""
+        faults = tuple(self._faults)
+        while tuple(self._faults) == faults:
+            await self._changed.wait()
+
+    def _book(self, paths: tuple[str, ...], size: int, place: Place | None) -> float:
+        """Take the next place in the head's queue; when the operation is done.
+
+        A token bucket written as a clock: ``_free_at`` may lag behind now by the burst, which is what lets a timer
+        that fires late catch up. Seeks are never paid from the burst.
+        """
+        now, settings = trio.current_time(), self.settings
+        if now >= self._sleeps_at:
+            self.wake_ups += 1
+            self._free_at = now + settings.wake_up_s
+        seek_s = 0.0 if self._goes_straight_on(place, size) else settings.seek_s
+        transfer_s, burst_s = 0.0, 0.0
+        if settings.bytes_per_s is not None:
+            transfer_s = size / settings.bytes_per_s
+            burst_s = settings.burst_bytes / settings.bytes_per_s
+        self._free_at = max(self._free_at, now - burst_s) + seek_s + transfer_s
+        done_at = max(self._free_at, now + seek_s)
+        self._sleeps_at = done_at + settings.idle_s
+        slow = [
+            part.book(now, size) for prefix, part in self._slow_parts.items() if any(below(p, prefix) for p in paths)
+        ]
+        return max([done_at, *slow])
+
+    def _goes_straight_on(self, place: Place | None, size: int) -> bool:
+        if place is None:
+            return False
+        last_end = self._streams.pop(place.inode, None)
+        self._streams[place.inode] = place.offset + size
+        if len(self._streams) > STREAMS_FOLLOWED:
+            self._streams.popitem(last=False)
+        return last_end is not None and abs(place.offset - last_end) <= STREAM_WINDOW_BYTES
