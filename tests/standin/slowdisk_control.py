@@ -5,7 +5,6 @@ Imports neither pyfuse3 nor trio: the disk's process does. Commands go as JSON l
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
@@ -21,10 +20,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cachefs.mounts import unmount
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 READY_WITHIN_S = 20.0
 ENDS_WITHIN_S = 5.0
-MNT_FORCE, MNT_DETACH = 1, 2
 
 IN_MEMORY = frozenset({"statfs", "flush", "release", "releasedir", "forget"})
 """Operations that no real disk moves for: counted, and subject to faults, but they neither wait nor wake."""
@@ -208,29 +208,4 @@ def _end(disk: SlowDisk) -> None:
         disk.process.wait(ENDS_WITHIN_S)
     except subprocess.TimeoutExpired:
         disk.kill()
-    while is_mounted(disk.mountpoint):
-        unmount_by_force(disk.mountpoint)
-
-
-def is_mounted(path: Path) -> bool:
-    """Whether something is mounted at exactly this path; asks the mount table, never the mount."""
-    wanted = os.path.abspath(path)
-    with open("/proc/self/mountinfo", "rb") as table:
-        return any(os.fsdecode(unescape(line.split()[4])) == wanted for line in table)
-
-
-def unescape(field_of_mountinfo: bytes) -> bytes:
-    """Mountinfo writes space, tab, newline and backslash as three octal digits."""
-    for code in (b"040", b"011", b"012", b"134"):
-        field_of_mountinfo = field_of_mountinfo.replace(b"\\" + code, bytes([int(code, 8)]))
-    return field_of_mountinfo
-
-
-def unmount_by_force(path: Path) -> None:
-    """Remove a mount whatever its server does; needs fusermount3 when not root."""
-    if os.geteuid() != 0:
-        subprocess.run(["fusermount3", "-u", "-z", os.fspath(path)], check=True)
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.umount2(os.fsencode(path), MNT_FORCE | MNT_DETACH) != 0 and ctypes.get_errno() != errno.EINVAL:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), os.fspath(path))
+    unmount(disk.mountpoint, force=True)

@@ -1,0 +1,42 @@
+"""Fixtures for every test: a WARNING that nobody declared fails it, and a sample library is there to be used."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+
+import pytest
+
+
+class _Recorder(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@pytest.fixture
+def expected_warnings(request: pytest.FixtureRequest) -> list[str]:
+    """Patterns of log messages that this test allows; from the marker of the same name, and a test may append."""
+    return [pattern for marker in request.node.iter_markers("expected_warnings") for pattern in marker.args]
+
+
+@pytest.fixture(autouse=True)
+def _no_undeclared_warning(expected_warnings: list[str]) -> Iterator[None]:
+    """Fail the test on a log record of WARNING or above that matches no declared pattern."""
+    recorder = _Recorder()
+    logging.getLogger().addHandler(recorder)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(recorder)
+    texts = [f"{record.levelname} {record.name}: {record.getMessage()}" for record in recorder.records]
+    undeclared = [text for text in texts if not any(re.search(pattern, text) for pattern in expected_warnings)]
+    assert not undeclared, "undeclared warnings: " + "; ".join(undeclared)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "expected_warnings(*patterns): log messages of WARNING or above that are fine")
