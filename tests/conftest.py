@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from tests.standin.library import SampleLibrary, build_library
 
 
 class _Recorder(logging.Handler):
@@ -36,6 +39,12 @@ def _no_undeclared_warning(expected_warnings: list[str]) -> Iterator[None]:
     texts = [f"{record.levelname} {record.name}: {record.getMessage()}" for record in recorder.records]
     undeclared = [text for text in texts if not any(re.search(pattern, text) for pattern in expected_warnings)]
     assert not undeclared, "undeclared warnings: " + "; ".join(undeclared)
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> SampleLibrary:
+    """A small sample library in the folder ``library`` of the test's own."""
+    return build_library(tmp_path / "library")
 
 
 def pytest_configure(config: pytest.Config) -> None:
