@@ -6,7 +6,6 @@ import pytest
 
 from cachefs.sidecars import is_video, sidecars_of, subtitle_folders, subtitles_in, videos_of
 
-
 SAME_STEM = [
     f"Film (1995).{extension}"
     for extension in ("srt", "ass", "ssa", "sub", "idx", "vtt", "sup", "smi", "mks", "ttml", "nfo", "jpg", "png")
