@@ -1,0 +1,286 @@
+"""The control API: JSON over HTTP on a unix socket that only its owner can open.
+
+``daemon`` runs ``serve`` under supervision and gives it an ``Engine``; ``control.client`` is its only caller. Shows
+are GET, acts are POST. It decides nothing, and knows neither Plex nor the cache nor the file system: every answer is
+the engine's, as ``control.wire`` writes it. An error the user can understand is 400 with its text; anything else is a
+bug: 500, logged once with its traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import parse_qs
+
+import hypercorn.config
+import hypercorn.trio
+import trio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from cachefs.control import wire
+from cachefs.control.messages import Failure, Target
+from cachefs.errors import CachefsError, UserError
+from cachefs.model import CacheEntry, Explanation, FileKey, Pin, Plan, Status
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 64 * 1024
+"""A path is at most 4 KiB; JSON's escapes make six bytes of one."""
+
+_GRACE_S = 1.0
+"""How long answers under way may take once the daemon stops."""
+_PROBE_S = 1.0
+
+
+class Engine(Protocol):
+    """What the daemon can be asked. Texts are what the user typed; ``UserError`` says what is wrong with them."""
+
+    def status(self) -> Status: ...
+
+    async def plan(self) -> Plan:
+        """A fresh dry run."""
+        ...
+
+    def entries(self) -> tuple[CacheEntry, ...]: ...
+
+    def pins(self) -> tuple[Pin, ...]: ...
+
+    async def pin(self, text: str) -> Pin: ...
+
+    async def unpin(self, text: str) -> bool:
+        """False when there was no such pin."""
+        ...
+
+    async def evict(self, text: str) -> tuple[FileKey, ...]:
+        """The file, or all below the folder; what was evicted."""
+        ...
+
+    async def copy(self, text: str) -> FileKey:
+        """Begin now; returns at once."""
+        ...
+
+    async def explain(self, text: str) -> Explanation: ...
+
+    def request_stop(self) -> None: ...
+
+
+async def serve(engine: Engine, path: Path, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """Answer on the unix socket at ``path`` until cancelled; started once connections are accepted.
+
+    Cancelling lets answers under way finish for a second, then cuts them. The socket file is removed at the end.
+    Raises ``UserError`` when the socket cannot be made or another daemon answers on it.
+    """
+    listener = await trio.to_thread.run_sync(listen, path)
+    with listener:
+        identity = _identity(path)
+        try:
+            await _serve_until_cancelled(build(engine), listener, path, task_status)
+        finally:
+            _remove(path, identity)
+
+
+def listen(path: Path) -> socket.socket:
+    """A listening unix socket at ``path``, mode 0600 from its first moment; a dead daemon's is replaced. Blocks."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _clear_stale(path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            # On Linux the file takes the socket's own mode, so there is no moment in which others could open it and
+            # no need for umask, which belongs to the whole process (unix_bind() in net/unix/af_unix.c).
+            os.fchmod(listener.fileno(), 0o600)
+            listener.bind(os.fspath(path))
+            listener.listen()
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise UserError(f"control.socket: cannot listen on {path}: {error.strerror or error}") from error
+    return listener
+
+
+def build(engine: Engine) -> Starlette:
+    """The application, for any server."""
+    api = _Api(engine)
+    shows = {"status": api.status, "plan": api.plan, "entries": api.entries, "pins": api.pins, "explain": api.explain}
+    acts = {"pin": api.pin, "unpin": api.unpin, "evict": api.evict, "copy": api.copy, "stop": api.stop}
+    routes = [Route(f"/v1/{name}", endpoint, methods=["GET"]) for name, endpoint in shows.items()]
+    routes += [Route(f"/v1/{name}", endpoint, methods=["POST"]) for name, endpoint in acts.items()]
+    handlers = {CachefsError: _on_known_error, HTTPException: _on_http_error, Exception: _on_bug}
+    return Starlette(routes=routes, exception_handlers=handlers)
+
+
+class _Api:
+    """One method per route."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def status(self, request: Request) -> Response:
+        return _answer(self._engine.status())
+
+    async def plan(self, request: Request) -> Response:
+        return _answer(await self._engine.plan())
+
+    async def entries(self, request: Request) -> Response:
+        return _answer(self._engine.entries())
+
+    async def pins(self, request: Request) -> Response:
+        return _answer(self._engine.pins())
+
+    async def explain(self, request: Request) -> Response:
+        query = request.scope["query_string"].decode("ascii", "replace")
+        values = parse_qs(query, keep_blank_values=True, errors="surrogateescape").get("path", [])
+        if len(values) != 1:
+            raise HTTPException(400, "explain needs one path")
+        return _answer(await self._engine.explain(values[0]))
+
+    async def pin(self, request: Request) -> Response:
+        return _answer(await self._engine.pin(await _target(request)))
+
+    async def unpin(self, request: Request) -> Response:
+        return _answer(await self._engine.unpin(await _target(request)))
+
+    async def evict(self, request: Request) -> Response:
+        return _answer(await self._engine.evict(await _target(request)))
+
+    async def copy(self, request: Request) -> Response:
+        return _answer(await self._engine.copy(await _target(request)))
+
+    async def stop(self, request: Request) -> Response:
+        self._engine.request_stop()
+        return _answer(True)
+
+
+async def _target(request: Request) -> str:
+    """The text in the body, of which no more than the limit is ever read."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise HTTPException(413, f"a request may have {MAX_BODY_BYTES} bytes")
+    try:
+        return wire.loads(Target, bytes(body)).text
+    except wire.WireError as error:
+        raise HTTPException(400, f"the request cannot be understood: {error}") from error
+
+
+def _answer(value: object, status: int = 200) -> Response:
+    return Response(wire.dumps(value), status_code=status, media_type="application/json")
+
+
+async def _on_known_error(request: Request, error: Exception) -> Response:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return _answer(Failure(text), 400)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _answer(Failure(error.detail), error.status_code)
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    """Starlette raises the error again after this answer, and hypercorn logs it."""
+    return _answer(Failure(f"{type(error).__name__} in the daemon; its log has the details"), 500)
+
+
+# --- the socket ------------------------------------------------------------------------------------------------------
+
+
+async def _serve_until_cancelled(
+    app: Starlette, listener: socket.socket, path: Path, task_status: trio.TaskStatus[None]
+) -> None:
+    """Run hypercorn shielded, and end it its own way when the caller cancels: it shields its writes, so that a
+    client that has stopped reading would otherwise hold the daemon's end up for ever."""
+    stop, ended = trio.Event(), trio.Event()
+
+    async def stop_when_cancelled() -> None:
+        try:
+            await ended.wait()
+        finally:
+            stop.set()
+            with trio.move_on_after(_GRACE_S, shield=True):
+                await ended.wait()
+            if not ended.is_set():
+                _cut_connections(path)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stop_when_cancelled)
+        try:
+            with trio.CancelScope(shield=True):
+                async with trio.open_nursery() as serving:
+                    await serving.start(_hypercorn, app, listener, stop)
+                    log.info("control socket ready: %s", path)
+                    task_status.started()
+        finally:
+            ended.set()
+
+
+async def _hypercorn(
+    app: Any, listener: socket.socket, stop: trio.Event, *, task_status: trio.TaskStatus[list[str]]
+) -> None:
+    """Hypercorn's trio worker over a duplicate of ``listener``, which it closes."""
+    config = hypercorn.config.Config()
+    config.bind = [f"fd://{os.dup(listener.fileno())}"]
+    config.graceful_timeout = _GRACE_S / 2
+    config.include_server_header = False
+    config.accesslog = None
+    config.errorlog = _server_log()
+    await hypercorn.trio.serve(app, config, shutdown_trigger=stop.wait, mode="asgi", task_status=task_status)
+
+
+def _server_log() -> logging.Logger:
+    """Hypercorn's own log, without its greetings."""
+    server_log = logging.getLogger(f"{__name__}.hypercorn")
+    server_log.setLevel(logging.WARNING)
+    return server_log
+
+
+def _clear_stale(path: Path) -> None:
+    """Remove the socket file of a daemon that is dead; raises ``UserError`` when it is alive or no socket."""
+    if not path.is_socket():
+        if path.exists() or path.is_symlink():
+            raise UserError(f"control.socket: {path} exists and is no socket; remove it or choose another path")
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_PROBE_S)
+        error = probe.connect_ex(os.fspath(path))
+    if error == errno.ECONNREFUSED:
+        path.unlink(missing_ok=True)
+    elif error != errno.ENOENT:
+        raise UserError(f"control.socket: another cachefs daemon answers on {path}; stop it or choose another path")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file is at ``path``, so that a successor's socket is not removed."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino)
+
+
+def _remove(path: Path, identity: tuple[int, int] | None) -> None:
+    if _identity(path) == identity:
+        path.unlink(missing_ok=True)
+
+
+def _cut_connections(path: Path) -> None:
+    """End every connection made to the socket at ``path``, found by its name among this process's sockets; hypercorn
+    has no way to say it. Only sockets are duplicated: closing a duplicate of a file could wait for its disk."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(name))) as connection:
+                if connection.family == socket.AF_UNIX and connection.getsockname() == os.fspath(path):
+                    connection.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,134 @@
+"""What the command line talks to the daemon through: one method per question, the same frozen values back.
+
+Synchronous: the command line has nothing else to do meanwhile. Never reaches past the socket.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+from urllib.parse import quote
+
+import httpx
+
+from cachefs.control import wire
+from cachefs.control.messages import Failure, Target
+from cachefs.errors import CachefsError, NotRunning, UserError
+from cachefs.model import CacheEntry, Explanation, FileKey, Pin, Plan, Status
+
+T = TypeVar("T")
+
+_QUICK_S = 30.0
+"""For answers that the daemon has in memory."""
+_PATIENT_S = 300.0
+"""For answers that wait for Plex (a whole snapshot has a minute) and for disks that wake up."""
+
+
+class Client:
+    """A connection to the daemon's control socket, opened by the first question.
+
+    Every method raises ``NotRunning`` when nobody answers, ``UserError`` with the daemon's text when the question is
+    wrong, and ``CachefsError`` when the daemon fails.
+    """
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+        transport = httpx.HTTPTransport(uds=os.fspath(socket))
+        self._http = httpx.Client(transport=transport, base_url="http://cachefs", trust_env=False)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def status(self) -> Status:
+        return self._show(Status, "status", _QUICK_S)
+
+    def plan(self) -> Plan:
+        return self._show(Plan, "plan", _PATIENT_S)
+
+    def entries(self) -> tuple[CacheEntry, ...]:
+        return self._show(tuple[CacheEntry, ...], "entries", _QUICK_S)
+
+    def pins(self) -> tuple[Pin, ...]:
+        return self._show(tuple[Pin, ...], "pins", _QUICK_S)
+
+    def explain(self, text: str) -> Explanation:
+        return self._show(Explanation, f"explain?path={quote(text, safe='', errors='surrogateescape')}", _PATIENT_S)
+
+    def pin(self, text: str) -> Pin:
+        return self._act(Pin, "pin", text)
+
+    def unpin(self, text: str) -> bool:
+        return self._act(bool, "unpin", text)
+
+    def evict(self, text: str) -> tuple[FileKey, ...]:
+        return self._act(tuple[FileKey, ...], "evict", text)
+
+    def copy(self, text: str) -> FileKey:
+        return self._act(FileKey, "copy", text)
+
+    def stop(self) -> None:
+        """Ask the daemon to end; it may be gone before its answer is."""
+        try:
+            self._exchange("POST", "stop", _QUICK_S)
+        except httpx.TransportError as error:
+            if not _was_connected(error):
+                raise self._unanswered(error) from error
+
+    def _show(self, form: type[T], route: str, timeout_s: float) -> T:
+        return self._ask(form, "GET", route, timeout_s)
+
+    def _act(self, form: type[T], route: str, text: str) -> T:
+        return self._ask(form, "POST", route, _PATIENT_S, wire.dumps(Target(text)))
+
+    def _ask(self, form: type[T], method: str, route: str, timeout_s: float, body: str | None = None) -> T:
+        try:
+            response = self._exchange(method, route, timeout_s, body)
+        except httpx.TransportError as error:
+            raise self._unanswered(error) from error
+        try:
+            return wire.loads(form, response.content)
+        except wire.WireError as error:
+            raise CachefsError(
+                f"the daemon's answer cannot be understood ({error}); it runs another version of cachefs: restart it"
+            ) from error
+
+    def _exchange(self, method: str, route: str, timeout_s: float, body: str | None = None) -> httpx.Response:
+        timeout = httpx.Timeout(timeout_s, connect=5.0)
+        response = self._http.request(method, f"/v1/{route}", content=body, timeout=timeout)
+        if response.is_success:
+            return response
+        try:
+            text = wire.loads(Failure, response.content).error
+        except wire.WireError:
+            text = f"the daemon answered {response.status_code} {response.reason_phrase}"
+        raise UserError(text) if response.status_code == 400 else CachefsError(text)
+
+    def _unanswered(self, error: httpx.TransportError) -> CachefsError:
+        root = _root_cause(error)
+        if isinstance(root, PermissionError):
+            return UserError(f"{self._socket} belongs to another user; run this as the user who runs the daemon")
+        if isinstance(error, httpx.TimeoutException):
+            return CachefsError(f"the daemon on {self._socket} does not answer")
+        if _was_connected(error):
+            return CachefsError(f"the daemon on {self._socket} ended before it answered")
+        return NotRunning(f"no cachefs daemon answers on {self._socket}; `cachefs mount` starts one")
+
+
+def _was_connected(error: httpx.TransportError) -> bool:
+    return not isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    while (deeper := error.__cause__ or error.__context__) is not None:
+        error = deeper
+    return error
