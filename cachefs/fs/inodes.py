@@ -4,8 +4,8 @@ The number is both the node id of the kernel and what ``stat`` shows (pyfuse3 ha
 the same for hard links and after a remount, and must not be given to another file while the kernel knows the first.
 
     bits 63     a number too large to carry a tag, hashed together with its tag
-    bits 62–48  the device's tag: 0 for the first source's own file system, persisted for every other
-    bits 47–0   the source's inode number
+    bits 62-48  the device's tag: 0 for the first source's own file system, persisted for every other
+    bits 47-0   the source's inode number
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from stat import S_IFMT
 
 from cachefs.descriptors import Descriptor
+from cachefs.fs.stat import Stat
 
 ROOT = 1
 """pyfuse3.ROOT_INODE: the mount's own root, whatever the source calls it."""
@@ -44,29 +46,23 @@ class Link:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Birth:
-    """What tells a file from a later one with the same number: type bits and birth time (0 where unknown)."""
-
-    kind: int
-    born_ns: int
-
-
 @dataclass(slots=True, eq=False)
 class Node:
-    """One inode that the kernel may know. ``links`` are the names seen so far, the latest last.
+    """One inode that the kernel may know.
 
-    ``orphan`` keeps a file that lost its last known name through the mount, so that its number cannot be given away
-    and it can still be reached.
+    ``kind`` (type bits) and ``born_ns`` (birth time, 0 where unknown) tell a file from a later one with the same
+    number. ``links`` are the names seen so far, the latest last. ``orphan`` keeps a file that lost a name through the
+    mount, so that its number cannot be given away and it can still be reached.
     """
 
     number: int
-    birth: Birth
+    dev: int
+    ino: int
+    kind: int
+    born_ns: int
     lookups: int = 0
     links: tuple[Link, ...] = ()
     orphan: Descriptor | None = None
-    uses: int = 0
-    """Requests and open files that hold the node although the kernel may have forgotten it."""
 
 
 @dataclass(slots=True)
@@ -74,7 +70,7 @@ class Inodes:
     """All nodes that the kernel knows, by number. Changed on the event loop only."""
 
     _nodes: dict[int, Node] = field(default_factory=dict)
-    _substitutes: dict[tuple[int, Birth], int] = field(default_factory=dict)
+    _substitutes: dict[int, list[Node]] = field(default_factory=dict)
     _issued: int = 0
 
     def __len__(self) -> int:
@@ -86,31 +82,35 @@ class Inodes:
     def get(self, number: int) -> Node | None:
         return self._nodes.get(number)
 
-    def meet(self, number: int, birth: Birth, link: Link | None, *, last_link: bool = True) -> Node:
+    def meet(self, number: int, seen: Stat, link: Link | None) -> Node:
         """The node for a file that was just seen; a new one where the kernel knows none.
 
-        A known number with another birth is a reuse behind our back: the new file gets a substitute number until the
-        kernel has forgotten the old one. ``last_link`` says that the file has one name only, so that other names
-        known here are gone.
+        A known number with another type or birth is a reuse behind our back: the new file gets a substitute number
+        until the kernel has forgotten the old one.
         """
         node = self._nodes.get(number)
-        if node is not None and node.birth != birth:
-            node = self._substitute(number, birth)
-        elif node is None:
-            node = self._nodes[number] = Node(number, birth)
+        if node is None:
+            node = self._new(number, seen)
+        elif not _same(node, seen):
+            node = self._substitute(number, seen)
+        node.dev, node.ino = seen.dev, seen.ino
         if link is not None and (not node.links or node.links[-1] != link):
-            others = () if last_link else tuple(known for known in node.links if known != link)
+            others = (
+                tuple(known for known in node.links if known != link) if seen.nlink > 1 and not seen.is_folder else ()
+            )
             node.links = (*others, link)
         return node
 
-    def _substitute(self, number: int, birth: Birth) -> Node:
-        known = self._substitutes.get((number, birth))
-        if known is not None and known in self._nodes:
-            return self._nodes[known]
+    def _new(self, number: int, seen: Stat) -> Node:
+        return Node(number, seen.dev, seen.ino, S_IFMT(seen.mode), seen.birth_ns)
+
+    def _substitute(self, number: int, seen: Stat) -> Node:
+        for node in self._substitutes.get(number, ()):
+            if _same(node, seen):
+                return node
         self._issued += 1
-        replacement = _TAG_OF_SUBSTITUTES << _TAG_SHIFT | self._issued
-        self._substitutes[number, birth] = replacement
-        node = self._nodes[replacement] = Node(replacement, birth)
+        node = self._new(_TAG_OF_SUBSTITUTES << _TAG_SHIFT | self._issued, seen)
+        self._substitutes.setdefault(number, []).append(node)
         return node
 
     def looked_up(self, node: Node) -> None:
@@ -124,16 +124,15 @@ class Inodes:
         if node is None:
             return None
         node.lookups -= count
-        return self.let_go(node)
+        return self._let_go(node)
 
-    def let_go(self, node: Node) -> Descriptor | None:
-        """Drop the node when nobody holds it. Returns a descriptor that the caller must close."""
-        if node.lookups > 0 or node.uses > 0 or node.number == ROOT:
+    def _let_go(self, node: Node) -> Descriptor | None:
+        if node.lookups > 0 or node.number == ROOT:
             return None
-        if self._nodes.get(node.number) is node:
-            del self._nodes[node.number]
-            if node.number >> _TAG_SHIFT == _TAG_OF_SUBSTITUTES:
-                self._substitutes = {key: value for key, value in self._substitutes.items() if value != node.number}
+        del self._nodes[node.number]
+        if node.number >> _TAG_SHIFT == _TAG_OF_SUBSTITUTES:
+            kept = {number: [n for n in nodes if n is not node] for number, nodes in self._substitutes.items()}
+            self._substitutes = {number: nodes for number, nodes in kept.items() if nodes}
         orphan, node.orphan = node.orphan, None
         return orphan
 
@@ -162,3 +161,8 @@ class Inodes:
             names.append(node.links[-1].name)
             parent = node.links[-1].parent
         return "/".join(reversed(names))
+
+
+def _same(node: Node, seen: Stat) -> bool:
+    """Whether the file just seen can be the one the kernel knows."""
+    return node.kind == S_IFMT(seen.mode) and node.born_ns == seen.birth_ns

@@ -1,0 +1,169 @@
+"""How worker threads get at a file of a source: by folder descriptor and name, and only if it is still the one meant.
+
+Everything here runs in a source's threads and gets plain values; nothing here knows nodes or the event loop.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from cachefs.descriptors import Descriptor
+from cachefs.fs.folders import Folders
+from cachefs.fs.stat import Stat, look
+
+PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """One file of a source as a request means it: where it was seen, and what it must be.
+
+    ``paths`` are below the source, the likeliest first. ``orphan`` reaches it when no name leads there any more.
+    """
+
+    folders: Folders
+    paths: tuple[str, ...]
+    dev: int
+    ino: int
+    orphan: Descriptor | None = None
+
+
+def split(path: str) -> tuple[str, str]:
+    """Folder and name; the source's own root is ``("", "")``, whose empty name is the folder itself."""
+    folder, _, name = path.rpartition("/")
+    return folder, name
+
+
+@contextmanager
+def folder_of(ref: Ref) -> Iterator[int]:
+    """The folder that ``ref`` means, open, for use as ``dir_fd``."""
+    if ref.paths:
+        with ref.folders.at(ref.paths[0]) as folder:
+            yield folder
+    elif ref.orphan is not None:
+        with ref.orphan.use() as folder:
+            yield folder
+    else:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
+def stat_node(ref: Ref) -> Stat:
+    """Attributes of the file that ``ref`` means; ESTALE when its names lead elsewhere by now."""
+    for path in ref.paths:
+        folder_path, name = split(path)
+        try:
+            with ref.folders.at(folder_path) as folder:
+                seen = look(folder, name)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if (seen.dev, seen.ino) == (ref.dev, ref.ino):
+            return seen
+    if ref.orphan is not None:
+        with ref.orphan.use() as place:
+            return look(place)
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), ref.paths[0] if ref.paths else "")
+
+
+@contextmanager
+def place_of(ref: Ref) -> Iterator[int]:
+    """An O_PATH descriptor on the very file that ``ref`` means, whatever its type; ESTALE when it is not there."""
+    for path in ref.paths:
+        folder_path, name = split(path)
+        try:
+            with ref.folders.at(folder_path) as folder:
+                place = os.open(name or ".", PLACE, dir_fd=folder)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        try:
+            seen = look(place)
+            if (seen.dev, seen.ino) == (ref.dev, ref.ino):
+                yield place
+                return
+        finally:
+            os.close(place)
+    if ref.orphan is None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), ref.paths[0] if ref.paths else "")
+    with ref.orphan.use() as place:
+        yield place
+
+
+def proc_path(descriptor: int) -> str:
+    """A path that leads to what the descriptor stands for, for calls that take no descriptor."""
+    return f"/proc/self/fd/{descriptor}"
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An open file and what it was at that moment."""
+
+    descriptor: Descriptor
+    stat: Stat
+
+    def close(self) -> None:
+        self.descriptor.close()
+
+
+def open_node(ref: Ref, flags: int) -> Opened:
+    """Open the file that ``ref`` means; ``flags`` as in open(2), O_CREAT and O_EXCL ignored."""
+    kept = flags & ~(os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW) | os.O_CLOEXEC
+    with place_of(ref) as place:
+        descriptor = Descriptor(os.open(proc_path(place), kept))
+    try:
+        return Opened(descriptor, look(descriptor.number))
+    except OSError:
+        descriptor.close()
+        raise
+
+
+def stat_child(ref: Ref, name: str) -> Stat:
+    """Attributes of ``name`` in the folder that ``ref`` means."""
+    with folder_of(ref) as folder:
+        return look(folder, name)
+
+
+def list_names(ref: Ref) -> list[str]:
+    """All names in the folder that ``ref`` means, in the file system's order, without ``.`` and ``..``."""
+    with folder_of(ref) as folder:
+        readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        return os.listdir(readable)
+    finally:
+        os.close(readable)
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """One entry of a folder."""
+
+    name: str
+    stat: Stat
+
+
+def stat_names(ref: Ref, names: Sequence[str]) -> list[Child]:
+    """Attributes of several names of one folder; a name that is gone by now is left out."""
+    found = []
+    with folder_of(ref) as folder:
+        for name in names:
+            try:
+                found.append(Child(name, look(folder, name)))
+            except FileNotFoundError:
+                continue
+    return found
+
+
+def read_exactly(descriptor: Descriptor, size: int, offset: int) -> bytes:
+    """Up to ``size`` bytes at ``offset``; fewer only at the end of the file."""
+    with descriptor.use() as number:
+        data = os.pread(number, size, offset)
+        if len(data) in (0, size):
+            return data
+        parts = [data]
+        done = len(data)
+        while done < size and (data := os.pread(number, size - done, offset + done)):
+            parts.append(data)
+            done += len(data)
+    return b"".join(parts)

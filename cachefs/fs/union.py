@@ -1,0 +1,324 @@
+"""The one tree that the mount shows: nodes, where each lives, and what its source says of it.
+
+Called by ``operations`` (lookups, attributes, listings), ``changes`` and ``routing`` (where is this node), and by
+planning and the copiers through ``SourceFiles``. Decides nothing about the cache: it reports what it saw to a
+``Witness``, which is the cache's side.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as st
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, TypeVarTuple
+
+from cachefs.descriptors import Descriptor
+from cachefs.errors import SourceError
+from cachefs.fs import devices, reach
+from cachefs.fs.inodes import ROOT, Inodes, Link, Node, number_of
+from cachefs.fs.reach import Child, Ref
+from cachefs.fs.source import Source, is_empty
+from cachefs.fs.stat import Stat, look
+from cachefs.model import FileKey, Fingerprint, SourceFile, SourceName, UnionPath
+from cachefs.paths import Layout
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class Witness(Protocol):
+    """Who wants to know what a source showed. Synchronous and quick: it is told of every file seen."""
+
+    def observe(self, file: SourceFile) -> object: ...
+
+    def gone(self, key: FileKey) -> object: ...
+
+    def knows(self, key: FileKey) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A node and its attributes of this moment."""
+
+    node: Node
+    stat: Stat
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a node lives: its source and every key under which it was seen, the likeliest first."""
+
+    source: Source
+    keys: tuple[FileKey, ...]
+    ref: Ref
+
+
+@dataclass(frozen=True, slots=True)
+class _Device:
+    """A file system of a source, and the tag that its inode numbers carry."""
+
+    tag: int
+    filesystem: str | None
+
+
+class Union:
+    """Every source, and the nodes that the kernel knows of them. Use from the event loop only."""
+
+    def __init__(
+        self,
+        sources: Iterable[Source],
+        layout: Layout,
+        witness: Witness,
+        tag_of: Callable[[str], Awaitable[int]],
+    ) -> None:
+        self.sources = {source.name: source for source in sources}
+        self.layout = layout
+        self.inodes = Inodes()
+        self._witness = witness
+        self._tag_of = tag_of
+        self._devices: dict[tuple[SourceName, int], _Device] = {}
+        self._roots: dict[SourceName, Stat] = {}
+        self._was_full: set[SourceName] = set()
+        self._virtual = Stat(st.S_IFDIR | 0o755, ROOT, 0, 2, os.geteuid(), os.getegid(), 0, 0, 0, 4096, *_now4())
+
+    # --- start ---------------------------------------------------------------------------------------------------
+
+    async def open_sources(self) -> None:
+        """Open every source's folder; OSError when one cannot be. To be called before the mount is made."""
+        for source in self.sources.values():
+            root = await source.open()
+            self._devices[source.name, root.stat.dev] = await self._tagged(root.device)
+            self._roots[source.name] = root.stat
+            if not root.empty:
+                self._was_full.add(source.name)
+        if len(self.sources) == 1:
+            (name,) = self.sources
+            self.inodes.looked_up(self.inodes.meet(ROOT, self._roots[name], None))
+        else:
+            self.inodes.looked_up(self.inodes.meet(ROOT, self._virtual, None))
+
+    async def _tagged(self, device: devices.Device) -> _Device:
+        return _Device(await self._tag_of(device.identity), device.filesystem)
+
+    # --- where things are ----------------------------------------------------------------------------------------
+
+    def node(self, number: int) -> Node:
+        """The node the kernel means; ESTALE when it is not known, which makes the kernel look it up anew."""
+        node = self.inodes.get(number)
+        if node is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return node
+
+    def is_virtual(self, node: Node) -> bool:
+        """Whether the node is the root over several sources, which lives nowhere."""
+        return node.number == ROOT and len(self.sources) > 1
+
+    def place(self, node: Node) -> Place:
+        """Where the node lives; EPERM for the virtual root."""
+        keys = tuple(key for path in self.inodes.paths(node) if (key := self.layout.key(UnionPath(path))) is not None)
+        if not keys and node.orphan is None:
+            number = errno.EPERM if self.is_virtual(node) else errno.ESTALE
+            raise OSError(number, os.strerror(number))
+        source = self.sources[keys[0].source] if keys else self._source_of(node)
+        keys = tuple(key for key in keys if key.source == source.name)
+        ref = Ref(source.folders, tuple(key.path for key in keys), node.dev, node.ino, node.orphan)
+        return Place(source, keys, ref)
+
+    def _source_of(self, orphan: Node) -> Source:
+        for name, dev in self._devices:
+            if dev == orphan.dev and self.sources[name].online:
+                return self.sources[name]
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    def child_key(self, parent: Node, name: str) -> FileKey:
+        """The key of a name in a folder; EPERM in the virtual root, ENOENT in a folder that was removed."""
+        if self.is_virtual(parent):
+            raise OSError(errno.EPERM, f"the sources are fixed by the configuration: {name}")
+        place = self.place(parent)
+        if not place.keys:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        folder = place.keys[0]
+        return FileKey(folder.source, f"{folder.path}/{name}" if folder.path else name)
+
+    # --- what is there -------------------------------------------------------------------------------------------
+
+    async def lookup(self, parent: Node, name: str) -> Found:
+        """What ``name`` in a folder is now; the caller counts the kernel's lookup."""
+        if self.is_virtual(parent):
+            return self._source_root(name)
+        place = self.place(parent)
+        try:
+            seen = await place.source.call(reach.stat_child, place.ref, name)
+        except FileNotFoundError:
+            await self._missing(place.source, self.child_key(parent, name))
+            raise
+        return await self.found(place.source, Child(name, seen), parent)
+
+    def _source_root(self, name: str) -> Found:
+        root = self._roots.get(SourceName(name))
+        if root is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        tag = self._devices[SourceName(name), root.dev].tag
+        return Found(self.inodes.meet(number_of(tag, root.ino), root, Link(ROOT, name)), root)
+
+    async def _missing(self, source: Source, key: FileKey) -> None:
+        """A name is not there. Where the cache holds it, that is news, unless the whole source is missing: an empty
+        folder where there was a library is a lost disk, not a deletion."""
+        if not self._witness.knows(key):
+            return
+        if await source.call(_root_is_empty, source):
+            raise SourceError(errno.EIO, f"source {source.name}: {source.path} is empty; is its disk mounted?")
+        self._witness.gone(key)
+
+    async def found(self, source: Source, child: Child, parent: Node) -> Found:
+        """The node of a file that was just seen in ``parent``; tells the witness."""
+        device = self._devices.get((source.name, child.stat.dev))
+        if device is None:
+            device = await self._meet_device(source, parent, child)
+        node = self.inodes.meet(number_of(device.tag, child.stat.ino), child.stat, Link(parent.number, child.name))
+        if child.stat.is_file:
+            self._report(source, node, child.stat, self.child_key(parent, child.name), device)
+        return Found(node, child.stat)
+
+    async def _meet_device(self, source: Source, parent: Node, child: Child) -> _Device:
+        """A file system below a source that was not seen before: a nested mount, a btrfs subvolume."""
+        place = self.place(parent)
+        identified = await source.call(_identify_child, place.ref, child.name)
+        device = await self._tagged(identified)
+        self._devices[source.name, child.stat.dev] = device
+        return device
+
+    def _report(self, source: Source, node: Node, seen: Stat, key: FileKey, device: _Device) -> None:
+        if self._witness.knows(key):
+            self._witness.observe(_source_file(key, node.number, seen, device))
+
+    async def attributes(self, node: Node) -> Stat:
+        """The node's attributes now; tells the witness."""
+        if self.is_virtual(node):
+            return self._virtual
+        place = self.place(node)
+        seen = await place.source.call(reach.stat_node, place.ref)
+        device = self._devices.get((place.source.name, seen.dev))
+        if seen.is_file and device is not None:
+            for key in place.keys:
+                self._report(place.source, node, seen, key, device)
+        return seen
+
+    async def names(self, folder: Node) -> list[str]:
+        """All names in a folder. An empty root where there was a library is an error, not an empty library."""
+        if self.is_virtual(folder):
+            return list(self.sources)
+        place = self.place(folder)
+        names = await place.source.call(reach.list_names, place.ref)
+        if place.ref.paths[:1] == ("",):
+            if names:
+                self._was_full.add(place.source.name)
+            elif place.source.name in self._was_full:
+                raise SourceError(errno.EIO, f"source {place.source.name}: {place.source.path} has become empty")
+        return names
+
+    async def children(self, folder: Node, names: list[str]) -> list[Found]:
+        """Nodes and attributes of several names of one folder, in one hop; what is gone by now is left out."""
+        if self.is_virtual(folder):
+            return [self._source_root(name) for name in names]
+        place = self.place(folder)
+        seen = await place.source.call(reach.stat_names, place.ref, names)
+        return [await self.found(place.source, child, folder) for child in seen]
+
+    # --- by key: for planning and the copiers --------------------------------------------------------------------
+
+    async def stat(self, key: FileKey) -> SourceFile:
+        """The regular file under this key, as its source shows it now; OSError when there is none."""
+        source = self._source(key.source)
+        seen = await source.call_gently(_stat_path, source, key.path)
+        if not seen.is_file:
+            raise OSError(errno.EINVAL, "not a regular file", str(key))
+        device = self._devices.get((key.source, seen.dev))
+        if device is None:
+            device = await self._tagged(await source.call_gently(_identify_path, source, key.path))
+            self._devices[key.source, seen.dev] = device
+        file = _source_file(key, number_of(device.tag, seen.ino), seen, device)
+        self._witness.observe(file)
+        return file
+
+    async def open(self, key: FileKey) -> Descriptor:
+        """The file under this key, open for reading."""
+        source = self._source(key.source)
+        return await source.call_gently(_open_path, source, key.path)
+
+    async def list_folder(self, key: FileKey) -> list[str]:
+        """The names in the folder under this key."""
+        source = self._source(key.source)
+        return await source.call_gently(_list_path, source, key.path)
+
+    async def run(self, source: SourceName, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        """``function`` in a thread of this source, in the share that copying has."""
+        return await self._source(source).call_gently(function, *args)
+
+    def reading_since(self, source: SourceName) -> float:
+        """trio time of the last read of this source that a person waited for; minus infinity when there was none."""
+        return self._source(source).reading_since
+
+    def _source(self, name: SourceName) -> Source:
+        source = self.sources.get(name)
+        if source is None:
+            raise OSError(errno.ENOENT, "no such source", name)
+        return source
+
+
+def _source_file(key: FileKey, number: int, seen: Stat, device: _Device) -> SourceFile:
+    lasting = device.filesystem is not None
+    fingerprint = Fingerprint(seen.size, seen.mtime_ns, seen.ino if lasting else None, device.filesystem)
+    return SourceFile(key, fingerprint, number, seen.nlink)
+
+
+def _now4() -> tuple[int, int, int, int]:
+    now = time.time_ns()
+    return (now, now, now, 0)
+
+
+# --- in the source's threads -----------------------------------------------------------------------------------------
+
+
+def _root_is_empty(source: Source) -> bool:
+    with source.folders.at("") as folder:
+        return is_empty(folder)
+
+
+def _identify_child(ref: Ref, name: str) -> devices.Device:
+    with reach.folder_of(ref) as folder:
+        place = os.open(name, reach.PLACE, dir_fd=folder)
+    try:
+        return devices.identify(place)
+    finally:
+        os.close(place)
+
+
+def _identify_path(source: Source, path: str) -> devices.Device:
+    with source.folders.at(reach.split(path)[0]) as folder:
+        return devices.identify(folder)
+
+
+def _stat_path(source: Source, path: str) -> Stat:
+    folder_path, name = reach.split(path)
+    with source.folders.at(folder_path) as folder:
+        return look(folder, name)
+
+
+def _open_path(source: Source, path: str) -> Descriptor:
+    folder_path, name = reach.split(path)
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with source.folders.at(folder_path) as folder:
+        return Descriptor(os.open(name, flags, dir_fd=folder))
+
+
+def _list_path(source: Source, path: str) -> list[str]:
+    with source.folders.at(path) as folder:
+        readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        return os.listdir(readable)
+    finally:
+        os.close(readable)
