@@ -1,4 +1,4 @@
-"""Sizes, percentages, durations and rates as people write them, and back.
+"""Sizes, percentages, durations, rates and hours as people write them, and back.
 
 Called by the configuration for what it reads and by everything that shows a number to a person. Pure. Every
 ``ValueError`` says what to write instead.
@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from datetime import time
 from decimal import Decimal
 
 _BINARY = ("KiB", "MiB", "GiB", "TiB", "PiB")
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+) *(?:([kmgtp])(i?b?)|(b|bytes)?)", re.IGNORECASE | re.ASCII)
 _PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+) *%", re.ASCII)
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([a-z]*)\s*", re.ASCII)
+_HOURS = re.compile(r"((?:[01]?[0-9]|2[0-3]):[0-5][0-9])\s*-\s*((?:[01]?[0-9]|2[0-3]):[0-5][0-9])", re.ASCII)
 _SECONDS = {
     name: seconds
     for names, seconds in (
@@ -59,6 +61,36 @@ class Amount:
 
     def __str__(self) -> str:
         return format_size(self.bytes) if self.percent is None else f"{self.percent:g}%"
+
+
+@dataclass(frozen=True, slots=True)
+class Hours:
+    """A part of every day in local time, from ``start`` until before ``end``; it may run over midnight."""
+
+    start: time
+    end: time
+
+    @classmethod
+    def parse(cls, value: object) -> Hours:
+        """``01:00-07:00``."""
+        if isinstance(value, Hours):
+            return value
+        matched = _HOURS.fullmatch(value.strip()) if isinstance(value, str) else None
+        if matched is None:
+            raise ValueError(f"{value!r} is no part of a day; write it like 01:00-07:00")
+        start, end = (time.fromisoformat(moment.zfill(5)) for moment in matched.groups())
+        if start == end:
+            raise ValueError(f"{value} ends when it begins; write null for the whole day")
+        return cls(start, end)
+
+    def contains(self, local: time) -> bool:
+        """Whether a local time of day lies in it."""
+        if self.start < self.end:
+            return self.start <= local < self.end
+        return local >= self.start or local < self.end
+
+    def __str__(self) -> str:
+        return f"{self.start:%H:%M}-{self.end:%H:%M}"
 
 
 def parse_size(value: object) -> int:

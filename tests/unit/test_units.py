@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cachefs.units import (
     Amount,
+    Hours,
     format_duration,
     format_size,
     parse_bandwidth,
@@ -104,6 +107,33 @@ def test_amount_is_bytes_or_a_share(written: object, of_1000: int, shown: str) -
 def test_amount_that_cannot_be_is_refused(written: str) -> None:
     with pytest.raises(ValueError, match=r"100%|500GiB"):
         Amount.parse(written)
+
+
+@pytest.mark.parametrize(
+    ("hours", "inside", "outside"),
+    [
+        ("01:00-07:00", ["01:00", "06:59"], ["00:59", "07:00", "23:00"]),
+        ("22:30 - 6:00", ["22:30", "00:00", "05:59"], ["06:00", "22:29", "12:00"]),
+    ],
+)
+def test_hours_begin_at_their_start_and_may_run_over_midnight(
+    hours: str, inside: list[str], outside: list[str]
+) -> None:
+    parsed = Hours.parse(hours)
+    assert all(parsed.contains(time.fromisoformat(moment)) for moment in inside)
+    assert not any(parsed.contains(time.fromisoformat(moment)) for moment in outside)
+    assert Hours.parse(str(parsed)) == parsed
+
+
+@pytest.mark.parametrize("written", ["", "1-7", "25:00-07:00", "01:60-07:00", "01:00", None, 60])
+def test_hours_that_cannot_be_are_refused_with_an_example(written: object) -> None:
+    with pytest.raises(ValueError, match="01:00-07:00"):
+        Hours.parse(written)
+
+
+def test_hours_of_no_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="null"):
+        Hours.parse("01:00-01:00")
 
 
 @pytest.mark.parametrize(
