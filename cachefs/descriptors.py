@@ -7,6 +7,7 @@ by whoever leaves last.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ class Descriptor:
 
     @contextmanager
     def use(self) -> Iterator[int]:
-        """The descriptor's number, guaranteed open inside the block; ``ValueError`` when closed already."""
+        """The descriptor's number, guaranteed open inside the block; ``EBADF`` when closed already."""
         self.acquire()
         try:
             yield self.number
@@ -40,7 +41,7 @@ class Descriptor:
         """Take one use; ``release`` gives it back."""
         with self._lock:
             if not self._open:
-                raise ValueError(f"descriptor {self.number} is closed")
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             self._users += 1
 
     def release(self) -> None:

@@ -63,6 +63,8 @@ class Node:
     lookups: int = 0
     links: tuple[Link, ...] = ()
     orphan: Descriptor | None = None
+    version: tuple[int, int] | None = None
+    """Size and mtime of the bytes that the kernel may have pages of."""
 
 
 @dataclass(slots=True)
@@ -118,23 +120,22 @@ class Inodes:
         node.lookups += 1
         self._nodes[node.number] = node
 
-    def forgotten(self, number: int, count: int) -> Descriptor | None:
-        """The kernel gave back ``count`` lookups. Returns a descriptor that the caller must close."""
+    def forgotten(self, number: int, count: int) -> Node | None:
+        """The kernel gave back ``count`` lookups. Returns the node when that was the last of them: whoever asked
+        closes its ``orphan``."""
         node = self._nodes.get(number)
         if node is None:
             return None
         node.lookups -= count
-        return self._let_go(node)
-
-    def _let_go(self, node: Node) -> Descriptor | None:
         if node.lookups > 0 or node.number == ROOT:
             return None
-        del self._nodes[node.number]
-        if node.number >> _TAG_SHIFT == _TAG_OF_SUBSTITUTES:
-            kept = {number: [n for n in nodes if n is not node] for number, nodes in self._substitutes.items()}
-            self._substitutes = {number: nodes for number, nodes in kept.items() if nodes}
-        orphan, node.orphan = node.orphan, None
-        return orphan
+        del self._nodes[number]
+        if number >> _TAG_SHIFT == _TAG_OF_SUBSTITUTES:
+            kept = {
+                first: [other for other in nodes if other is not node] for first, nodes in self._substitutes.items()
+            }
+            self._substitutes = {first: nodes for first, nodes in kept.items() if nodes}
+        return node
 
     def unlinked(self, node: Node, link: Link) -> None:
         """The name is gone."""

@@ -63,6 +63,7 @@ class Source:
         self._problem = ""
         self._down = trio.Event()
         self._last_read = float("-inf")
+        self._leftover: list[Descriptor] = []
 
     @property
     def folders(self) -> Folders:
@@ -121,6 +122,20 @@ class Source:
             self._problem = problem
             self._down.set()
 
+    async def discard(self, descriptor: Descriptor) -> None:
+        """Close a descriptor in a thread: closing may write, and may hang. Errors have been told by ``flush``."""
+        try:
+            await self.call(descriptor.close)
+        except SourceOffline:
+            self._leftover.append(descriptor)
+        except OSError as error:
+            log.debug("source %s: closing a file failed: %s", self.name, error)
+
+    async def _close_leftover(self) -> None:
+        leftover, self._leftover = self._leftover, []
+        for descriptor in leftover:
+            await self.discard(descriptor)
+
     async def probe(self) -> None:
         """Look for the return of a source that went away, one probe at a time. Runs for ever."""
         while True:
@@ -134,6 +149,7 @@ class Source:
             self._problem = ""
             self._down = trio.Event()
             log.info("source %s (%s) is back", self.name, self.path)
+            await self._close_leftover()
 
     def _look(self) -> None:
         descriptor = self._descriptor

@@ -21,6 +21,7 @@ from cachefs.fs import devices, reach
 from cachefs.fs.inodes import ROOT, Inodes, Link, Node, number_of
 from cachefs.fs.reach import Child, Ref
 from cachefs.fs.source import Source, is_empty
+from cachefs.fs.space import Space, total
 from cachefs.fs.stat import Stat, look
 from cachefs.model import FileKey, Fingerprint, SourceFile, SourceName, UnionPath
 from cachefs.paths import Layout
@@ -41,10 +42,11 @@ class Witness(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A node and its attributes of this moment."""
+    """A node and its attributes of this moment, which the kernel may believe for ``ttl_s``."""
 
     node: Node
     stat: Stat
+    ttl_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +118,19 @@ class Union:
         """Whether the node is the root over several sources, which lives nowhere."""
         return node.number == ROOT and len(self.sources) > 1
 
+    def keys(self, node: Node) -> tuple[FileKey, ...]:
+        """Every key under which the node was seen and that it may still have, the likeliest first."""
+        paths = (UnionPath(path) for path in self.inodes.paths(node))
+        keys = tuple(key for path in paths if (key := self.layout.key(path)) is not None)
+        return tuple(key for key in keys if key.source == keys[0].source)
+
     def place(self, node: Node) -> Place:
-        """Where the node lives; EPERM for the virtual root."""
-        keys = tuple(key for path in self.inodes.paths(node) if (key := self.layout.key(UnionPath(path))) is not None)
+        """Where the node lives; EPERM for the virtual root, ESTALE for a file that no name leads to any more."""
+        keys = self.keys(node)
         if not keys and node.orphan is None:
             number = errno.EPERM if self.is_virtual(node) else errno.ESTALE
             raise OSError(number, os.strerror(number))
         source = self.sources[keys[0].source] if keys else self._source_of(node)
-        keys = tuple(key for key in keys if key.source == source.name)
         ref = Ref(source.folders, tuple(key.path for key in keys), node.dev, node.ino, node.orphan)
         return Place(source, keys, ref)
 
@@ -142,6 +149,14 @@ class Union:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         folder = place.keys[0]
         return FileKey(folder.source, f"{folder.path}/{name}" if folder.path else name)
+
+    def known(self, source: Source, seen: Stat) -> Node | None:
+        """The node of a file that was just seen, if the kernel knows it."""
+        device = self._devices.get((source.name, seen.dev))
+        if device is None:
+            return None
+        node = self.inodes.meet(number_of(device.tag, seen.ino), seen, None)
+        return node if self.inodes.get(node.number) is node else None
 
     # --- what is there -------------------------------------------------------------------------------------------
 
@@ -162,7 +177,8 @@ class Union:
         if root is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         tag = self._devices[SourceName(name), root.dev].tag
-        return Found(self.inodes.meet(number_of(tag, root.ino), root, Link(ROOT, name)), root)
+        node = self.inodes.meet(number_of(tag, root.ino), root, Link(ROOT, name))
+        return Found(node, root, self.sources[SourceName(name)].ttl_s)
 
     async def _missing(self, source: Source, key: FileKey) -> None:
         """A name is not there. Where the cache holds it, that is news, unless the whole source is missing: an empty
@@ -181,7 +197,7 @@ class Union:
         node = self.inodes.meet(number_of(device.tag, child.stat.ino), child.stat, Link(parent.number, child.name))
         if child.stat.is_file:
             self._report(source, node, child.stat, self.child_key(parent, child.name), device)
-        return Found(node, child.stat)
+        return Found(node, child.stat, source.ttl_s)
 
     async def _meet_device(self, source: Source, parent: Node, child: Child) -> _Device:
         """A file system below a source that was not seen before: a nested mount, a btrfs subvolume."""
@@ -195,17 +211,20 @@ class Union:
         if self._witness.knows(key):
             self._witness.observe(_source_file(key, node.number, seen, device))
 
-    async def attributes(self, node: Node) -> Stat:
+    async def attributes(self, node: Node) -> Found:
         """The node's attributes now; tells the witness."""
         if self.is_virtual(node):
-            return self._virtual
+            return Found(node, self._virtual, _VIRTUAL_TTL_S)
         place = self.place(node)
-        seen = await place.source.call(reach.stat_node, place.ref)
+        return self.seen(node, place, await place.source.call(reach.stat_node, place.ref))
+
+    def seen(self, node: Node, place: Place, seen: Stat) -> Found:
+        """A known node was just seen at its source; tells the witness."""
         device = self._devices.get((place.source.name, seen.dev))
         if seen.is_file and device is not None:
             for key in place.keys:
                 self._report(place.source, node, seen, key, device)
-        return seen
+        return Found(node, seen, place.source.ttl_s)
 
     async def names(self, folder: Node) -> list[str]:
         """All names in a folder. An empty root where there was a library is an error, not an empty library."""
@@ -220,13 +239,22 @@ class Union:
                 raise SourceError(errno.EIO, f"source {place.source.name}: {place.source.path} has become empty")
         return names
 
-    async def children(self, folder: Node, names: list[str]) -> list[Found]:
+    async def children(self, folder: Node, names: list[str]) -> dict[str, Found]:
         """Nodes and attributes of several names of one folder, in one hop; what is gone by now is left out."""
         if self.is_virtual(folder):
-            return [self._source_root(name) for name in names]
+            return {name: self._source_root(name) for name in names}
         place = self.place(folder)
         seen = await place.source.call(reach.stat_names, place.ref, names)
-        return [await self.found(place.source, child, folder) for child in seen]
+        return {child.name: await self.found(place.source, child, folder) for child in seen}
+
+    async def discard(self, orphan: Node, descriptor: Descriptor) -> None:
+        """Close a descriptor of a file that the kernel has forgotten."""
+        await self._source_of(orphan).discard(descriptor)
+
+    async def space(self) -> Space:
+        """statfs(2) of the union: one source's numbers, or the sum over the file systems of several."""
+        statuses = [await source.call(_statvfs, source) for source in self.sources.values()]
+        return total(statuses)
 
     # --- by key: for planning and the copiers --------------------------------------------------------------------
 
@@ -269,6 +297,10 @@ class Union:
         return source
 
 
+_VIRTUAL_TTL_S = 60.0
+"""The root over several sources changes only with the configuration."""
+
+
 def _source_file(key: FileKey, number: int, seen: Stat, device: _Device) -> SourceFile:
     lasting = device.filesystem is not None
     fingerprint = Fingerprint(seen.size, seen.mtime_ns, seen.ino if lasting else None, device.filesystem)
@@ -281,6 +313,11 @@ def _now4() -> tuple[int, int, int, int]:
 
 
 # --- in the source's threads -----------------------------------------------------------------------------------------
+
+
+def _statvfs(source: Source) -> os.statvfs_result:
+    with source.folders.at("") as folder:
+        return os.fstatvfs(folder)
 
 
 def _root_is_empty(source: Source) -> bool:

@@ -1,0 +1,301 @@
+"""Everything that changes the tree or a file's attributes through the mount.
+
+Called by ``operations``. Every change goes to the source, in one thread hop, after ``routing.change`` took what it
+touches out of the cache; then the nodes learn their new names. A file that loses a name keeps a descriptor for as long
+as the kernel knows it: without one, its inode number could be given to the next new file at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cachefs.cache.bars import Targets
+from cachefs.descriptors import Descriptor
+from cachefs.fs import reach, times
+from cachefs.fs.caller import Caller, acting_as
+from cachefs.fs.inodes import Link, Node
+from cachefs.fs.reach import Child, Opened, Ref
+from cachefs.fs.rename import Moved, Step, carry_out
+from cachefs.fs.routing import Routing
+from cachefs.fs.stat import Stat, look
+from cachefs.fs.union import Found, Place, Union
+from cachefs.model import DropCause, FileKey
+
+Maker = Callable[[int, str], object]
+"""Makes a name in an open folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What setattr changes; None leaves a field as it is. Times in nanoseconds."""
+
+    size: int | None = None
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+    @property
+    def changes_content(self) -> bool:
+        """Whether a cached copy could no longer be told from the file by its fingerprint, or is not the file's."""
+        return self.size is not None or self.mtime_ns is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """A file that has just lost a name, held so that its number stays its own."""
+
+    descriptor: Descriptor
+    stat: Stat
+
+    def close(self) -> None:
+        self.descriptor.close()
+
+
+class Changes:
+    """The mutations of the mount."""
+
+    def __init__(self, union: Union, routing: Routing) -> None:
+        self._union = union
+        self._routing = routing
+
+    # --- new names -----------------------------------------------------------------------------------------------
+
+    async def make(self, parent: Node, name: str, caller: Caller, maker: Maker) -> Found:
+        """A new folder, symlink or special file, made by ``maker`` as the caller."""
+        place, targets = self._at(parent, name)
+        seen = await self._routing.change(
+            place.source, targets, _make, place.ref, name, caller, maker, cause=DropCause.CHANGED
+        )
+        return await self._union.found(place.source, Child(name, seen), parent)
+
+    async def create(self, parent: Node, name: str, flags: int, mode: int, caller: Caller) -> tuple[Found, Opened]:
+        """A new file, open as ``flags`` say."""
+        place, targets = self._at(parent, name)
+        opened = await self._routing.change(
+            place.source, targets, _create, place.ref, name, flags, mode, caller, cause=DropCause.CHANGED
+        )
+        return await self._union.found(place.source, Child(name, opened.stat), parent), opened
+
+    async def link(self, node: Node, parent: Node, name: str) -> Found:
+        """One more name for a file, on the same source."""
+        place, targets = self._at(parent, name)
+        target = self._union.place(node)
+        if target.source is not place.source:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
+        both = _both(targets, self._routing.targets(node, target))
+        seen = await self._routing.change(
+            place.source, both, _link, target.ref, place.ref, name, cause=DropCause.CHANGED
+        )
+        found = await self._union.found(place.source, Child(name, seen), parent)
+        self._routing.names_changed()
+        return found
+
+    # --- names that go -------------------------------------------------------------------------------------------
+
+    async def unlink(self, parent: Node, name: str) -> None:
+        """Remove a file's name."""
+        await self._remove(parent, name, os.unlink)
+
+    async def rmdir(self, parent: Node, name: str) -> None:
+        """Remove an empty folder."""
+        await self._remove(parent, name, os.rmdir)
+
+    async def _remove(self, parent: Node, name: str, remove: Callable[..., None]) -> None:
+        place, targets = self._at(parent, name)
+        removed = await self._routing.change(
+            place.source, targets, _remove, place.ref, name, remove, cause=DropCause.GONE
+        )
+        await self._lost_name(place, removed, Link(parent.number, name))
+        self._routing.names_changed()
+
+    async def _lost_name(self, place: Place, removed: Removed, link: Link) -> None:
+        """Let the node go on without the name, or forget about it when the kernel does not know it."""
+        node = self._union.known(place.source, removed.stat)
+        if node is not None:
+            self._union.inodes.unlinked(node, link)
+            if node.orphan is None and not node.links:
+                node.orphan = removed.descriptor
+                return
+        await place.source.discard(removed.descriptor)
+
+    async def rename(self, old_parent: Node, old: str, new_parent: Node, new: str, flags: int) -> None:
+        """rename(2) with RENAME_NOREPLACE or RENAME_EXCHANGE, within one source."""
+        place, targets = self._at(old_parent, old)
+        new_place, new_targets = self._at(new_parent, new)
+        if place.source is not new_place.source:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), old)
+        step = Step(place.ref, old, new_place.ref, new, flags)
+        moved = await self._routing.change(
+            place.source, _both(targets, new_targets), carry_out, step, cause=DropCause.CHANGED
+        )
+        old_link, new_link = Link(old_parent.number, old), Link(new_parent.number, new)
+        node = self._union.known(place.source, moved.stat)
+        if node is not None:
+            self._union.inodes.renamed(node, old_link, new_link)
+        await self._displaced(place, moved, old_link, new_link)
+        self._routing.names_changed()
+
+    async def _displaced(self, place: Place, moved: Moved, old: Link, new: Link) -> None:
+        """What was at the new name has the old one now, after an exchange, or none any more."""
+        if moved.displaced is None:
+            return
+        if not moved.exchanged:
+            await self._lost_name(place, Removed(moved.displaced.descriptor, moved.displaced.stat), new)
+            return
+        other = self._union.known(place.source, moved.displaced.stat)
+        if other is not None:
+            self._union.inodes.renamed(other, new, old)
+        await place.source.discard(moved.displaced.descriptor)
+
+    # --- attributes ----------------------------------------------------------------------------------------------
+
+    async def set_attributes(self, node: Node, wanted: Attributes) -> Found:
+        """chmod, chown, truncate and utimens; returns the attributes afterwards."""
+        place = self._union.place(node)
+        targets = self._routing.targets(node, place) if wanted.changes_content else Targets()
+        if wanted.changes_content:
+            node.version = None
+        seen = await self._routing.change(
+            place.source, targets, _set_attributes, place.ref, wanted, cause=DropCause.CHANGED
+        )
+        return self._union.seen(node, place, seen)
+
+    async def set_xattr(self, node: Node, name: str, value: bytes) -> None:
+        place = self._union.place(node)
+        await place.source.call(_set_xattr, place.ref, name, value)
+
+    async def remove_xattr(self, node: Node, name: str) -> None:
+        place = self._union.place(node)
+        await place.source.call(_remove_xattr, place.ref, name)
+
+    async def get_xattr(self, node: Node, name: str) -> bytes:
+        place = self._union.place(node)
+        return await place.source.call(_get_xattr, place.ref, name)
+
+    async def list_xattrs(self, node: Node) -> list[str]:
+        if self._union.is_virtual(node):
+            return []
+        place = self._union.place(node)
+        return await place.source.call(_list_xattrs, place.ref)
+
+    async def read_link(self, node: Node) -> str:
+        place = self._union.place(node)
+        return await place.source.call(_read_link, place.ref)
+
+    async def fsync_folder(self, node: Node) -> None:
+        if self._union.is_virtual(node):
+            return
+        place = self._union.place(node)
+        await place.source.call(_fsync_folder, place.ref)
+
+    def _at(self, parent: Node, name: str) -> tuple[Place, Targets]:
+        """Where a name is, and what the cache may hold of it: the file, or everything below the folder."""
+        key = self._union.child_key(parent, name)
+        return self._union.place(parent), _below(key)
+
+
+def _below(key: FileKey) -> Targets:
+    return Targets(keys=frozenset((key,)), folders=frozenset((key,)))
+
+
+def _both(one: Targets, other: Targets) -> Targets:
+    return Targets(one.keys | other.keys, one.folders | other.folders, one.inodes | other.inodes)
+
+
+# --- in the source's threads -----------------------------------------------------------------------------------------
+
+
+def _make(parent: Ref, name: str, caller: Caller, maker: Maker) -> Stat:
+    with reach.folder_of(parent) as folder:
+        with acting_as(caller):
+            maker(folder, name)
+        return look(folder, name)
+
+
+def _create(parent: Ref, name: str, flags: int, mode: int, caller: Caller) -> Opened:
+    kept = flags & (os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_EXCL | os.O_SYNC | os.O_DSYNC)
+    flags = kept | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with reach.folder_of(parent) as folder, acting_as(caller):
+        descriptor = Descriptor(os.open(name, flags, mode, dir_fd=folder))
+    try:
+        return Opened(descriptor, look(descriptor.number))
+    except OSError:
+        descriptor.close()
+        raise
+
+
+def _link(target: Ref, parent: Ref, name: str) -> Stat:
+    with reach.place_of(target) as place, reach.folder_of(parent) as folder:
+        os.link(reach.proc_path(place), name, dst_dir_fd=folder, follow_symlinks=True)
+        return look(folder, name)
+
+
+def _remove(parent: Ref, name: str, remove: Callable[..., None]) -> Removed:
+    with reach.folder_of(parent) as folder:
+        held = Descriptor(os.open(name, reach.PLACE, dir_fd=folder))
+        try:
+            remove(name, dir_fd=folder)
+            seen = look(held.number)
+        except OSError:
+            held.close()
+            raise
+    if seen.is_folder and parent.paths:
+        parent.folders.forget(f"{parent.paths[0]}/{name}".lstrip("/"))
+    return Removed(held, seen)
+
+
+def _set_attributes(ref: Ref, wanted: Attributes) -> Stat:
+    with reach.place_of(ref) as place:
+        path = reach.proc_path(place)
+        if wanted.size is not None:
+            os.truncate(path, wanted.size)
+        if wanted.uid is not None or wanted.gid is not None:
+            os.chown(path, _or_same(wanted.uid), _or_same(wanted.gid))
+        if wanted.mode is not None:
+            os.chmod(path, wanted.mode & 0o7777)
+        if wanted.atime_ns is not None or wanted.mtime_ns is not None:
+            times.set_times(path, wanted.atime_ns, wanted.mtime_ns)
+        return look(place)
+
+
+def _or_same(number: int | None) -> int:
+    return -1 if number is None else number
+
+
+def _set_xattr(ref: Ref, name: str, value: bytes) -> None:
+    with reach.place_of(ref) as place:
+        os.setxattr(reach.proc_path(place), name, value)
+
+
+def _remove_xattr(ref: Ref, name: str) -> None:
+    with reach.place_of(ref) as place:
+        os.removexattr(reach.proc_path(place), name)
+
+
+def _get_xattr(ref: Ref, name: str) -> bytes:
+    with reach.place_of(ref) as place:
+        return os.getxattr(reach.proc_path(place), name)
+
+
+def _list_xattrs(ref: Ref) -> list[str]:
+    with reach.place_of(ref) as place:
+        return os.listxattr(reach.proc_path(place))
+
+
+def _read_link(ref: Ref) -> str:
+    with reach.place_of(ref) as place:
+        return os.readlink("", dir_fd=place)
+
+
+def _fsync_folder(ref: Ref) -> None:
+    with reach.folder_of(ref) as folder:
+        readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        os.fsync(readable)
+    finally:
+        os.close(readable)
