@@ -1,0 +1,147 @@
+"""What a start finds in the cache folder, and what is left of it: no human is needed after a crash.
+
+Called once by ``cache.store.open_store``, in a worker thread, before anything is served. ``reconcile`` decides from
+values, ``open_folder`` carries it out.
+
+| the crash came after             | row     | partial | published | what recovery does                            |
+| -------------------------------- | ------- | ------- | --------- | --------------------------------------------- |
+| the partial file was made        | none    | yes     | no        | the file goes                                 |
+| begin, chunks, checkpoints       | copying | yes     | no        | kept; the copy goes on from its ranges        |
+| the rename                       | copying | no      | yes       | row and file go: nothing vouches for the name |
+| the row                          | cached  | no      | yes       | kept; not served before the source was asked  |
+| a drop in memory                 | as was  | as was  | as was    | kept; the fingerprint tells when it is asked  |
+| a drop's row deletion            | none    | perhaps | perhaps   | the files go                                  |
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from cachefs.cache.folder import Contents, Folder
+from cachefs.cache.index import Index
+from cachefs.errors import CacheError, IndexDamaged
+from cachefs.model import CacheEntry, EntryState, Pin, SourceName
+from cachefs.paths import cache_path
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What a start found, in numbers, for the log."""
+
+    kept: int = 0
+    resumable: int = 0
+    rows_dropped: int = 0
+    files_removed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What stays, which rows go, and which files (relative to the cache folder) go after them."""
+
+    keep: tuple[CacheEntry, ...]
+    rows: tuple[int, ...]
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A cache folder after recovery, locked and consistent."""
+
+    folder: Folder
+    index: Index
+    entries: tuple[CacheEntry, ...]
+    pins: tuple[Pin, ...]
+    next_id: int
+    recovery: Recovery
+
+
+def reconcile(entries: Iterable[CacheEntry], contents: Contents, sources: frozenset[SourceName]) -> Verdict:
+    """Which entries have the file they speak of, and which files have an entry that speaks of them."""
+    keep, rows, claimed = [], [], set()
+    for entry in entries:
+        name = _file_name(entry)
+        if entry.key.source in sources and _is_whole(entry, name, contents):
+            keep.append(entry)
+            claimed.add(name)
+        else:
+            rows.append(entry.id)
+    found = (*contents.partial, *contents.published)
+    return Verdict(tuple(keep), tuple(rows), tuple(name for name in found if name not in claimed))
+
+
+def open_folder(root: str, sources: Mapping[SourceName, str]) -> Opened:
+    """Lock the folder, open its index, recover. Raises ``CacheError``; then nothing is held."""
+    with ExitStack() as stack:
+        folder = Folder.take(root)
+        stack.callback(folder.close)
+        index = _open_index(folder)
+        stack.callback(index.close)
+        check_identity(root, index.identity(), sources)
+        index.set_identity(identity_of(sources))
+        try:
+            opened = _recover(folder, index, frozenset(sources))
+        except OSError as error:
+            raise CacheError(f"cache.path {root} cannot be used: {error}") from error
+        stack.pop_all()
+        return opened
+
+
+def identity_of(sources: Mapping[SourceName, str]) -> str:
+    """What a cache folder remembers of its configuration: each source's name and path. JSON, since a path may hold
+    any character."""
+    return json.dumps(sources, sort_keys=True)
+
+
+def check_identity(root: str, stored: str | None, sources: Mapping[SourceName, str]) -> None:
+    """Refuse a folder whose copies were made from other sources. A source may come or go beside one that stays."""
+    if stored is None or stored == identity_of(sources):
+        return
+    before: dict[SourceName, str] = json.loads(stored)
+    moved = [name for name in before if name in sources and before[name] != sources[name]]
+    if moved or not before.keys() & sources.keys():
+        was = ", ".join(f"{name} at {before[name]}" for name in (moved or sorted(before)))
+        now = ", ".join(f"{name} at {sources[name]}" for name in (moved or sorted(sources)))
+        raise CacheError(
+            f"the cache folder {root} belongs to another configuration: it holds copies of {was}, not of {now}. "
+            "Choose another cache.path, or delete that folder: it holds nothing but copies"
+        )
+
+
+def _open_index(folder: Folder) -> Index:
+    try:
+        return Index(folder.index)
+    except IndexDamaged as error:
+        aside = folder.set_index_aside()
+        log.warning("%s: it is kept as %s and the cache begins empty; pins must be set again", error, aside)
+        return Index(folder.index)
+
+
+def _recover(folder: Folder, index: Index, sources: frozenset[SourceName]) -> Opened:
+    verdict = reconcile(index.entries(), folder.contents(), sources)
+    if verdict.rows:
+        index.delete(verdict.rows)
+    for name in verdict.files:
+        folder.remove(name)
+    resumable = sum(entry.state is EntryState.COPYING for entry in verdict.keep)
+    counts = Recovery(len(verdict.keep), resumable, len(verdict.rows), len(verdict.files))
+    return Opened(folder, index, verdict.keep, index.pins(), index.next_id(), counts)
+
+
+def _file_name(entry: CacheEntry) -> str:
+    return cache_path(entry.key) if entry.state is EntryState.CACHED else f"partial/{entry.id}"
+
+
+def _is_whole(entry: CacheEntry, name: str, contents: Contents) -> bool:
+    """Whether the file holds what the row says. A partial file has its full size from the start, holes included."""
+    if entry.state is EntryState.CACHED:
+        return contents.published.get(name) == entry.size
+    spans = entry.ranges.spans
+    if spans and spans[-1].end > entry.size:
+        return False
+    return contents.partial.get(name) == entry.size
