@@ -185,28 +185,28 @@ class Learned:
 def candidates(folder: LibraryFolder, union_folders: Sequence[UnionPath], mountpoint: Path) -> tuple[PathRule, ...]:
     """Every rule that could explain where Plex's library folder is in the mount, the likeliest first.
 
-    ``union_folders`` are the folders near the union's root, as far down as the caller listed them. Plex's folder may
-    be one of them, or lie below one of them under its own last names; each place is named once, by the whole folder.
+    ``union_folders`` are the folders near the union's root, as far down as the caller listed them; of a folder that
+    was listed, all that is inside. Plex's folder may be one of them, or lie below one of them under its own last
+    names; each place is named once, by the whole folder.
     """
     split = _split(folder.path)
     if split is None:
         return ()
-    literal = _literal(folder.path, mountpoint)
-    places = dict.fromkeys(() if literal is None else (literal,))
-    tops = (ROOT, *sorted(set(union_folders) - {ROOT}, key=lambda path: (path.count("/"), path)))
-    for cut in range(len(split.parts) + 1):
-        places.update(dict.fromkeys(_join(top, split.parts[cut:]) for top in tops))
     inside = _by_parent(union_folders)
     entered = _folders_entered(folder)
+    own_names = [_join(ROOT, split.parts[cut:]) for cut in range(len(split.parts) + 1)]
+    below = (_join(top, split.parts[cut:]) for cut in range(len(split.parts) + 1) for top in sorted(set(union_folders)))
+    possible = dict.fromkeys([*own_names, *(place for place in below if _is_known(place, inside) is not False)])
+    literal = _literal(folder.path, mountpoint)
     last = split.parts[-1].casefold() if split.parts else ""
 
-    def unlikelihood(place: UnionPath) -> tuple[bool, bool, int]:
+    def unlikelihood(place: UnionPath) -> tuple[bool, bool, bool, int]:
         holds_them = not entered.isdisjoint(inside.get(place, ()))
         named_alike = place.rpartition("/")[2].casefold() == last
-        return place != literal, not (holds_them or named_alike), place.count("/")
+        return place != literal, not _is_known(place, inside), not (holds_them or named_alike), place.count("/")
 
-    possible = (place for place in places if not _known_to_lack(inside.get(place), entered))
-    return tuple(PathRule(folder.path, place) for place in sorted(possible, key=unlikelihood))
+    likely = sorted((place for place in possible if not _lacks(inside.get(place), entered)), key=unlikelihood)
+    return tuple(PathRule(folder.path, place) for place in likely)
 
 
 def probes(rule: PathRule, folder: LibraryFolder) -> tuple[tuple[UnionPath, int], ...]:
@@ -256,6 +256,16 @@ def _by_parent(folders: Iterable[UnionPath]) -> dict[UnionPath, set[str]]:
     return inside
 
 
-def _known_to_lack(names: set[str] | None, entered: frozenset[str]) -> bool:
+def _is_known(place: UnionPath, inside: dict[UnionPath, set[str]]) -> bool | None:
+    """Whether a place is among the folders that were listed; None when the folder it would be in was not."""
+    parent, _, name = place.rpartition("/")
+    if not place:
+        return True
+    if parent in inside:
+        return name in inside[UnionPath(parent)]
+    return None if not parent or _is_known(UnionPath(parent), inside) is not False else False
+
+
+def _lacks(names: set[str] | None, entered: frozenset[str]) -> bool:
     """Whether the folders inside a place were listed and none of them is one that the samples are in."""
     return names is not None and bool(entered) and entered.isdisjoint(names)
