@@ -1,0 +1,399 @@
+"""What the cache should become: one pure function from wants, inventory, room and time to a Plan.
+
+Called by planning after every look at Plex, and for a dry run. It touches no disk, no clock and no Plex, and changes
+nothing: whoever gets the Plan carries it out. The same request after the plan was carried out gives a plan with
+nothing to do.
+
+How room is given away
+    Everything that may be on the SSD stands in one line, and gets its size of the room while there is room:
+
+    1. what is never evicted: playing, pinned or open (with its sidecars), as far as it is on the SSD;
+    2. wanted files by class, which is ``(kind, ahead)`` of the want; within a class what is cached comes before what
+       is being copied, and that before what is not there. So a copy never displaces its equals, only what is wanted
+       less, and what was displaced never comes back by displacing in turn;
+    3. what nobody wants, with what is left.
+
+    A wanted file that gets no room is skipped, or evicted if it is there; the line goes on behind it, so that a
+    smaller file may still fit. Entries of the third kind go only when the first two need their room.
+
+Value for its size
+    Wanted entries of one class are worth the same, so the largest goes first: it gives the most room for one loss.
+    Entries that nobody wants are worth less the longer they have lain unused, so the highest ``size * idle time``
+    goes first: 40 GiB unused for a day go before 1 GiB unused for a month. Unfinished copies go before either.
+
+Sidecars (subtitles, artwork) follow their video: they are in its class or below, get no room when it got none, and
+leave with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
+
+from cachefs.model import (
+    CacheEntry,
+    EntryState,
+    FileKey,
+    InterestKind,
+    Inventory,
+    Plan,
+    PlannedCopy,
+    PlannedEviction,
+    Skip,
+    Want,
+    Watched,
+)
+from cachefs.sidecars import is_video, videos_of
+from cachefs.units import format_duration, format_size
+
+_Class = tuple[int, int]
+_Place = tuple[int, int, int, int, float, FileKey]
+"""Class (kind, ahead); tier; 1 for a sidecar; the order within; the key, so that every order is the same each time."""
+
+_TIER_CACHED, _TIER_COPYING, _TIER_ABSENT = range(3)
+_UNKNOWN_CLASS: _Class = (InterestKind.ON_DECK, 0)
+"""While some user's lists cannot be read, what was wanted until lately is taken to be On Deck for that user."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """All that a plan is made from.
+
+    ``wants`` may name a file several times (a pin and an interest, a sidecar of two versions). ``skips`` are those
+    found earlier, passed through. ``playing`` are the files of all sessions, also of those too young to be wanted;
+    ``pinned`` are pinned files whose want says something stronger. ``complete`` False: absence proves nothing.
+    """
+
+    wants: tuple[Want, ...]
+    skips: tuple[Skip, ...]
+    watched: tuple[Watched, ...]
+    playing: frozenset[FileKey]
+    inventory: Inventory
+    keep_watched_s: float
+    complete: bool
+    now: float
+    pinned: frozenset[FileKey] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class _Scene:
+    """The request, indexed. ``leaders``: sidecar → its video, for wants and entries alike."""
+
+    request: PlanRequest
+    wants: Mapping[FileKey, Want]
+    entries: Mapping[FileKey, CacheEntry]
+    leaders: Mapping[FileKey, FileKey]
+    views: Mapping[FileKey, Watched]
+    safe: frozenset[FileKey]
+
+    def leader(self, key: FileKey) -> FileKey:
+        return self.leaders.get(key, key)
+
+    def is_current(self, entry: CacheEntry) -> bool:
+        """Whether the entry holds the file that is wanted; True when nobody has looked at the source."""
+        want = self.wants.get(entry.key)
+        return want is None or entry.fingerprint.same_file(want.file.fingerprint)
+
+    def is_wanted(self, key: FileKey) -> bool:
+        return key in self.wants or self.leader(key) in self.wants
+
+    def is_open(self, key: FileKey) -> bool:
+        return key in self.request.inventory.open_files
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Who gets room. ``room_left``: what there was, in bytes, for each want that got none."""
+
+    accepted: frozenset[FileKey]
+    room_left: Mapping[FileKey, int]
+    used_bytes: int
+    budget_bytes: int
+
+
+def plan(request: PlanRequest) -> Plan:
+    """The copies to make, the entries to remove and the wants that get nothing, each with its reason."""
+    scene = _look(request)
+    expired = _expired(scene)
+    staying = {key: entry for key, entry in scene.entries.items() if key not in {gone.key for gone in expired}}
+    places = _give_room(scene, staying)
+    evictions = (*expired, *_make_room(scene, staying, places))
+    leaving = {eviction.key for eviction in evictions}
+    kept = [want for want in _ordered(scene) if want.key in staying and want.key not in leaving]
+    copies = [want for want in _ordered(scene) if want.key in places.accepted and not _is_cached(staying, want.key)]
+    return Plan(
+        made_at=request.now,
+        copies=tuple(PlannedCopy(want.file, want.kind, want.reason) for want in copies),
+        evictions=evictions,
+        skips=(*request.skips, *_skips(scene, staying, places)),
+        kept=tuple(want for want in kept if scene.is_current(staying[want.key])),
+    )
+
+
+def next_change_at(request: PlanRequest) -> float | None:
+    """When an entry will be due for eviction by time alone; None when time alone changes nothing."""
+    scene = _look(request)
+    dues = (_due(scene, entry) for entry in scene.entries.values())
+    return min((due.at for due in dues if due is not None and due.at > request.now), default=None)
+
+
+# --- looking ---------------------------------------------------------------------------------------------------------
+
+
+def _look(request: PlanRequest) -> _Scene:
+    wants: dict[FileKey, Want] = {}
+    for want in sorted(request.wants, key=lambda want: (want.rank, want.key)):
+        wants.setdefault(want.key, want)
+    entries = {entry.key: entry for entry in request.inventory.entries}
+    leaders = _leaders(wants, entries)
+    pinned = {want.key for want in request.wants if want.kind is InterestKind.PINNED} | request.pinned
+    safe = pinned | request.playing | request.inventory.open_files
+    safe |= {key for key, leader in leaders.items() if leader in safe}
+    views: dict[FileKey, Watched] = {}
+    for view in sorted(request.watched, key=lambda view: view.at):
+        views[view.key] = view
+    return _Scene(request, wants, entries, leaders, views, frozenset(safe))
+
+
+def _leaders(wants: Mapping[FileKey, Want], entries: Mapping[FileKey, CacheEntry]) -> dict[FileKey, FileKey]:
+    """The video of every sidecar: as its want says, else as the names in its folder say.
+
+    A wanted sidecar follows a wanted video only: with another, or pinned by itself, it is a file like any other.
+    """
+    videos: dict[tuple[str, str], list[str]] = {}
+    for key in sorted({*wants, *entries}):
+        folder, name = _split(key)
+        if is_video(name):
+            videos.setdefault((key.source, folder), []).append(name)
+    leaders: dict[FileKey, FileKey] = {}
+    for key in {*wants, *entries}:
+        folder, name = _split(key)
+        want = wants.get(key)
+        if want is not None and want.follows is not None:
+            found = [want.follows]
+        elif is_video(name) or (want is not None and want.kind is InterestKind.PINNED):
+            continue
+        else:
+            beside = videos.get((key.source, folder), ())
+            found = [FileKey(key.source, folder + video) for video in videos_of(name, beside)]
+        found = [video for video in found if video in wants or want is None]
+        if found:
+            leaders[key] = min(found, key=lambda video: (video not in wants, video))
+    return leaders
+
+
+def _split(key: FileKey) -> tuple[str, str]:
+    """The folder with its slash, and the name."""
+    folder, slash, name = key.path.rpartition("/")
+    return folder + slash, name
+
+
+# --- what goes whether room is needed or not -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """From when on an entry is to go, and why."""
+
+    at: float
+    reason: str
+
+
+def _expired(scene: _Scene) -> tuple[PlannedEviction, ...]:
+    """What is stale, was watched, or is no longer wanted; sidecars after their video."""
+    request = scene.request
+    found = []
+    for entry in scene.entries.values():
+        if not scene.is_current(entry):
+            if not scene.is_open(entry.key):
+                found.append(_eviction(entry, "it has changed at its source since it was copied", for_space=False))
+            continue
+        due = _due(scene, entry)
+        if due is not None and due.at <= request.now:
+            found.append(_eviction(entry, due.reason, for_space=False))
+    return tuple(sorted(found, key=lambda eviction: (eviction.key in scene.leaders, eviction.key)))
+
+
+def _due(scene: _Scene, entry: CacheEntry) -> _Due | None:
+    """When time alone will evict an entry: never while it is wanted, playing, pinned or open."""
+    if scene.is_wanted(entry.key) or entry.key in scene.safe:
+        return None
+    leader = scene.entries.get(scene.leader(entry.key), entry)
+    if leader is not entry:
+        due = _due(scene, leader)
+        return None if due is None else _Due(due.at, f"it goes with {_split(leader.key)[1]}: {due.reason}")
+    dues = [due for due in (_watched_due(scene, entry), _unwanted_due(scene, entry)) if due is not None]
+    return min(dues, key=lambda due: due.at, default=None)
+
+
+def _watched_due(scene: _Scene, entry: CacheEntry) -> _Due | None:
+    """A view from before the copy began says nothing: the file was wanted again after it."""
+    request = scene.request
+    view = scene.views.get(entry.key)
+    at = max(entry.watched_at or 0.0, view.at if view is not None else 0.0)
+    if not at or at < entry.begun_at:
+        return None
+    since = at if request.complete else max(at, _last_wanted_at(entry))
+    who = f" by {view.user}" if view is not None and view.user and view.at >= at else ""
+    ago, keep = format_duration(max(request.now - at, 0.0)), format_duration(request.keep_watched_s)
+    return _Due(since + request.keep_watched_s, f"watched{who} {ago} ago, and kept for {keep}")
+
+
+def _unwanted_due(scene: _Scene, entry: CacheEntry) -> _Due | None:
+    if not scene.request.complete:
+        return None
+    since = _last_wanted_at(entry)
+    ago = format_duration(max(scene.request.now - since, 0.0))
+    return _Due(since + scene.request.keep_watched_s, f"nobody has wanted it for {ago}")
+
+
+def _last_wanted_at(entry: CacheEntry) -> float:
+    return entry.last_wanted_at or entry.published_at or entry.begun_at
+
+
+# --- who gets room ---------------------------------------------------------------------------------------------------
+
+
+def _give_room(scene: _Scene, staying: Mapping[FileKey, CacheEntry]) -> _Places:
+    """Everything with a class stands in line, as the module says; what is safe is served before the line."""
+    fixed = {key for key, entry in staying.items() if key in scene.safe or not scene.is_current(entry)}
+    budget = sum(entry.size for entry in scene.entries.values()) + scene.request.inventory.space.room_bytes
+    used = sum(staying[key].size for key in fixed)
+    accepted = {key for key in fixed if scene.is_current(staying[key])}
+    room_left: dict[FileKey, int] = {}
+    line = _line(scene, staying, fixed)
+    for place in sorted(line.values()):
+        key, size = place[-1], _size(scene, place[-1])
+        leader = scene.leader(key)
+        follows_nothing = leader == key or (leader not in line and leader not in fixed)
+        if (follows_nothing or leader in accepted) and used + size <= budget:
+            used += size
+            accepted.add(key)
+        else:
+            room_left[key] = max(budget - used, 0)
+    return _Places(frozenset(accepted), room_left, used, budget)
+
+
+def _line(scene: _Scene, staying: Mapping[FileKey, CacheEntry], fixed: Set[FileKey]) -> dict[FileKey, _Place]:
+    """The places of all wants, sidecars of wanted videos, and what may be wanted for all that is known."""
+    line: dict[FileKey, _Place] = {}
+    for key in {*scene.wants, *staying} - fixed:
+        rank = _class(scene, staying, key)
+        if rank is not None:
+            line[key] = _place(scene, staying.get(key), key, rank)
+    for key, leader in scene.leaders.items():
+        if key in line and leader in line:
+            behind = (*line[leader][:3], 1, *line[key][4:])
+            line[key] = max(line[key], behind)
+    return line
+
+
+def _class(scene: _Scene, staying: Mapping[FileKey, CacheEntry], key: FileKey) -> _Class | None:
+    want = scene.wants.get(key) or scene.wants.get(scene.leader(key))
+    if want is not None:
+        return want.kind, want.ahead
+    lately = scene.request.now - scene.request.keep_watched_s
+    if not scene.request.complete and _last_wanted_at(staying[key]) > lately:
+        return _UNKNOWN_CLASS
+    return None
+
+
+def _place(scene: _Scene, entry: CacheEntry | None, key: FileKey, rank: _Class) -> _Place:
+    sidecar = int(key in scene.leaders)
+    if entry is not None and entry.state is EntryState.CACHED:
+        return (*rank, _TIER_CACHED, sidecar, float(entry.size), key)
+    want = scene.wants.get(key)
+    newest_first = -want.since if want is not None else 0.0
+    return (*rank, _TIER_ABSENT if entry is None else _TIER_COPYING, sidecar, newest_first, key)
+
+
+def _size(scene: _Scene, key: FileKey) -> int:
+    want = scene.wants.get(key)
+    return want.file.size if want is not None else scene.entries[key].size
+
+
+# --- what goes to make room ------------------------------------------------------------------------------------------
+
+
+def _make_room(scene: _Scene, staying: Mapping[FileKey, CacheEntry], places: _Places) -> tuple[PlannedEviction, ...]:
+    """What nobody wants, as far as its room is needed; then what is wanted and got none, least wanted first."""
+    over = -scene.request.inventory.space.room_bytes
+    why = f"the cache is {format_size(over)} over its limits" if over > 0 else "room is needed for what is wanted more"
+    spare = {
+        key: entry
+        for key, entry in staying.items()
+        if key not in places.accepted and key not in places.room_left and scene.is_current(entry)
+    }
+    excess = places.used_bytes + sum(entry.size for entry in spare.values()) - places.budget_bytes
+    evictions: list[PlannedEviction] = []
+    leaving: set[FileKey] = set()
+    for entry in _cheapest_first(scene, spare):
+        if excess <= 0 and scene.leader(entry.key) not in leaving:
+            continue
+        idle = format_duration(_idle_s(scene, entry))
+        evictions.append(_eviction(entry, f"{why}; nobody wants it, last used {idle} ago", for_space=True))
+        leaving.add(entry.key)
+        excess -= entry.size
+    losers = [staying[key] for key in reversed(list(places.room_left)) if key in staying]
+    return (*evictions, *(_eviction(entry, f"{why}; {_loss(scene, entry)}", for_space=True) for entry in losers))
+
+
+def _cheapest_first(scene: _Scene, spare: Mapping[FileKey, CacheEntry]) -> list[CacheEntry]:
+    """By value for size, each sidecar right behind its video."""
+
+    def order(entry: CacheEntry) -> tuple[bool, float, FileKey, bool, FileKey]:
+        leader = spare.get(scene.leader(entry.key), entry)
+        worth = -leader.size * _idle_s(scene, leader)
+        return leader.state is EntryState.CACHED, worth, leader.key, entry is not leader, entry.key
+
+    return sorted(spare.values(), key=order)
+
+
+def _idle_s(scene: _Scene, entry: CacheEntry) -> float:
+    times = (entry.begun_at, entry.published_at, entry.last_read_at, entry.last_wanted_at)
+    return max(scene.request.now - max(at for at in times if at is not None), 0.0)
+
+
+def _loss(scene: _Scene, entry: CacheEntry) -> str:
+    want = scene.wants.get(entry.key)
+    if want is not None:
+        return f"wanted less: {want.reason}"
+    leader = scene.leader(entry.key)
+    return f"it goes with {_split(leader)[1]}" if leader != entry.key else "nobody is known to want it"
+
+
+# --- wording and order -----------------------------------------------------------------------------------------------
+
+
+def _skips(scene: _Scene, staying: Mapping[FileKey, CacheEntry], places: _Places) -> Iterable[Skip]:
+    for want in _ordered(scene):
+        entry, leader = staying.get(want.key), scene.leader(want.key)
+        if entry is not None and not scene.is_current(entry):
+            yield Skip(str(want.key), "it has changed at its source, and its older copy is still open", want.key)
+        elif entry is None and want.key in places.room_left:
+            if leader != want.key and leader not in places.accepted:
+                reason = f"it goes with {_split(leader)[1]}, which is not copied"
+            else:
+                left = format_size(places.room_left[want.key])
+                reason = f"needs {format_size(want.file.size)}, only {left} can be freed for it"
+            yield Skip(str(want.key), reason, want.key)
+
+
+def _ordered(scene: _Scene) -> list[Want]:
+    """The wants in the order in which to copy them: by rank, and among equals what was begun already."""
+
+    def order(want: Want) -> tuple[int, int, bool, tuple[int, int, int, float], FileKey]:
+        entry = scene.entries.get(want.key)
+        begun = entry is not None and entry.state is EntryState.COPYING and scene.is_current(entry)
+        return want.kind, want.ahead, not begun, want.rank, want.key
+
+    return sorted(scene.wants.values(), key=order)
+
+
+def _is_cached(staying: Mapping[FileKey, CacheEntry], key: FileKey) -> bool:
+    entry = staying.get(key)
+    return entry is not None and entry.state is EntryState.CACHED
+
+
+def _eviction(entry: CacheEntry, reason: str, *, for_space: bool) -> PlannedEviction:
+    return PlannedEviction(entry.key, entry.size, reason, for_space)
