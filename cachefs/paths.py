@@ -8,7 +8,7 @@ A path that could lead out of the tree it belongs to (``..``, a leading slash, a
 
 from __future__ import annotations
 
-import os
+import posixpath
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ def argument(text: str, mountpoint: Path, layout: Layout) -> UnionPath:
     """What a person typed: an absolute path below the mount, or one relative to the mount's root."""
     if not text or "\0" in text:
         raise UserError(f"name a file or folder below {mountpoint}")
-    below = PurePosixPath(os.path.normpath(mountpoint / text))
+    below = PurePosixPath(posixpath.normpath(mountpoint / text))
     if not below.is_relative_to(mountpoint):
         raise UserError(f"{text} is not below the mount {mountpoint}; name a path below it, or one relative to it")
     path = UnionPath("/".join(below.relative_to(mountpoint).parts))
