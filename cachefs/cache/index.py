@@ -121,12 +121,12 @@ class Index:
                 "UPDATE entries SET ranges = ? WHERE id = ? AND state = 'copying'", (_packed(ranges), entry_id)
             )
 
-    def publish(self, entry: CacheEntry) -> None:
+    def publish(self, entry_id: int, published_at: float) -> None:
         """Make an entry cached. Nothing happens when its row has gone meanwhile."""
         with self._transaction() as connection:
             connection.execute(
                 "UPDATE entries SET state = 'cached', ranges = x'', published_at = ? WHERE id = ?",
-                (entry.published_at, entry.id),
+                (published_at, entry_id),
             )
 
     def save_details(self, entries: Iterable[CacheEntry]) -> None:
