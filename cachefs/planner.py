@@ -282,16 +282,17 @@ def _line(scene: _Scene, staying: Mapping[FileKey, CacheEntry], fixed: Set[FileK
         if rank is not None:
             line[key] = _place(scene, staying.get(key), key, rank)
     for key, leader in scene.leaders.items():
-        if key in line and leader in line:
-            behind = (*line[leader][:3], 1, *line[key][4:])
-            line[key] = max(line[key], behind)
+        if key in line and leader in line and line[key][:2] == line[leader][:2]:
+            line[key] = max(line[key], (*line[leader][:3], *line[key][3:]))
     return line
 
 
 def _class(scene: _Scene, staying: Mapping[FileKey, CacheEntry], key: FileKey) -> _Class | None:
-    want = scene.wants.get(key) or scene.wants.get(scene.leader(key))
-    if want is not None:
-        return want.kind, want.ahead
+    """The class of a want, of a sidecar never better than its video's; None for what nobody is known to want."""
+    both = (scene.wants.get(key), scene.wants.get(scene.leader(key)))
+    classes: list[_Class] = [(want.kind, want.ahead) for want in both if want is not None]
+    if classes:
+        return max(classes)
     lately = scene.request.now - scene.request.keep_watched_s
     if not scene.request.complete and _last_wanted_at(staying[key]) > lately:
         return _UNKNOWN_CLASS
