@@ -11,6 +11,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
+from cachefs import probes
 from cachefs.errors import CachefsError
 from tests.demo.scene import scene
 from tests.demo.screen import screen_for, speed
@@ -32,6 +33,9 @@ ORDINARY_USER = (
 def main() -> int:
     console = Console()
     console.print(INTRODUCTION)
+    if (obstacle := why_not_here(os.geteuid())) is not None:
+        console.print(f"The demo cannot run here: {obstacle}.", markup=False, soft_wrap=True)
+        return 1
     if os.geteuid() != 0:
         console.print(ORDINARY_USER)
     with stop_on_signals() as stop:
@@ -44,6 +48,14 @@ def main() -> int:
             console.print(f"The demo could not go on: {error}", markup=False, soft_wrap=True)
             return 1
     return conclude(console, outcome)
+
+
+def why_not_here(uid: int) -> str | None:
+    """What keeps this user from mounting anything."""
+    fuse = probes.look_at_fuse(uid)
+    if fuse.device_problem:
+        return f"{probes.FUSE_DEVICE} {fuse.device_problem}"
+    return "fusermount3 is missing; install the package fuse3" if fuse.fusermount_missing else None
 
 
 def perform(console: Console, stop: Stop) -> Outcome:

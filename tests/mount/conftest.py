@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from cachefs import probes
 from tests.standin.running import RunningCachefs, start_cachefs
 from tests.standin.slowdisk_control import FAST, SlowDisk, SlowDiskSettings
 from tests.standin.slowdisk_control import slow_disk as started_slow_disk
@@ -23,13 +23,11 @@ from tests.standin.slowdisk_control import slow_disk as started_slow_disk
 
 @pytest.fixture(scope="session", autouse=True)
 def _fuse_is_here() -> None:
-    if not os.path.exists("/dev/fuse"):
-        pytest.fail(
-            "these tests mount for real and /dev/fuse is missing: load the module fuse, "
-            "or run the container with --device /dev/fuse"
-        )
-    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
-        pytest.fail("these tests mount for real and fusermount3 is missing: install the package fuse3")
+    fuse = probes.look_at_fuse(os.geteuid())
+    if fuse.device_problem:
+        pytest.fail(f"these tests mount for real, and {probes.FUSE_DEVICE} {fuse.device_problem}")
+    if fuse.fusermount_missing:
+        pytest.fail("these tests mount for real, and fusermount3 is missing: install the package fuse3")
 
 
 @pytest.fixture
