@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -142,6 +145,14 @@ def test_only_the_daemon_knows_plex_cache_and_fs_together() -> None:
     sides = {"plex", "cache", "fs"}
     everybody = [name for name in MODULES if sides <= {ours.partition(".")[0] for ours in ours_of(name)}]
     assert set(everybody) <= {"daemon"}
+
+
+def test_what_is_imported_is_declared() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[^a-z0-9-]", line.lower())[0] for line in project["dependencies"]}
+    foreign = {imported.partition(".")[0] for found in IMPORTS.values() for imported in found}
+    foreign -= {"cachefs", *sys.stdlib_module_names}
+    assert {name.lower().replace("_", "-") for name in foreign - {"yaml"}} <= declared
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,35 @@
+# Every target does its own set-up (.ci/setup) and is safe to run again.
+# make test ARGS="tests/unit -k paths" passes arguments on to pytest.
+
+ARGS ?=
+
+.PHONY: help demo test check format clean setup
+
+help:
+	@echo "make demo     see cachefs at work on a sample library; needs nothing"
+	@echo "make test     run all tests"
+	@echo "make check    format, lint and types, as CI checks them"
+	@echo "make format   mend format and lint where that can be done"
+	@echo "make clean    remove .venv and everything built"
+
+setup:
+	@.ci/setup
+
+demo: setup
+	.venv/bin/python -m tests.demo
+
+test: setup
+	.venv/bin/python -m pytest $(ARGS)
+
+check: setup
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+format: setup
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find cachefs tests -name __pycache__ -prune -exec rm -rf {} +
