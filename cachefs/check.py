@@ -1,0 +1,275 @@
+"""``cachefs check``: what the configuration was understood to mean, and whether this machine can do it.
+
+Called by ``cli`` with a valid configuration. All looks are taken at once, each in a worker thread under a deadline, so
+that one dead disk hides nothing else; a thread that is stuck is left behind. Judges and words what ``probes`` found;
+mounts nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import trio
+
+from cachefs import probes
+from cachefs.config import Config, PlexConfig, SourceConfig
+from cachefs.errors import ConfigError, PlexError, PlexRefused
+from cachefs.model import UserReport
+from cachefs.understood import Row, understood
+from cachefs.units import format_duration, format_size
+
+T = TypeVar("T")
+
+_LOCAL_S = 10.0
+"""For the SSD, the mountpoint and everything else that is no source."""
+
+
+class Severity(enum.Enum):
+    ERROR = 0
+    """cachefs cannot mount."""
+    WARNING = 1
+    """It can, but not all will go as the user may expect."""
+    NOTE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing found; ``key`` is the configuration's, empty when none is concerned."""
+
+    severity: Severity
+    key: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """Everything ``cachefs check`` says; the worst findings first."""
+
+    understood: tuple[Row, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def can_mount(self) -> bool:
+        return all(finding.severity is not Severity.ERROR for finding in self.findings)
+
+
+class PlexFacts(Protocol):
+    """What a Plex server says about itself."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def owner(self) -> str: ...
+    @property
+    def users(self) -> tuple[UserReport, ...]: ...
+
+
+AskPlex = Callable[[PlexConfig, str], Awaitable[PlexFacts]]
+"""Asks the server with this token; raises ``PlexError`` only."""
+
+
+@dataclass(slots=True)
+class _Looks:
+    """What the looks bring home; one task per look writes its own part."""
+
+    findings: list[Finding] = field(default_factory=list)
+    sources: dict[int, probes.Folder] = field(default_factory=dict)
+    cache: probes.Storage | None = None
+    place: probes.Place | None = None
+    plex: PlexFacts | None = None
+
+    def add(self, severity: Severity, key: str, message: str) -> None:
+        self.findings.append(Finding(severity, key, message))
+
+
+async def examine(config: Config, ask_plex: AskPlex, path_report: tuple[str, ...] = ()) -> CheckReport:
+    """Look at everything the configuration names. ``path_report`` says how Plex's paths are mapped, where known."""
+    looks = _Looks()
+    for warning in config.warnings:
+        looks.add(Severity.WARNING, "", warning)
+    await _look_at_place(config, looks)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_look_at_fuse, looks)
+        nursery.start_soon(_look_at_cache, config, looks)
+        nursery.start_soon(_look_at_socket, config, looks)
+        nursery.start_soon(_look_at_plex, config, ask_plex, looks)
+        for index, source in enumerate(config.sources):
+            nursery.start_soon(_look_at_source, config, index, source, looks)
+    _compare(config, looks)
+    for line in path_report:
+        looks.add(Severity.NOTE, "plex.path_map", line)
+    findings = sorted(looks.findings, key=lambda finding: (finding.severity.value, finding.key))
+    space = (looks.cache.total_bytes, looks.cache.free_bytes) if looks.cache else None
+    return CheckReport(understood(config, space, _server(looks.plex)), tuple(findings))
+
+
+async def _within(timeout_s: float, look: Callable[..., T], *args: object) -> T | None:
+    """What ``look`` returns, or None when it takes longer; its thread is then left to itself."""
+    with trio.move_on_after(timeout_s):
+        # A limiter of its own: looks that are stuck must not keep the others waiting for a thread.
+        return await trio.to_thread.run_sync(look, *args, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
+    return None
+
+
+# --- one look each ---------------------------------------------------------------------------------------------------
+
+
+async def _look_at_place(config: Config, looks: _Looks) -> None:
+    mountpoint = config.mountpoint
+    place = await _within(_LOCAL_S, probes.look_at_mountpoint, mountpoint, config.control.socket)
+    looks.place = place
+    if place is None:
+        looks.add(Severity.ERROR, "mountpoint", f"{mountpoint} does not answer within {format_duration(_LOCAL_S)}")
+    elif place.mount is not None and place.mount.is_cachefs:
+        if place.daemon_pid is None:
+            message = f"a mount left by a daemon that is gone is at {mountpoint}; it will be cleared"
+        else:
+            message = f"mounted now, by the daemon with pid {place.daemon_pid}"
+        looks.add(Severity.NOTE, "mountpoint", message)
+    elif place.mount is not None and not _in_place(config):
+        what = f"{place.mount.source} ({place.mount.fstype})"
+        looks.add(Severity.ERROR, "mountpoint", f"{mountpoint} is in use: {what} is mounted there; choose another")
+    elif place.folder is not None and not _in_place(config):
+        _judge_empty_place(place.folder, looks)
+
+
+def _judge_empty_place(folder: probes.Folder, looks: _Looks) -> None:
+    if folder.missing:
+        looks.add(Severity.ERROR, "mountpoint", f"{folder.path} does not exist; run: mkdir -p {folder.path}")
+    elif folder.problem:
+        looks.add(Severity.ERROR, "mountpoint", f"{folder.path} {folder.problem}")
+    elif not folder.empty:
+        looks.add(Severity.WARNING, "mountpoint", f"{folder.path} holds files, which the mount will hide")
+
+
+async def _look_at_source(config: Config, index: int, source: SourceConfig, looks: _Looks) -> None:
+    key = f"sources[{index}].path"
+    if _in_place(config) and _dead_mount(looks.place):
+        looks.add(Severity.NOTE, key, f"{source.path} cannot be seen until the dead mount over it is cleared")
+        return
+    folder = await _within(source.timeout, probes.look_at_folder, source.path)
+    if folder is None:
+        message = f"{source.path} does not answer within {format_duration(source.timeout)}; is its disk or server on?"
+        looks.add(Severity.ERROR, key, message)
+        return
+    looks.sources[index] = folder
+    if folder.problem:
+        looks.add(Severity.ERROR, key, f"{source.path} {folder.problem}")
+    elif folder.empty:
+        looks.add(Severity.WARNING, key, f"{source.path} is empty; is its disk mounted?")
+
+
+async def _look_at_cache(config: Config, looks: _Looks) -> None:
+    cache = config.cache
+    storage = await _within(_LOCAL_S, probes.look_at_cache, cache.path)
+    if storage is None:
+        looks.add(Severity.ERROR, "cache.path", f"{cache.path} does not answer within {format_duration(_LOCAL_S)}")
+        return
+    looks.cache = storage
+    if storage.folder.problem:
+        looks.add(Severity.ERROR, "cache.path", f"{cache.path} {storage.folder.problem}")
+        return
+    if storage.to_be_made:
+        looks.add(Severity.NOTE, "cache.path", f"{cache.path} does not exist yet; it will be made")
+    kept = cache.min_free.resolve(storage.total_bytes)
+    if kept >= storage.free_bytes:
+        has = f"its file system has {format_size(storage.free_bytes)} free and {format_size(kept)} must stay free"
+        looks.add(Severity.WARNING, "cache.min_free", f"nothing more can be copied: {has}")
+    elif not cache.max_size.resolve(storage.total_bytes):
+        looks.add(
+            Severity.ERROR, "cache.max_size", f"{cache.max_size} of {format_size(storage.total_bytes)} is nothing"
+        )
+
+
+async def _look_at_fuse(looks: _Looks) -> None:
+    fuse = await _within(_LOCAL_S, probes.look_at_fuse, os.geteuid())
+    if fuse is None:
+        looks.add(Severity.ERROR, "", f"{probes.FUSE_DEVICE} does not answer")
+        return
+    if fuse.device_problem:
+        looks.add(Severity.ERROR, "", f"{probes.FUSE_DEVICE} {fuse.device_problem}")
+    if fuse.fusermount_missing:
+        looks.add(Severity.ERROR, "", "fusermount3 is missing; install the package fuse3, or run cachefs as root")
+    if fuse.others_refused:
+        message = f"only you will see the mount; for other users (Plex) add user_allow_other to {probes.FUSE_CONF}"
+        looks.add(Severity.WARNING, "", message)
+
+
+async def _look_at_socket(config: Config, looks: _Looks) -> None:
+    problem = await _within(_LOCAL_S, probes.look_at_socket, config.control.socket)
+    if problem:
+        looks.add(Severity.WARNING, "control.socket", f"{problem}; the command line could not reach the daemon")
+
+
+async def _look_at_plex(config: Config, ask_plex: AskPlex, looks: _Looks) -> None:
+    plex = config.plex
+    if plex is None:
+        looks.add(Severity.NOTE, "plex", "not configured; only what is pinned will be copied")
+        return
+    try:
+        token = await trio.to_thread.run_sync(plex.read_token, abandon_on_cancel=True)
+        await _look_at_token_file(plex, looks)
+        looks.plex = await ask_plex(plex, token)
+    except ConfigError as error:
+        looks.findings += [Finding(Severity.ERROR, item.key, item.message) for item in error.problems]
+        return
+    except PlexRefused as error:
+        looks.add(Severity.ERROR, "plex.token", str(error))
+        return
+    except PlexError as error:
+        looks.add(Severity.WARNING, "plex.url", f"{error}; cachefs mounts without Plex and asks again")
+        return
+    for user in looks.plex.users:
+        if user.problem:
+            looks.add(Severity.WARNING, "plex", f"{user.user} is left out: {user.problem}")
+
+
+async def _look_at_token_file(plex: PlexConfig, looks: _Looks) -> None:
+    if plex.token_file is None:
+        return
+    if await _within(_LOCAL_S, probes.readable_by_everybody, plex.token_file):
+        message = f"everybody may read {plex.token_file}; run: chmod o-r {plex.token_file}"
+        looks.add(Severity.WARNING, "plex.token_file", message)
+
+
+# --- what only shows when several are seen together ------------------------------------------------------------------
+
+
+def _compare(config: Config, looks: _Looks) -> None:
+    """Folders by identity, so that symbolic links and bind mounts hide nothing."""
+    if looks.cache is None:
+        return
+    cache = looks.cache.folder
+    for index, source in sorted(looks.sources.items()):
+        if cache.lies_in(source):
+            message = f"{config.cache.path} is really inside the source {source.path}; put the cache on the SSD"
+            looks.add(Severity.ERROR, "cache.path", message)
+        elif source.lies_in(cache) and not looks.cache.to_be_made:
+            message = f"{source.path} is really inside the cache {config.cache.path}; give the cache its own folder"
+            looks.add(Severity.ERROR, f"sources[{index}].path", message)
+        elif source.device is not None and source.device == cache.device:
+            message = (
+                f"{config.cache.path} is on the same file system as the source {source.path}; it will gain nothing"
+            )
+            looks.add(Severity.WARNING, "cache.path", message)
+
+
+def _in_place(config: Config) -> bool:
+    return any(source.path == config.mountpoint for source in config.sources)
+
+
+def _dead_mount(place: probes.Place | None) -> bool:
+    return place is not None and place.mount is not None and place.mount.is_cachefs and place.daemon_pid is None
+
+
+def _server(plex: PlexFacts | None) -> str:
+    if plex is None:
+        return ""
+    users = ", ".join(user.user for user in plex.users if not user.problem)
+    return f"{plex.name} {plex.version}, owner {plex.owner}" + (f", users {users}" if users else "")

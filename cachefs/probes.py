@@ -1,0 +1,187 @@
+"""Looks at the machine that cachefs is to run on; every function blocks and returns plain facts.
+
+``check`` calls them in worker threads, each under a deadline, and judges what they found. Nothing is changed here but
+for an unnamed file that is written to an existing cache folder and vanishes at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cachefs import mounts
+from cachefs.control.client import Client
+from cachefs.errors import CachefsError
+
+FUSE_DEVICE = Path("/dev/fuse")
+FUSE_CONF = Path("/etc/fuse.conf")
+
+Identity = tuple[int, int]
+"""Device and inode number: equal for the same folder under two names, bind mounts included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder as it is now; ``problem`` says why it cannot be used, and is empty when it can."""
+
+    path: Path
+    problem: str = ""
+    missing: bool = False
+    identity: Identity | None = None
+    lineage: frozenset[Identity] = frozenset()
+    """The folder itself and everything above it, symbolic links resolved."""
+    empty: bool = False
+
+    @property
+    def device(self) -> int | None:
+        return None if self.identity is None else self.identity[0]
+
+    def lies_in(self, other: Folder) -> bool:
+        return other.identity is not None and other.identity in self.lineage
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """The cache folder (or the nearest one above, while it is still to be made), and its file system."""
+
+    folder: Folder
+    to_be_made: bool = False
+    total_bytes: int = 0
+    free_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Fuse:
+    """What mounting needs; empty texts where all is well."""
+
+    device_problem: str
+    fusermount_missing: bool
+    others_refused: bool
+    """An ordinary user may not open the mount to others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The mountpoint: what is mounted there, and which daemon answers; ``folder`` only when nothing is mounted."""
+
+    mount: mounts.Mount | None
+    daemon_pid: int | None
+    folder: Folder | None
+
+
+def look_at_folder(path: Path) -> Folder:
+    """A source, or anything that must be a folder that can be listed."""
+    try:
+        found = os.stat(path)
+        if not stat.S_ISDIR(found.st_mode):
+            return Folder(path, problem="is no folder")
+        lineage = frozenset(_lineage(path))
+        with os.scandir(path) as listing:
+            empty = next(listing, None) is None
+    except FileNotFoundError:
+        return Folder(path, problem="does not exist", missing=True)
+    except OSError as error:
+        return Folder(path, problem=f"cannot be read: {error.strerror}")
+    return Folder(path, identity=(found.st_dev, found.st_ino), lineage=lineage, empty=empty)
+
+
+def look_at_cache(path: Path) -> Storage:
+    """The cache folder, whether it can be written or made, and the size of its file system."""
+    existing = _nearest_existing(path)
+    folder = look_at_folder(existing)
+    if not folder.problem:
+        problem = _why_not_writable(existing, to_be_made=existing != path)
+        folder = Folder(existing, problem, False, folder.identity, folder.lineage, folder.empty)
+    try:
+        space = os.statvfs(existing)
+    except OSError as error:
+        return Storage(Folder(existing, f"cannot be read: {error.strerror}"))
+    return Storage(folder, existing != path, space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize)
+
+
+def look_at_fuse(uid: int) -> Fuse:
+    """The FUSE device, and for an ordinary user what stands in for being root."""
+    return Fuse(
+        device_problem=_fuse_device_problem(),
+        fusermount_missing=uid != 0 and shutil.which("fusermount3") is None,
+        others_refused=uid != 0 and not _others_allowed(),
+    )
+
+
+def look_at_mountpoint(mountpoint: Path, socket: Path) -> Place:
+    """What is at the mountpoint; a mount that is there is never touched."""
+    mount = mounts.mounted_at(mountpoint)
+    folder = look_at_folder(mountpoint) if mount is None else None
+    return Place(mount, _daemon_pid(socket), folder)
+
+
+def look_at_socket(path: Path) -> str:
+    """Why the control socket cannot be made, or an empty text."""
+    folder = _nearest_existing(path.parent)
+    return "" if os.access(folder, os.W_OK | os.X_OK) else f"{folder} cannot be written"
+
+
+def readable_by_everybody(path: Path) -> bool:
+    """Whether a file with a secret in it is open to every user of the machine."""
+    try:
+        return bool(os.stat(path).st_mode & stat.S_IROTH)
+    except OSError:
+        return False
+
+
+def _lineage(path: Path) -> Iterator[Identity]:
+    real = Path(os.path.realpath(path))
+    for folder in (real, *real.parents):
+        found = os.stat(folder)
+        yield found.st_dev, found.st_ino
+
+
+def _nearest_existing(path: Path) -> Path:
+    while not os.path.lexists(path) and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _why_not_writable(folder: Path, to_be_made: bool) -> str:
+    if to_be_made:
+        return "" if os.access(folder, os.W_OK | os.X_OK) else f"cannot be made: {folder} cannot be written"
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"cachefs")
+            file.flush()
+    except OSError as error:
+        return f"cannot be written: {error.strerror}"
+    return ""
+
+
+def _fuse_device_problem() -> str:
+    try:
+        os.close(os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return "does not exist; run: modprobe fuse (in a container, start it with --device /dev/fuse)"
+    except PermissionError:
+        return "may not be opened; in a container, start it with --device /dev/fuse --cap-add SYS_ADMIN"
+    except OSError as error:
+        return f"cannot be opened: {error.strerror}; run: modprobe fuse"
+    return ""
+
+
+def _others_allowed() -> bool:
+    try:
+        lines = FUSE_CONF.read_text(errors="replace").splitlines()
+    except OSError:
+        return False
+    return any(line.split("#")[0].strip() == "user_allow_other" for line in lines)
+
+
+def _daemon_pid(socket: Path) -> int | None:
+    try:
+        with Client(socket) as client:
+            return client.status().pid
+    except CachefsError:
+        return None

@@ -1,0 +1,60 @@
+"""Where the command line's output goes, and what happens when nobody reads it any more.
+
+Called by ``cli`` only, which alone decides what is printed. Without a terminal nothing is wrapped or cut, so that
+paths can be piped on; characters that the stream's encoding lacks are escaped rather than refused.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+from rich.console import Console, RenderableType
+
+_UNWRAPPED = 100_000
+"""Columns without a terminal: more than any path (4096 bytes) with its reasons."""
+
+
+class NobodyReads(Exception):
+    """Standard output was closed by its reader (``cachefs ls | head``)."""
+
+
+def prepare() -> None:
+    """Let both streams carry any name."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def console() -> Console:
+    """A console that takes text literally: no markup, no emoji, no guesses at what to highlight."""
+    width = None if sys.stdout.isatty() else _UNWRAPPED
+    return Console(width=width, markup=False, emoji=False, highlight=False)
+
+
+def rendered(what: RenderableType) -> str:
+    """``what`` as text for standard output, without the blanks that fill table cells up."""
+    target = console()
+    with target.capture() as captured:
+        target.print(what)
+    return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+
+
+def write(text: str) -> None:
+    """Write to standard output, now. Raises ``NobodyReads``."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        raise NobodyReads from error
+
+
+def leave(code: int) -> None:
+    """End the process although threads may be stuck in a disk: nobody waits for them. Returns only if it must."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            continue  # its reader is gone, or its disk is full: nothing is left to be told, and nobody to tell
+    os._exit(code)
