@@ -237,8 +237,8 @@ class Operations(pyfuse3.Operations):
         return _file_info(self._routing.adopt(found.node, opened)), attributes
 
     @_errors
-    async def read(self, fh: int, off: int, size: int) -> bytes | bytearray:
-        return await self._routing.read(fh, off, size)
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        return await self._routing.read(fh, off, size)  # type: ignore[return-value]  # any buffer will do
 
     @_errors
     async def write(self, fh: int, off: int, buf: bytes) -> int:

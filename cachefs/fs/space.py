@@ -25,10 +25,7 @@ class Space:
 def total(statuses: Sequence[os.statvfs_result]) -> Space:
     """One source's own numbers; for several, the sum over their file systems, each counted once."""
     distinct = list({(status.f_fsid, status.f_blocks, status.f_files): status for status in statuses}.values())
-    if len(distinct) == 1:
-        block = distinct[0].f_frsize or _BLOCK_BYTES
-    else:
-        block = _BLOCK_BYTES
+    block = distinct[0].f_frsize if len(distinct) == 1 else _BLOCK_BYTES
     return Space(
         block_bytes=block,
         blocks=sum(s.f_blocks * s.f_frsize // block for s in distinct),

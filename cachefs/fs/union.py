@@ -282,6 +282,11 @@ class Union:
         source = self._source(key.source)
         return await source.call_gently(_list_path, source, key.path)
 
+    async def list_subfolders(self, key: FileKey) -> list[str]:
+        """The folders among them."""
+        source = self._source(key.source)
+        return await source.call_gently(_list_subfolders, source, key.path)
+
     async def run(self, source: SourceName, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """``function`` in a thread of this source, in the share that copying has."""
         return await self._source(source).call_gently(function, *args)
@@ -353,9 +358,22 @@ def _open_path(source: Source, path: str) -> Descriptor:
 
 
 def _list_path(source: Source, path: str) -> list[str]:
-    with source.folders.at(path) as folder:
-        readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+    readable = _readable(source, path)
     try:
         return os.listdir(readable)
     finally:
         os.close(readable)
+
+
+def _list_subfolders(source: Source, path: str) -> list[str]:
+    readable = _readable(source, path)
+    try:
+        with os.scandir(readable) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    finally:
+        os.close(readable)
+
+
+def _readable(source: Source, path: str) -> int:
+    with source.folders.at(path) as folder:
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)

@@ -1,0 +1,188 @@
+"""``cachefs mount`` as seen from outside: a small process that never touches a source, and its child, the server.
+
+A thread in a hung disk call makes its process immortal, and the process's mount hangs rather than fails. So the one
+that the user's shell, systemd or Docker waits for must be another: the keeper passes SIGTERM and SIGINT on, ends with
+0 once the mount is gone whatever threads are stuck, and clears the mount and starts the server again when that dies.
+
+Plain blocking code without trio: signals, one pipe, one child.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cachefs import lifeline, logs, mounts
+from cachefs.config import Config, load
+from cachefs.errors import UserError
+
+log = logging.getLogger(__name__)
+
+STOP_WITHIN_S = 4.0
+"""From SIGTERM to the moment when the keeper takes the mount away itself; Docker kills after 10 s."""
+_RESTART_AFTER_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
+_STEADY_S = 60.0
+"""A server that ran so long did not fail at its start: begin again with the first delay."""
+
+
+@dataclass(slots=True)
+class _Server:
+    """One run of the server."""
+
+    process: subprocess.Popen[bytes]
+    pipe: int
+    words: set[str] = field(default_factory=set)
+    heard: bytes = b""
+    pipe_open: bool = True
+    started_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def was_ready(self) -> bool:
+        return lifeline.Word.READY.value in self.words
+
+    @property
+    def is_gone(self) -> bool:
+        return lifeline.Word.GONE.value in self.words
+
+    def listen(self) -> None:
+        """Take in what the server has said."""
+        data = os.read(self.pipe, 4096)
+        self.pipe_open = bool(data)
+        *lines, self.heard = (self.heard + data).split(b"\n")
+        self.words.update(line.decode() for line in lines)
+
+
+class Keeper:
+    """Runs servers, one after the other, until told to stop."""
+
+    def __init__(self, config_path: Path, config: Config) -> None:
+        self._config_path = config_path
+        self._mountpoint = config.mountpoint
+        self._stop_at: float | None = None
+        self._failures = 0
+        self._wake_out, self._wake_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def run(self) -> int:
+        """The exit code of ``cachefs mount``."""
+        with self._signals():
+            while True:
+                server = self._start()
+                code = self._watch(server)
+                os.close(server.pipe)
+                if code is not None:
+                    return code
+                self._clear_mount()
+                self._wait_before_restart(server)
+                if self._stop_at is not None:
+                    return 0
+
+    def _start(self) -> _Server:
+        out, into = os.pipe2(os.O_CLOEXEC)
+        environment = {**os.environ, lifeline.DESCRIPTOR: str(into), lifeline.KEEPER: str(os.getpid())}
+        command = [sys.executable, "-P", "-m", "cachefs", "serve", "-c", str(self._config_path)]
+        process = subprocess.Popen(command, env=environment, pass_fds=(into,))
+        os.close(into)
+        return _Server(process, out)
+
+    def _watch(self, server: _Server) -> int | None:
+        """Until the server has ended. An exit code, or None when it is to be started again."""
+        while True:
+            self._wait(server)
+            code = server.process.poll()
+            if code is not None:
+                return self._ended(server, code)
+            if server.is_gone:
+                return self._left_behind(server)
+            if self._stop_at is not None and time.monotonic() >= self._stop_at:
+                return self._take_away(server)
+
+    def _wait(self, server: _Server) -> None:
+        timeout = 1.0 if self._stop_at is None else max(0.0, self._stop_at - time.monotonic())
+        watched = [self._wake_out, server.pipe] if server.pipe_open else [self._wake_out]
+        readable, _, _ = select.select(watched, (), (), min(timeout, 1.0))
+        if server.pipe in readable:
+            server.listen()
+        if self._wake_out in readable:
+            self._on_signals(server)
+
+    def _on_signals(self, server: _Server | None) -> None:
+        numbers = set(os.read(self._wake_out, 64))
+        if numbers & {signal.SIGTERM, signal.SIGINT} and self._stop_at is None:
+            self._stop_at = time.monotonic() + STOP_WITHIN_S
+            if server is not None:
+                server.process.send_signal(signal.SIGTERM)
+
+    def _ended(self, server: _Server, code: int) -> int | None:
+        while server.pipe_open and select.select([server.pipe], (), (), 0)[0]:
+            server.listen()
+        if self._stop_at is not None:
+            self._clear_mount()
+            return 0
+        if server.is_gone or not server.was_ready:
+            return code if code >= 0 else 128 - code
+        log.warning("the server ended with %s; its mount is cleared and it is started again", _how(code))
+        return None
+
+    def _left_behind(self, server: _Server) -> int:
+        """The server has given everything up; a thread of it may hang in a disk call for ever."""
+        try:
+            code = server.process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            log.warning("a disk call still hangs in process %s; it ends when the disk answers", server.process.pid)
+            server.process.kill()
+            return 0
+        return 0 if self._stop_at is not None or code < 0 else code
+
+    def _take_away(self, server: _Server) -> int:
+        log.warning("the server did not stop within %g s; taking the mount away", STOP_WITHIN_S)
+        server.process.kill()
+        self._clear_mount()
+        return 0
+
+    def _clear_mount(self) -> None:
+        try:
+            mount = mounts.mounted_at(self._mountpoint)
+            if mount is not None and mount.is_cachefs:
+                mounts.unmount(self._mountpoint, force=True)
+        except UserError as error:
+            log.warning("%s", error)
+
+    def _wait_before_restart(self, server: _Server) -> None:
+        if time.monotonic() - server.started_at > _STEADY_S:
+            self._failures = 0
+        delay = _RESTART_AFTER_S[min(self._failures, len(_RESTART_AFTER_S) - 1)]
+        self._failures += 1
+        if select.select([self._wake_out], (), (), delay)[0]:
+            self._on_signals(None)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Signals become bytes in a pipe; SIGCHLD only wakes."""
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+        before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+        wakeup = signal.set_wakeup_fd(self._wake_in, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _how(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def run(config_path: Path) -> int:
+    """``cachefs mount``: keep a server running until SIGTERM or SIGINT. Returns the exit code; ``ConfigError``."""
+    logs.set_up()
+    return Keeper(config_path, load(config_path, os.environ)).run()

@@ -1,0 +1,265 @@
+"""From Plex's files to files of the union: path mapping, sizes, sidecars.
+
+Called by ``planning``. Asks the sources as little as it can, for every question may wake a disk: what is cached is
+taken from the inventory, what was seen lately is remembered.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from cachefs import paths, sidecars
+from cachefs.model import (
+    CacheEntry,
+    FileKey,
+    InterestKind,
+    LibraryFolder,
+    Pin,
+    PlexFile,
+    Skip,
+    SourceFile,
+    UnionPath,
+    Want,
+)
+from cachefs.paths import Layout, PathMap, PathRule
+from cachefs.wanting import WantedItem
+
+log = logging.getLogger(__name__)
+
+V = TypeVar("V")
+
+_REMEMBER_S = 600.0
+_MOST_PINNED = 20_000
+"""Files below pinned folders; a pinned root of a huge library must not make every plan take minutes."""
+
+
+class Library(Protocol):
+    """The union by key, as ``fs.union`` gives it."""
+
+    async def stat(self, key: FileKey) -> SourceFile: ...
+
+    async def list_folder(self, key: FileKey) -> list[str]: ...
+
+    async def list_subfolders(self, key: FileKey) -> list[str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """``pinned`` are files pinned by path."""
+
+    wants: tuple[Want, ...]
+    skips: tuple[Skip, ...]
+    pinned: frozenset[FileKey]
+
+
+@dataclass(slots=True)
+class _Seen(Generic[V]):
+    """What was seen, and when."""
+
+    value: V
+    at: float
+
+
+@dataclass(slots=True)
+class Resolver:
+    """Knows the path mapping, learned or given, and what it saw lately."""
+
+    layout: Layout
+    library: Library
+    mountpoint: Path
+    with_sidecars: bool = True
+    rules: PathMap | None = None
+    """None: to be learned from the library's folders."""
+    notes: tuple[str, ...] = ()
+    """What people should know of the mapping, for ``status`` and ``check``."""
+    _files: dict[FileKey, _Seen[SourceFile | None]] = field(default_factory=dict)
+    _folders: dict[FileKey, _Seen[tuple[str, ...]]] = field(default_factory=dict)
+
+    def forget(self) -> None:
+        """The library has changed: look again."""
+        self._files.clear()
+        self._folders.clear()
+
+    # --- path mapping --------------------------------------------------------------------------------------------
+
+    async def learn(self, folders: tuple[LibraryFolder, ...]) -> PathMap:
+        """Find out where Plex's folders are in the mount, from real files of the library."""
+        tops = await self._top_folders()
+        rules, notes = [], []
+        for folder in folders:
+            learned = await self._learn_one(folder, tops)
+            if learned.rule is not None:
+                rules.append(learned.rule)
+                notes.append(f"path mapping learned: Plex's {folder.path} is /{learned.rule.mount} of the mount")
+            elif folder.samples:
+                notes.append(_not_learned(folder, learned, self.mountpoint))
+        for note in notes:
+            if note not in self.notes:
+                log.info("%s", note) if note.startswith("path mapping learned") else log.warning("%s", note)
+        self.notes = tuple(notes)
+        return PathMap(rules)
+
+    async def _learn_one(self, folder: LibraryFolder, tops: tuple[UnionPath, ...]) -> paths.Learned:
+        found = []
+        for rule in paths.candidates(folder, tops, self.mountpoint):
+            samples = paths.probes(rule, folder)
+            hits = sum([await self._has(path, size) for path, size in samples])
+            if hits:
+                found.append(paths.Probe(rule, hits))
+            if hits and hits == len(folder.samples):
+                break
+        return paths.choose(found, self.mountpoint)
+
+    async def _has(self, path: UnionPath, size: int) -> bool:
+        key = self.layout.key(path)
+        file = await self._file(key) if key is not None else None
+        return file is not None and file.size == size
+
+    async def _top_folders(self) -> tuple[UnionPath, ...]:
+        """The union's folders down to the second level."""
+        found: list[UnionPath] = []
+        roots = [FileKey(source, "") for source in self.layout.sources]
+        for root in roots:
+            top = self.layout.union(root)
+            if top:
+                found.append(top)
+            for name in await self._subfolders(root):
+                child = FileKey(root.source, name)
+                found.append(self.layout.union(child))
+                found += [
+                    self.layout.union(FileKey(root.source, f"{name}/{below}"))
+                    for below in await self._subfolders(child)
+                ]
+        return tuple(found)
+
+    async def _subfolders(self, key: FileKey) -> list[str]:
+        try:
+            return await self.library.list_subfolders(key)
+        except OSError:
+            return []
+
+    # --- wants ---------------------------------------------------------------------------------------------------
+
+    async def resolve(
+        self, items: Iterable[WantedItem], pins: Iterable[Pin], entries: Iterable[CacheEntry]
+    ) -> Resolved:
+        """Wanted Plex files and pinned paths as files of the union, with their sidecars."""
+        cached = {entry.key: entry for entry in entries}
+        wants: list[Want] = []
+        skips: list[Skip] = []
+        for item in items:
+            found = await self._want(item, cached)
+            if isinstance(found, Skip):
+                skips.append(found)
+                continue
+            wants.append(found)
+            if self.with_sidecars:
+                wants += await self._sidecars(found, cached)
+        pinned = [file for pin in pins if not pin.rating_key for file in await self._below(pin, cached)]
+        wants += [Want(file, InterestKind.PINNED, 0, "pinned", time.time()) for file in pinned]
+        return Resolved(tuple(wants), tuple(skips), frozenset(file.key for file in pinned))
+
+    def locate(self, file: PlexFile) -> FileKey | None:
+        """Where a Plex file is in the union, as far as the mapping goes."""
+        path = self.rules.to_union(file.path) if self.rules is not None else None
+        return self.layout.key(path) if path is not None else None
+
+    async def _want(self, item: WantedItem, cached: dict[FileKey, CacheEntry]) -> Want | Skip:
+        key = self.locate(item.file)
+        if key is None:
+            return Skip(item.file.path, f"{item.reason}; no path mapping leads from Plex's path to the mount")
+        file = await self._known(key, cached)
+        if file is None:
+            path = self.layout.union(key)
+            return Skip(str(key), f"{item.reason}; Plex's {item.file.path} would be /{path}, which is not there", key)
+        return Want(file, item.kind, item.ahead, item.reason, item.since, item.users)
+
+    async def _sidecars(self, video: Want, cached: dict[FileKey, CacheEntry]) -> list[Want]:
+        folder, _, name = video.key.path.rpartition("/")
+        place = FileKey(video.key.source, folder)
+        names = await self._names(place, cached, complete=video.key in cached)
+        beside = [f"{folder}/{other}" if folder else other for other in sidecars.sidecars_of(name, names)]
+        for sub in sidecars.subtitle_folders(name, names):
+            inner = FileKey(place.source, f"{folder}/{sub}" if folder else sub)
+            inside = await self._names(inner, cached, complete=video.key in cached)
+            beside += [f"{inner.path}/{other}" for other in sidecars.subtitles_in(name, names, sub, inside)]
+        found = []
+        for path in beside:
+            file = await self._known(FileKey(place.source, path), cached)
+            if file is not None and file.key != video.key:
+                found.append(replace(video, file=file, reason=f"{video.reason} (goes with {name})", follows=video.key))
+        return found
+
+    async def _below(self, pin: Pin, cached: dict[FileKey, CacheEntry]) -> list[SourceFile]:
+        """The pinned file, or every file below the pinned folder."""
+        key = self.layout.key(UnionPath(pin.target))
+        roots = [key] if key is not None else [FileKey(source, "") for source in self.layout.sources]
+        found: list[SourceFile] = []
+        todo = list(roots)
+        while todo and len(found) < _MOST_PINNED:
+            here = todo.pop()
+            file = await self._known(here, cached)
+            if file is not None:
+                found.append(file)
+                continue
+            names = await self._names(here, {}, complete=False)
+            todo += [FileKey(here.source, f"{here.path}/{name}" if here.path else name) for name in names]
+        return found
+
+    # --- what is remembered --------------------------------------------------------------------------------------
+
+    async def _known(self, key: FileKey, cached: dict[FileKey, CacheEntry]) -> SourceFile | None:
+        entry = cached.get(key)
+        return entry.source_file if entry is not None else await self._file(key)
+
+    async def _file(self, key: FileKey) -> SourceFile | None:
+        """The file, asked for at most once in ten minutes; None when there is none, or its source does not answer."""
+        return await _remembered(self._files, key, self.library.stat, None)
+
+    async def _names(self, folder: FileKey, cached: dict[FileKey, CacheEntry], *, complete: bool) -> tuple[str, ...]:
+        """The names in a folder. Beside a video that is cached (``complete``) its cached sidecars are enough: asking
+        the source would wake its disk for every plan."""
+        if complete and folder not in self._folders:
+            prefix = f"{folder.path}/" if folder.path else ""
+            inside = (key.path.removeprefix(prefix) for key in cached if key.path.startswith(prefix))
+            return tuple(sorted({path.partition("/")[0] for path in inside}))
+        return await _remembered(self._folders, folder, self._list, ())
+
+    async def _list(self, folder: FileKey) -> tuple[str, ...]:
+        return tuple(await self.library.list_folder(folder))
+
+
+async def _remembered(
+    memory: dict[FileKey, _Seen[V]], key: FileKey, ask: Callable[[FileKey], Awaitable[V]], otherwise: V
+) -> V:
+    seen = memory.get(key)
+    now = time.monotonic()
+    if seen is None or now - seen.at > _REMEMBER_S:
+        try:
+            value = await ask(key)
+        except OSError as error:
+            log.debug("%s: %s", key, error)
+            value = otherwise
+        seen = memory[key] = _Seen(value, now)
+    return seen.value
+
+
+def _not_learned(folder: LibraryFolder, learned: paths.Learned, mountpoint: Path) -> str:
+    """What Plex calls the files, what the mount has, and the line to write."""
+    example = folder.samples[0].path
+    if learned.rivals:
+        what = " and ".join(f"/{rule.mount}" for rule in learned.rivals)
+        said = f"{what} of the mount hold the same files"
+        rule: PathRule = learned.rivals[0]
+    else:
+        said = f"nothing below {mountpoint} matches"
+        rule = PathRule(folder.path, UnionPath(""))
+    return (
+        f"Plex's library folder {folder.path} ({folder.library}) cannot be found in the mount: Plex has {example}, "
+        f"but {said}; write under plex in cachefs.yaml: path_map: [{rule}], with the right folder after mount"
+    )
