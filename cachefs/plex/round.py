@@ -1,0 +1,85 @@
+"""One snapshot in the making: what is asked, what was found so far, and what could not be read.
+
+Made by ``gather`` in its worker thread, handed to the modules that read one thing each (``sessions``, ``lists``,
+``libraries``), gone when the snapshot is done. Mutable, and never seen by two threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from cachefs.errors import PlexError, PlexRefused, PlexUnreachable
+from cachefs.model import Interest, UserName, UserReport
+from cachefs.plex.connection import Connection, Item, translated
+from cachefs.plex.memory import CloudTrouble, Memory, People
+from cachefs.plex.values import Ask, PlexSettings
+
+
+@dataclass(slots=True)
+class Round:
+    """``server`` speaks for the owner. ``problems`` are per user, in the order found."""
+
+    settings: PlexSettings
+    ask: Ask
+    connection: Connection
+    server: Item
+    memory: Memory
+    now: float
+    interests: list[Interest] = field(default_factory=list)
+    problems: dict[UserName, list[str]] = field(default_factory=dict)
+    complete: bool = True
+
+    @property
+    def people(self) -> People:
+        if self.memory.people is None:
+            raise AssertionError("the people are read before their lists")
+        return self.memory.people
+
+    @property
+    def owner(self) -> UserName:
+        return self.people.persons[0].name
+
+    @property
+    def cloud_rests(self) -> bool:
+        """Whether plex.tv failed lately and is left alone."""
+        return self.memory.cloud is not None and self.now < self.memory.cloud.until
+
+    def note(self, user: UserName, problem: str) -> None:
+        """Something of this user is unknown now that should be known."""
+        self.complete = False
+        self.note_lasting(user, problem)
+
+    def note_lasting(self, user: UserName, problem: str) -> None:
+        """Something of this user is never read, for a reason that will not pass by itself: the rest is complete."""
+        found = self.problems.setdefault(user, [])
+        if problem not in found:
+            found.append(problem)
+
+    @contextmanager
+    def reading(self, user: UserName, what: str) -> Iterator[None]:
+        """Around one list of the server's: an unreadable one is noted, a server that is away ends the snapshot."""
+        try:
+            with translated(self.server.party):
+                yield
+        except (PlexUnreachable, PlexRefused):
+            raise
+        except PlexError as error:
+            self.note(user, f"{what}: {error}")
+
+    @contextmanager
+    def reading_cloud(self, user: UserName, what: str) -> Iterator[None]:
+        """Around what plex.tv is asked: its failure is noted, and then it is left alone for a while."""
+        try:
+            with translated("plex.tv"):
+                yield
+        except PlexError as error:
+            until = self.now + self.settings.cloud_retry_s
+            self.memory = replace(self.memory, cloud=CloudTrouble(str(error), until))
+            self.note(user, f"{what}: {error}")
+
+    def reports(self) -> tuple[UserReport, ...]:
+        return tuple(
+            UserReport(person.name, "; ".join(self.problems.get(person.name, ()))) for person in self.people.persons
+        )
