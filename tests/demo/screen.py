@@ -9,7 +9,7 @@ from typing import Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.panel import Panel
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -19,7 +19,7 @@ from cachefs.units import format_size
 from tests.demo.chronicle import LARGE_BYTES, Chronicle, name_of
 from tests.demo.view import View
 
-NEWS_SHOWN = 8
+NEWS_SHOWN = 5
 PROGRESS_EVERY_S = 2.0
 BAR_WIDTH = 24
 
@@ -83,13 +83,13 @@ class PlainScreen:
 
 
 class LiveScreen:
-    """One picture, drawn again at every look."""
+    """One picture, drawn again at every look; made to fit a terminal of 24 lines."""
 
     def __init__(self, console: Console) -> None:
         self._chronicle = Chronicle()
         self._news: deque[str] = deque(maxlen=NEWS_SHOWN)
         self._title = ""
-        self._live = Live(console=console, auto_refresh=False)
+        self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
 
     def __enter__(self) -> LiveScreen:
         self._live.start()
@@ -102,22 +102,25 @@ class LiveScreen:
 
     def act(self, title: str) -> None:
         self._title = title
-        self._live.update(Panel(title), refresh=True)
 
     def say(self, text: str) -> None:
         self._news.append(text)
 
     def show(self, view: View) -> None:
         self._news.extend(self._chronicle.news(view))
-        parts = [
-            Panel(Text(self._title, style="bold"), border_style="cyan"),
-            Panel(audience(view), title="who watches", title_align="left"),
-            Panel(copies(view), title="copying", title_align="left"),
-            Panel(ssd(view), title="on the SSD, and why", title_align="left"),
-            Panel(reads(view), title="where reads went", title_align="left"),
-            Panel(Text("\n".join(self._news)), title="what happened", title_align="left"),
-        ]
-        self._live.update(Group(*parts), refresh=True)
+        picture = Group(
+            Text(self._title, style="bold cyan"),
+            section("who watches", audience(view)),
+            section("copying", copies(view)),
+            section("on the SSD, and why", ssd(view)),
+            section("where reads went", reads(view)),
+            section("what happened", Text("\n".join(self._news), no_wrap=True, overflow="ellipsis")),
+        )
+        self._live.update(picture, refresh=True)
+
+
+def section(title: str, body: RenderableType) -> RenderableType:
+    return Group(Text(title, style="bold"), Padding(body, (0, 0, 0, 2)))
 
 
 def audience(view: View) -> RenderableType:
@@ -141,11 +144,11 @@ def copies(view: View) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     for copy in view.status.copies:
         bar = ProgressBar(total=max(copy.size, 1), completed=copy.done_bytes, width=BAR_WIDTH)
-        table.add_row(name_of(copy.key), bar, speed(copy.bytes_per_s), Text(copy.reason, style="dim"))
+        table.add_row(name_of(copy.key), bar, speed(copy.bytes_per_s), reason(copy.reason))
     in_flight = {copy.key for copy in view.status.copies}
     for planned in view.plan.copies if view.plan else ():
         if planned.key not in in_flight and planned.file.size > LARGE_BYTES:
-            table.add_row(name_of(planned.key), "planned", "", Text(planned.reason, style="dim"))
+            table.add_row(name_of(planned.key), "planned", "", reason(planned.reason))
     return table if table.row_count else Text("nothing", style="dim")
 
 
@@ -155,21 +158,26 @@ def ssd(view: View) -> RenderableType:
     large = [entry for entry in cached if entry.size > LARGE_BYTES]
     table = Table.grid(padding=(0, 2))
     for entry in large:
-        table.add_row(name_of(entry.key), format_size(entry.size), Text(entry.reason, style="dim"))
+        table.add_row(name_of(entry.key), format_size(entry.size), reason(entry.reason))
     if len(cached) > len(large):
-        table.add_row(Text(f"and {len(cached) - len(large)} subtitles, posters and .nfo files", style="dim"))
+        table.add_row("and beside them", f"{len(cached) - len(large)} small", reason("subtitles, posters, .nfo"))
     return table if table.row_count else Text("nothing", style="dim")
+
+
+def reason(text: str) -> Text:
+    """Cut at the terminal's edge, never folded: the picture must not jump."""
+    return Text(text, style="dim", no_wrap=True, overflow="ellipsis")
 
 
 def reads(view: View) -> RenderableType:
     """The two counters that matter, and the disk itself."""
     counters = view.status.reads
-    motor = Text("asleep", style="green") if view.disk.asleep else Text("spinning", style="yellow")
-    table = Table.grid(padding=(0, 2))
-    table.add_row("from the SSD by cachefs", format_size(counters.cache_bytes), f"{counters.cache_reads} reads")
-    table.add_row("from the slow disk", format_size(counters.source_bytes), f"{counters.source_reads} reads")
-    table.add_row("the slow disk", motor, f"{view.disk.total} operations")
-    return table
+    motor = "[green]asleep[/]" if view.disk.asleep else "[yellow]spinning[/]"
+    return Text.from_markup(
+        f"SSD {format_size(counters.cache_bytes)} in {counters.cache_reads} reads · "
+        f"slow disk {format_size(counters.source_bytes)} in {counters.source_reads} reads · "
+        f"the disk is {motor}, {view.disk.total} operations"
+    )
 
 
 def speed(bytes_per_s: float) -> str:
