@@ -32,7 +32,7 @@ async def supervise(name: str, health: HealthRegistry, task: Callable[[], Awaita
                 await task()
                 nursery.cancel_scope.cancel()
             return
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - see the module
             cause = _only(error)
             failures = 0 if trio.current_time() - began > _STEADY_S else failures
             _report(name, health, cause, first=not health.component(name).problem)

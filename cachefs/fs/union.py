@@ -37,7 +37,9 @@ class Witness(Protocol):
 
     def gone(self, key: FileKey) -> object: ...
 
-    def knows(self, key: FileKey) -> bool: ...
+    def get(self, key: FileKey) -> object | None:
+        """None for a file that it holds nothing of: it need not be told."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,7 @@ class Union:
     async def _missing(self, source: Source, key: FileKey) -> None:
         """A name is not there. Where the cache holds it, that is news, unless the whole source is missing: an empty
         folder where there was a library is a lost disk, not a deletion."""
-        if not self._witness.knows(key):
+        if self._witness.get(key) is None:
             return
         if await source.call(_root_is_empty, source):
             raise SourceError(errno.EIO, f"source {source.name}: {source.path} is empty; is its disk mounted?")
@@ -208,7 +210,7 @@ class Union:
         return device
 
     def _report(self, source: Source, node: Node, seen: Stat, key: FileKey, device: _Device) -> None:
-        if self._witness.knows(key):
+        if self._witness.get(key) is not None:
             self._witness.observe(_source_file(key, node.number, seen, device))
 
     async def attributes(self, node: Node) -> Found:
@@ -271,6 +273,15 @@ class Union:
         file = _source_file(key, number_of(device.tag, seen.ino), seen, device)
         self._witness.observe(file)
         return file
+
+    async def exists(self, key: FileKey) -> bool:
+        """Whether there is anything under this key."""
+        source = self._source(key.source)
+        try:
+            await source.call_gently(_stat_path, source, key.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
     async def open(self, key: FileKey) -> Descriptor:
         """The file under this key, open for reading."""

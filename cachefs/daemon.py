@@ -1,0 +1,287 @@
+"""The server: builds the objects, opens the nurseries, owns the order of starting and stopping. Decides nothing.
+
+The keeper runs it as ``cachefs serve``. Started in the order of the ``AsyncExitStack``, closed in reverse:
+
+    cache folder locked, index open, recovered     first, so that a second daemon is refused before it touches anything
+    leftover mount cleared                         before sources are opened: in place, it lies over the source
+    sources opened                                 before the mount: in place, the mount hides them
+    mount made                                     only now can anybody see us
+    control socket                                 last: who can ask gets answers
+
+When ``pyfuse3.main`` returns (unmounted from outside), on SIGTERM, SIGINT or ``cachefs unmount``, everything stops:
+background tasks first, then the mount, then sources, then index and lock. Threads that hang in a source are left
+behind; they hold nothing that the next start needs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
+
+import pyfuse3
+import trio
+
+from cachefs import __version__, leftover, lifeline, logs, probes
+from cachefs.cache.populate import Copiers, CopySettings
+from cachefs.cache.store import Limits, Store, open_store
+from cachefs.config import Config, PlexConfig
+from cachefs.control import api
+from cachefs.engine import DaemonEngine, Parts
+from cachefs.errors import CachefsError, CannotMount
+from cachefs.fs.changes import Changes
+from cachefs.fs.operations import Operations
+from cachefs.fs.routing import Routing
+from cachefs.fs.source import READERS, Source
+from cachefs.fs.union import Union
+from cachefs.lifeline import Lifeline, Word
+from cachefs.model import Snapshot
+from cachefs.paths import Layout, PathMap
+from cachefs.planning import Planning, Plex
+from cachefs.plex import watcher
+from cachefs.plex.client import Ask, PlexClient, PlexSettings
+from cachefs.resolving import Resolver
+from cachefs.status import Counters, HealthRegistry
+from cachefs.supervision import supervise
+
+log = logging.getLogger(__name__)
+
+_POLL_PLEX_EVERY_S = 60.0
+_CLOSE_IDLE_EVERY_S = 10.0
+_STOP_WITHIN_S = 3.0
+
+
+def serve(config: Config) -> int:
+    """Mount and serve until stopped; 0 after SIGTERM, SIGINT or an unmount. ``CannotMount``, ``CacheError``."""
+    logs.set_up()
+    lifeline.die_with_keeper(os.environ)
+    os.umask(0)  # the kernel has applied the caller's umask already
+    try:
+        trio.run(_Server(config, Lifeline.from_environment(os.environ)).run)
+    except BaseExceptionGroup as group:
+        raise _first_known(group) from group
+    return 0
+
+
+def _first_known(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that the user can do something about, if there is one among several."""
+    known = group.subgroup(CachefsError)
+    error: BaseException = known or group
+    while isinstance(error, BaseExceptionGroup) and (known is not None or len(error.exceptions) == 1):
+        error = error.exceptions[0]
+    return error
+
+
+class _Server:
+    """One run of the server."""
+
+    def __init__(self, config: Config, line: Lifeline) -> None:
+        self._config = config
+        self._line = line
+        self._health = HealthRegistry()
+        self._counters = Counters()
+        self._started_at = time.time()
+
+    async def run(self) -> None:
+        try:
+            async with AsyncExitStack() as stack:
+                parts = await self._build(stack)
+                await stack.enter_async_context(_mounted(self._config, _operations(parts)))
+                await self._serve(parts)
+        finally:
+            self._line.say(Word.GONE)
+
+    # --- building ------------------------------------------------------------------------------------------------
+
+    async def _build(self, stack: AsyncExitStack) -> Parts:
+        config = self._config
+        store = await stack.enter_async_context(_store(config))
+        await leftover.clear(config.mountpoint)
+        union = await stack.enter_async_context(_union(config, store))
+        routing = Routing(union, store, self._counters)
+        settings = CopySettings(config.copying.workers, config.copying.bandwidth, config.copying.hours)
+        copiers = Copiers(store, union, settings)
+        plex_settings = await _plex_settings(config.plex)
+        plex = PlexClient(plex_settings) if plex_settings is not None else None
+        planning = Planning(
+            plex=_asker(plex, config) if plex is not None else None,
+            resolver=_resolver(config, union),
+            store=store,
+            policy=config.policy,
+            health=self._health,
+            follow=copiers.follow,
+        )
+        return Parts(
+            mountpoint=config.mountpoint,
+            union=union,
+            store=store,
+            routing=routing,
+            copiers=copiers,
+            planning=planning,
+            plex=plex,
+            plex_settings=plex_settings,
+            health=self._health,
+            counters=self._counters,
+            started_at=self._started_at,
+        )
+
+    # --- serving -------------------------------------------------------------------------------------------------
+
+    async def _serve(self, parts: Parts) -> None:
+        async with trio.open_nursery() as nursery:
+            stop = nursery.cancel_scope.cancel
+            nursery.start_soon(_stop_on_signals, stop)
+            nursery.start_soon(_filesystem, parts, stop)
+            engine = DaemonEngine(parts, nursery, stop)
+            await nursery.start(api.serve, engine, self._config.control.socket)
+            for name, task in self._background(parts).items():
+                nursery.start_soon(supervise, name, self._health, task)
+            log.info("cachefs %s is ready: %s shows %s", __version__, self._config.mountpoint, _shown(parts))
+            self._line.say(Word.READY)
+
+    def _background(self, parts: Parts) -> dict[str, Callable[[], Awaitable[object]]]:
+        tasks: dict[str, Callable[[], Awaitable[object]]] = {
+            "planning": parts.planning.run,
+            "copying": parts.copiers.run,
+            "removals": parts.store.run_removals,
+            "housekeeping": parts.store.run_housekeeping,
+            "idle folders": partial(_close_idle_folders, parts.union),
+        }
+        for source in parts.union.sources.values():
+            tasks[f"probe of {source.name}"] = source.probe
+        if parts.plex_settings is not None:
+            listen = partial(watcher.listen, parts.plex_settings, parts.planning.on_event, _POLL_PLEX_EVERY_S)
+            tasks["plex events"] = listen
+        return tasks
+
+
+def _shown(parts: Parts) -> str:
+    return ", ".join(f"{source.name} ({source.path})" for source in parts.union.sources.values())
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _store(config: Config) -> AbstractAsyncContextManager[Store]:
+    limits = Limits(config.cache.max_size, config.cache.min_free)
+    sources = {source.name: str(source.path) for source in config.sources}
+    return open_store(config.cache.path, limits, sources)
+
+
+@asynccontextmanager
+async def _union(config: Config, store: Store) -> AsyncIterator[Union]:
+    sources = [Source(s.name, str(s.path), timeout_s=s.timeout, ttl_s=s.ttl) for s in config.sources]
+    layout = Layout(tuple(source.name for source in sources))
+    union = Union(sources, layout, store, store.device_tag)
+    try:
+        try:
+            await union.open_sources()
+        except OSError as error:
+            raise CannotMount(f"a source cannot be opened: {error}") from error
+        yield union
+    finally:
+        for source in sources:
+            source.close()
+
+
+async def _plex_settings(config: PlexConfig | None) -> PlexSettings | None:
+    if config is None:
+        return None
+    token = await trio.to_thread.run_sync(config.read_token)
+    return PlexSettings(config.url, token, config.cloud_url)
+
+
+def _asker(plex: PlexClient, config: Config) -> Plex:
+    policy = config.policy
+    recent = policy.recently_added.max_age if policy.recently_added.enabled else None
+
+    async def ask(pinned: tuple[str, ...]) -> Snapshot:
+        return await plex.snapshot(
+            Ask(
+                playing=True,
+                on_deck=policy.on_deck.enabled,
+                watchlist=policy.watchlist.enabled,
+                recently_added_max_age_s=recent,
+                next_episodes_playing=policy.playing.next_episodes,
+                next_episodes_on_deck=policy.on_deck.next_episodes,
+                watchlist_episodes=policy.watchlist.episodes,
+                pinned=pinned,
+            )
+        )
+
+    return ask
+
+
+def _resolver(config: Config, union: Union) -> Resolver:
+    given = config.plex.path_map if config.plex is not None else "auto"
+    return Resolver(
+        layout=union.layout,
+        library=union,
+        mountpoint=config.mountpoint,
+        with_sidecars=config.policy.sidecars,
+        rules=PathMap(()) if given == "auto" else PathMap(given),
+        learns=given == "auto",
+    )
+
+
+def _operations(parts: Parts) -> Operations:
+    return Operations(parts.union, parts.routing, Changes(parts.union, parts.routing))
+
+
+# --- the mount -------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _mounted(config: Config, operations: Operations) -> AsyncIterator[None]:
+    fuse = await trio.to_thread.run_sync(probes.look_at_fuse, os.geteuid())
+    if fuse.device_problem:
+        raise CannotMount(f"{probes.FUSE_DEVICE} {fuse.device_problem}")
+    if fuse.fusermount_missing:
+        raise CannotMount("fusermount3 is missing, which mounts for ordinary users; install the package fuse3")
+    options = {"fsname=cachefs", "subtype=cachefs", "default_permissions"}
+    if fuse.others_refused:
+        log.info("only you can see the mount: for others, write user_allow_other into %s", probes.FUSE_CONF)
+    else:
+        options.add("allow_other")
+    await _make_mount(config, operations, options)
+    try:
+        yield
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(pyfuse3.close)
+
+
+async def _make_mount(config: Config, operations: Operations, options: set[str]) -> None:
+    if not await trio.to_thread.run_sync(os.path.isdir, config.mountpoint):
+        raise CannotMount(f"the mountpoint {config.mountpoint} is no folder; run: mkdir -p {config.mountpoint}")
+    try:
+        pyfuse3.init(operations, str(config.mountpoint), options)
+    except RuntimeError as error:
+        raise CannotMount(f"cannot mount at {config.mountpoint}: {error}; libfuse has said why above") from error
+
+
+async def _filesystem(parts: Parts, stop: Callable[[], None]) -> None:
+    """Answer the kernel until the mount is gone. Every request waits under some limiter; the number of tasks must not
+    be the limit, or requests for a hung source would keep all others out."""
+    await pyfuse3.main(min_tasks=READERS, max_tasks=4096)
+    log.info("the file system was unmounted")
+    stop()
+
+
+async def _stop_on_signals(stop: Callable[[], None]) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("%s: stopping", signal.Signals(number).name)
+            stop()
+
+
+async def _close_idle_folders(union: Union) -> None:
+    while True:
+        await trio.sleep(_CLOSE_IDLE_EVERY_S)
+        for source in union.sources.values():
+            if source.online:
+                await source.close_idle_folders()

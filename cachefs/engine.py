@@ -1,0 +1,220 @@
+"""What the running daemon answers to the control API: the one place where a person's wish meets all parts.
+
+Called by ``control.api`` through its ``Engine`` protocol. Holds no state of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from cachefs import __version__, paths
+from cachefs.cache.populate import Copiers
+from cachefs.cache.store import Store
+from cachefs.errors import UserError
+from cachefs.fs.routing import Routing
+from cachefs.fs.segments import visible
+from cachefs.fs.union import Union
+from cachefs.model import (
+    CacheEntry,
+    EntryState,
+    Explanation,
+    FileKey,
+    Pin,
+    Plan,
+    SourceFile,
+    Status,
+    UnionPath,
+)
+from cachefs.planning import PLEX, Planning
+from cachefs.plex.client import PlexClient, PlexSettings, TitleMatch
+from cachefs.status import Counters, HealthRegistry
+
+_BY_HAND = "asked for with cachefs copy"
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The objects that make up a running daemon."""
+
+    mountpoint: Path
+    union: Union
+    store: Store
+    routing: Routing
+    copiers: Copiers
+    planning: Planning
+    plex: PlexClient | None
+    plex_settings: PlexSettings | None
+    health: HealthRegistry
+    counters: Counters
+    started_at: float
+
+
+class DaemonEngine:
+    """``control.api.Engine`` over the daemon's parts."""
+
+    def __init__(self, parts: Parts, nursery: trio.Nursery, stop: Callable[[], None]) -> None:
+        self._parts = parts
+        self._nursery = nursery
+        self._stop = stop
+
+    # --- shows ---------------------------------------------------------------------------------------------------
+
+    def status(self) -> Status:
+        parts = self._parts
+        inventory = parts.store.inventory()
+        states = [entry.state for entry in inventory.entries]
+        return Status(
+            version=__version__,
+            mountpoint=str(parts.mountpoint),
+            pid=os.getpid(),
+            started_at=parts.started_at,
+            plex=parts.health.component(PLEX),
+            plex_url=parts.plex_settings.origin if parts.plex_settings is not None else "",
+            users=parts.planning.snapshot.users,
+            components=parts.health.components(),
+            sources=tuple(source.health() for source in parts.union.sources.values()),
+            space=inventory.space,
+            entries_cached=states.count(EntryState.CACHED),
+            entries_copying=states.count(EntryState.COPYING),
+            copies=parts.copiers.progress(),
+            reads=parts.counters.read_counters(),
+            sessions=parts.planning.snapshot.sessions,
+            open_files=tuple(parts.routing.open_files()),
+            notes=parts.planning.resolver.notes,
+        )
+
+    async def plan(self) -> Plan:
+        return await self._parts.planning.dry_run()
+
+    def entries(self) -> tuple[CacheEntry, ...]:
+        return self._parts.store.inventory().entries
+
+    def pins(self) -> tuple[Pin, ...]:
+        return self._parts.store.pins()
+
+    async def explain(self, text: str) -> Explanation:
+        path, key = self._key(text)
+        file = await self._file(key, text)
+        entry = self._parts.store.get(key)
+        plan = self._parts.planning.plan
+        reasons = [entry.reason] if entry is not None else []
+        reasons += [want.reason for want in plan.kept if want.key == key]
+        reasons += [f"to be copied: {copy.reason}" for copy in plan.copies if copy.key == key]
+        reasons += [f"to be evicted: {eviction.reason}" for eviction in plan.evictions if eviction.key == key]
+        reasons += [f"not copied: {skip.reason}" for skip in plan.skips if skip.key == key]
+        waiting = [copy.key for copy in plan.copies]
+        return Explanation(
+            path=path,
+            state=visible(entry),
+            size=file.size,
+            on_ssd_bytes=entry.ranges.total if entry is not None else 0,
+            reasons=tuple(dict.fromkeys(reasons))
+            or ("nobody wants it: not playing, on deck, on a watchlist or pinned",),
+            wanted=key in waiting or any(want.key == key for want in plan.kept),
+            planned_position=waiting.index(key) + 1 if key in waiting else None,
+        )
+
+    # --- acts ----------------------------------------------------------------------------------------------------
+
+    async def pin(self, text: str) -> Pin:
+        pin = await self._pin_of(text)
+        await self._parts.store.add_pin(pin)
+        self._parts.planning.wake()
+        return pin
+
+    async def unpin(self, text: str) -> bool:
+        targets = {text, text.strip("/")}
+        if os.path.isabs(text):
+            targets |= {self._path(text)}
+        removed = [await self._parts.store.remove_pin(pin) for pin in self._pin_names(targets)]
+        self._parts.planning.wake()
+        return any(removed)
+
+    def _pin_names(self, targets: set[str]) -> list[str]:
+        wanted = {target.casefold() for target in targets}
+        return sorted({pin.target for pin in self._parts.store.pins() if pin.target.casefold() in wanted})
+
+    async def evict(self, text: str) -> tuple[FileKey, ...]:
+        path = self._path(text)
+        layout = self._parts.union.layout
+        below = [
+            entry.key
+            for entry in self._parts.store.inventory().entries
+            if not path or layout.union(entry.key) == path or layout.union(entry.key).startswith(f"{path}/")
+        ]
+        if not below:
+            raise UserError(f"{text}: nothing of it is cached")
+        for key in below:
+            self._parts.planning.hold_back(key)
+            await self._parts.store.evict(key, force=True)
+        return tuple(below)
+
+    async def copy(self, text: str) -> FileKey:
+        _, key = self._key(text)
+        file = await self._file(key, text)
+        self._parts.planning.release(key)
+        self._nursery.start_soon(self._parts.copiers.copy_now, file, _BY_HAND)
+        return key
+
+    def request_stop(self) -> None:
+        self._stop()
+
+    # --- what a person typed -------------------------------------------------------------------------------------
+
+    def _path(self, text: str) -> UnionPath:
+        return paths.argument(text, self._parts.mountpoint, self._parts.union.layout)
+
+    def _key(self, text: str) -> tuple[UnionPath, FileKey]:
+        path = self._path(text)
+        key = self._parts.union.layout.key(path)
+        if key is None:
+            raise UserError(f"{text} is the mount's root; name a file below it")
+        return path, key
+
+    async def _file(self, key: FileKey, text: str) -> SourceFile:
+        try:
+            return await self._parts.union.stat(key)
+        except OSError as error:
+            raise UserError(f"{text}: {error.strerror or error}") from error
+
+    async def _pin_of(self, text: str) -> Pin:
+        """A path if there is such a file or folder in the mount, else a title in Plex."""
+        if await self._exists(text):
+            return Pin(self._path(text), created_at=time.time())
+        if self._parts.plex is None:
+            raise UserError(
+                f"{text}: no such file or folder in the mount, and no Plex is configured to look for a title"
+            )
+        matches = await self._parts.plex.find(text)
+        match = _only_match(text, matches)
+        return Pin(match.title, match.rating_key, created_at=time.time())
+
+    async def _exists(self, text: str) -> bool:
+        try:
+            path = self._path(text)
+        except UserError:
+            return False
+        key = self._parts.union.layout.key(path)
+        if key is None:
+            return True
+        try:
+            return await self._parts.union.exists(key)
+        except OSError as error:
+            raise UserError(f"{text}: {error.strerror or error}") from error
+
+
+def _only_match(text: str, matches: tuple[TitleMatch, ...]) -> TitleMatch:
+    exact = [match for match in matches if match.title.casefold() == text.casefold()]
+    found = exact or list(matches)
+    if not found:
+        raise UserError(f"{text}: neither a file or folder in the mount nor a title in Plex")
+    if len(found) > 1:
+        titles = ", ".join(f"{match.title} ({match.kind})" for match in found[:10])
+        raise UserError(f"{text}: Plex has several such titles: {titles}; name one of them in full, or a path")
+    return found[0]

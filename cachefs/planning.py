@@ -1,0 +1,234 @@
+"""From "something happened in Plex" to a plan in the copiers' hands.
+
+The daemon runs ``Planning.run`` under supervision. It gathers (Plex, files, inventory), lets the pure planner decide,
+and hands the decision over; a new plan replaces the old one. Plex being away keeps the last snapshot.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import trio
+
+from cachefs.config import PolicyConfig
+from cachefs.errors import PlexError
+from cachefs.model import FileKey, Inventory, Pin, Plan, PlexEvent, PlexEventKind, Skip, Snapshot, Watched
+from cachefs.planner import PlanRequest, plan
+from cachefs.resolving import Resolved, Resolver
+from cachefs.status import HealthRegistry
+from cachefs.units import format_duration
+from cachefs.wanting import Policy, WantedItems, wanted_items, watched_files
+
+log = logging.getLogger(__name__)
+
+COMPONENT = "planning"
+PLEX = "plex"
+_DEBOUNCE_S = 0.5
+_ASK_PLEX_EVERY_S = 5.0
+"""Plex reports a playing session every second or so; what it says then seldom changes a plan."""
+_PLAN_EVERY_S = 30.0
+
+
+class Plex(Protocol):
+    """What planning needs of Plex, as ``PlexClient.snapshot`` with its question already asked."""
+
+    async def __call__(self, pinned: tuple[str, ...]) -> Snapshot: ...
+
+
+class Holdings(Protocol):
+    """What planning needs of the cache, as ``Store`` gives it."""
+
+    @property
+    def changed(self) -> trio.Event: ...
+
+    def inventory(self) -> Inventory: ...
+
+    def pins(self) -> tuple[Pin, ...]: ...
+
+    async def note_wanted(self, keys: list[FileKey], now: float) -> None: ...
+
+    async def note_watched(self, key: FileKey, at: float) -> None: ...
+
+    async def set_reason(self, key: FileKey, reason: str) -> None: ...
+
+
+@dataclass(slots=True)
+class Planning:
+    """The planning task and what it knows. ``plan`` is the newest plan, ``snapshot`` the newest word from Plex."""
+
+    plex: Plex | None
+    resolver: Resolver
+    store: Holdings
+    policy: PolicyConfig
+    health: HealthRegistry
+    follow: Callable[[Plan], None]
+    plan: Plan = field(default_factory=lambda: Plan(0.0))
+    snapshot: Snapshot = field(default_factory=lambda: Snapshot(0.0, complete=False))
+    _dirty: trio.Event = field(default_factory=trio.Event)
+    _ask_plex: bool = True
+    _asked_at: float = float("-inf")
+    _held_back: dict[FileKey, float] = field(default_factory=dict)
+    _next_change_at: float | None = None
+
+    # --- what wakes it -------------------------------------------------------------------------------------------
+
+    def on_event(self, event: PlexEvent) -> None:
+        """Plex has news; synchronous and conflated."""
+        if event.kind is PlexEventKind.CONNECTED:
+            self.health.recovered(PLEX)
+        if event.kind in (PlexEventKind.LIBRARY, PlexEventKind.CONNECTED):
+            self.resolver.forget()
+        self._ask_plex = True
+        self._dirty.set()
+
+    def wake(self) -> None:
+        """Pins changed, or a person asked for a plan."""
+        self._ask_plex = True
+        self._asked_at = float("-inf")
+        self._dirty.set()
+
+    def hold_back(self, key: FileKey) -> None:
+        """A person evicted this file: do not copy it again at once."""
+        self._held_back[key] = time.time()
+
+    def release(self, key: FileKey) -> None:
+        """A person wants it after all."""
+        self._held_back.pop(key, None)
+
+    # --- the task ------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Plan, hand over, wait for a reason to do it again. Runs for ever."""
+        while True:
+            self._dirty = trio.Event()
+            changed = self.store.changed
+            await self._look_at_plex()
+            request = await self._request()
+            self.plan = plan(request)
+            self.follow(self.plan)
+            await self._remember(request)
+            self.health.recovered(COMPONENT)
+            await self._wait(changed)
+
+    async def _wait(self, changed: trio.Event) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_first, self._dirty, nursery.cancel_scope)
+            nursery.start_soon(_first, changed, nursery.cancel_scope)
+            await trio.sleep(self._patience_s())
+            nursery.cancel_scope.cancel()
+        await trio.sleep(_DEBOUNCE_S)
+
+    def _patience_s(self) -> float:
+        """How long a plan stays true when nothing happens: sessions come of age, what was watched becomes due."""
+        patience = min(_PLAN_EVERY_S, max(1.0, self.policy.keep_watched / 4))
+        if self._next_change_at is not None:
+            patience = min(patience, max(0.0, self._next_change_at - time.time()))
+        if self._ask_plex:
+            patience = min(patience, max(0.0, self._asked_at + _ASK_PLEX_EVERY_S - trio.current_time()))
+        return patience
+
+    async def _look_at_plex(self) -> None:
+        now = trio.current_time()
+        if self.plex is None or not self._ask_plex or now - self._asked_at < _ASK_PLEX_EVERY_S:
+            return
+        self._ask_plex = False
+        self._asked_at = now
+        pinned = tuple(pin.rating_key for pin in self.store.pins() if pin.rating_key)
+        try:
+            self.snapshot = await self.plex(pinned)
+        except PlexError as error:
+            if not self.health.component(PLEX).problem:
+                log.warning("plex: %s; the cache stays as it is until Plex answers", error)
+            self.health.degraded(PLEX, str(error))
+            return
+        self.health.recovered(PLEX)
+
+    async def dry_run(self) -> Plan:
+        """A fresh plan that nobody carries out."""
+        self._ask_plex, self._asked_at = True, float("-inf")
+        await self._look_at_plex()
+        return plan(await self._request())
+
+    async def _request(self) -> PlanRequest:
+        """Everything the planner decides from, of this moment."""
+        now = time.time()
+        snapshot = self.snapshot
+        await self._learn_paths(snapshot)
+        items = wanted_items(snapshot, _policy(self.policy), now)
+        self._next_change_at = items.next_change_at
+        resolved = await self.resolver.resolve(items.items, self.store.pins(), self.store.inventory().entries)
+        pinned = resolved.pinned | self._pinned_by_title(items)
+        wants = tuple(want for want in resolved.wants if want.key not in self._held_back or want.key in pinned)
+        playing = (self.resolver.locate(file) for session in snapshot.sessions for file in session.files)
+        return PlanRequest(
+            wants=wants,
+            skips=(*items.skips, *resolved.skips, *self._skips_held_back(resolved, now)),
+            watched=self._watched(),
+            playing=frozenset(key for key in playing if key is not None),
+            inventory=self.store.inventory(),
+            keep_watched_s=self.policy.keep_watched,
+            complete=snapshot.complete,
+            now=now,
+            pinned=pinned,
+        )
+
+    async def _learn_paths(self, snapshot: Snapshot) -> None:
+        if self.resolver.learns and snapshot.folders:
+            await self.resolver.learn(snapshot.folders)
+
+    def _pinned_by_title(self, items: WantedItems) -> frozenset[FileKey]:
+        keys = (self.resolver.locate(item.file) for item in items.items if item.pinned)
+        return frozenset(key for key in keys if key is not None)
+
+    def _skips_held_back(self, resolved: Resolved, now: float) -> list[Skip]:
+        """Files evicted by hand stay away for as long as watched ones are kept."""
+        due = now - max(self.policy.keep_watched, 60.0)
+        self._held_back = {key: at for key, at in self._held_back.items() if at > due}
+        return [
+            Skip(
+                str(want.key),
+                f"{want.reason}; but you evicted it {format_duration(now - self._held_back[want.key])} ago "
+                "(cachefs copy brings it back)",
+                want.key,
+            )
+            for want in resolved.wants
+            if want.key in self._held_back and want.key not in resolved.pinned
+        ]
+
+    def _watched(self) -> tuple[Watched, ...]:
+        found = ((self.resolver.locate(file.file), file) for file in watched_files(self.snapshot))
+        return tuple(Watched(key, file.user, file.at) for key, file in found if key is not None)
+
+    async def _remember(self, request: PlanRequest) -> None:
+        """Tell the cache what is wanted and why, and what was watched, so that it survives a restart."""
+        await self.store.note_wanted([want.key for want in request.wants], request.now)
+        entries = {entry.key: entry for entry in request.inventory.entries}
+        for want in self.plan.kept:
+            if want.key in entries and entries[want.key].reason != want.reason:
+                await self.store.set_reason(want.key, want.reason)
+        for watched in request.watched:
+            entry = entries.get(watched.key)
+            if entry is not None and (entry.watched_at or 0.0) < watched.at:
+                await self.store.note_watched(watched.key, watched.at)
+
+
+async def _first(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
+
+
+def _policy(config: PolicyConfig) -> Policy:
+    return Policy(
+        playing=config.playing.enabled,
+        playing_after_s=config.playing.after,
+        on_deck=config.on_deck.enabled,
+        on_deck_max_age_s=config.on_deck.max_age,
+        watchlist=config.watchlist.enabled,
+        watchlist_max_age_s=config.watchlist.max_age,
+        recently_added=config.recently_added.enabled,
+        recently_added_max_age_s=config.recently_added.max_age,
+    )
