@@ -96,6 +96,7 @@ def start_cachefs(config: Path, log: Path, settings: Mapping[str, Any]) -> Runni
     """
     config.write_text(yaml.safe_dump(dict(settings)))
     environ = {name: value for name, value in os.environ.items() if not name.startswith("CACHEFS_")}
+    environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.fspath(REPOSITORY), environ.get("PYTHONPATH"))))
     with log.open("ab") as writing:
         process = subprocess.Popen(
             [sys.executable, "-m", "cachefs", "mount", "-c", os.fspath(config)],
