@@ -67,6 +67,8 @@ class Ranges:
 
     def split(self, start: int, end: int) -> Iterator[tuple[Span, bool]]:
         """``start`` to ``end`` in ascending pieces, each with whether it is held."""
+        if end <= start:
+            return
         position = start
         for span in self.spans[self._first_touching(start) :]:
             if span.end <= position:

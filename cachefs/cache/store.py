@@ -13,9 +13,10 @@ import errno
 import logging
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import TypeVar, TypeVarTuple
 
 import trio
 
@@ -45,6 +46,9 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 HOUSEKEEPING_S = 30.0
 """How far the index may be behind on what was read and wanted, and the measurement of the SSD behind the truth."""
@@ -186,6 +190,10 @@ class Store:
     async def open_partial(self, entry: CacheEntry) -> Descriptor:
         """The partial file of a copying entry, for writing. Raises ``CacheError``; the entry is dropped then."""
         return await self._intake.open_partial(entry)
+
+    async def on_ssd(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Run disk work on the SSD in a thread that is never abandoned. Raises what it raises."""
+        return await self._shelf.on_disk(function, *args)
 
     def claim(self, entry: CacheEntry, length: int) -> bool:
         """Whether the copy may write ``length`` bytes next without passing ``min_free``, others' files considered.
