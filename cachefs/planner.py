@@ -130,13 +130,6 @@ def plan(request: PlanRequest) -> Plan:
     )
 
 
-def next_change_at(request: PlanRequest) -> float | None:
-    """When an entry will be due for eviction by time alone; None when time alone changes nothing."""
-    scene = _look(request)
-    dues = (_due(scene, entry) for entry in scene.entries.values())
-    return min((due.at for due in dues if due is not None and due.at > request.now), default=None)
-
-
 # --- looking ---------------------------------------------------------------------------------------------------------
 
 
