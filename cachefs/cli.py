@@ -6,7 +6,6 @@ nobody reads the output any more. Decides nothing about the cache: it asks the d
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import time
@@ -22,13 +21,14 @@ from rich.console import RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from cachefs import __version__, check, mounts, show, terminal
+from cachefs import __version__, check, daemon, keeper, logs, mounts, show, terminal
 from cachefs.config import Config, PlexConfig, build, load
 from cachefs.control import wire
 from cachefs.control.client import Client
 from cachefs.errors import CachefsError, CannotMount, NotRunning, UserError
 from cachefs.model import FileKey, Plan, Visible
 from cachefs.paths import Layout
+from cachefs.plex.client import PlexClient, PlexSettings
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -40,6 +40,7 @@ ENVIRONMENT_ONLY = Path(os.devnull)
 _POLL_S = 0.5
 _WATCH_S = 1.0
 _STOP_S = 30.0
+_PLEX_S = 30.0
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
@@ -169,15 +170,14 @@ def commands() -> None:
 @config_option
 def mount(config_file: Path | None) -> int:
     """Mount, and stay until SIGTERM or Ctrl-C."""
-    _log_to_stderr()
-    return _keep(_find_config(config_file))
+    return keeper.run(_find_config(config_file))
 
 
 @commands.command(hidden=True)
 @config_option
 def serve(config_file: Path | None) -> int:
     """The server half of `mount`, which starts it."""
-    _log_to_stderr()
+    logs.set_up()
     return _serve(_load(config_file))
 
 
@@ -355,6 +355,7 @@ def _wait_for_copy(client: Client, key: FileKey, text: str) -> None:
                 now = client.explain(text)
                 if now.state is Visible.CACHED:
                     return
+                begun = begun or now.state is Visible.PARTIAL
                 if begun and now.state is Visible.SOURCE:
                     why = "; ".join(now.reasons) or "its source changed, or there was no room"
                     raise UserError(f"{show.printable(text)} was not copied: {why}")
@@ -411,21 +412,14 @@ def _clear_mount(mountpoint: Path) -> str:
 # --- the other halves ------------------------------------------------------------------------------------------------
 
 
-def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-
-
-def _keep(config_file: Path) -> int:
-    raise CannotMount(f"{config_file}: mounting is not available yet")
-
-
 def _serve(config: Config) -> int:
-    raise CannotMount(f"{config.mountpoint}: mounting is not available yet")
+    return daemon.serve(config)
 
 
 def _plan_offline(config: Config) -> Plan:
-    raise NotRunning(f"no cachefs daemon answers on {config.control.socket}; `cachefs mount` starts one")
+    return trio.run(daemon.plan_once, config)
 
 
 async def _ask_plex(plex: PlexConfig, token: str) -> check.PlexFacts:
-    raise UserError(f"{plex.url}: not available yet")
+    settings = PlexSettings(plex.url, token, cloud_url=plex.cloud_url, deadline_s=_PLEX_S)
+    return await PlexClient(settings).check()

@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 
 _UNWRAPPED = 100_000
 """Columns without a terminal: more than any path (4096 bytes) with its reasons."""
+_CHUNK_CHARS = 16 * 1024
 
 
 class NobodyReads(Exception):
@@ -44,7 +45,9 @@ def rendered(what: RenderableType) -> str:
 def write(text: str) -> None:
     """Write to standard output, now. Raises ``NobodyReads``."""
     try:
-        sys.stdout.write(text)
+        # With PYTHONUNBUFFERED a write that the closing reader cuts short passes for a whole one; the next one fails.
+        for start in range(0, len(text), _CHUNK_CHARS):
+            sys.stdout.write(text[start : start + _CHUNK_CHARS])
         sys.stdout.flush()
     except BrokenPipeError as error:
         raise NobodyReads from error

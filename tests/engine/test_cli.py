@@ -1,0 +1,417 @@
+"""The command line as a process: exit codes, streams, pipes, and a daemon that answers on a real socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import click.testing
+import pytest
+import trio
+
+from cachefs import cli, keeper, mounts
+from cachefs.control import wire
+from cachefs.control.api import listen, serve
+from cachefs.errors import CannotMount
+from cachefs.model import CacheEntry, Explanation, Pin, Plan, Status, Visible
+from tests.engine.fake_engine import LATIN1, LONG, FakeEngine
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A configuration whose folders exist, and where it is."""
+
+    folder: Path
+    file: Path
+    mountpoint: Path
+    socket: Path
+
+    def run(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        """Run ``cachefs`` as a process of its own."""
+        return subprocess.run(
+            command(*arguments),
+            cwd=self.folder,
+            env=environment(**environ),
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "cachefs", *arguments]
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CACHEFS_")}
+    return kept | {"PYTHONPATH": os.fspath(ROOT), "PYTHONUTF8": "1"} | more
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    found = Place(tmp_path, tmp_path / "cachefs.yaml", tmp_path / "mnt", tmp_path / "run" / "c.sock")
+    for name in ("mnt", "media", "ssd"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "media" / "film.mkv").write_text("film")
+    found.file.write_text(
+        f"mountpoint: {found.mountpoint}\nsources: [{{path: {tmp_path}/media, name: Media}}]\n"
+        f"cache: {{path: {tmp_path}/ssd}}\ncontrol: {{socket: {found.socket}}}\n"
+    )
+    return found
+
+
+@dataclass(frozen=True)
+class Outcome:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Here:
+    """``cachefs`` in this process: as good as one of its own where no stream, signal or exit matters, and faster."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str) -> Outcome:
+        code = cli.run(arguments)
+        said = self._capsys.readouterr()
+        return Outcome(code, said.out, said.err)
+
+
+@pytest.fixture
+def here(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    monkeypatch.chdir(place.folder)
+    for name in [name for name in os.environ if name.startswith("CACHEFS_")]:
+        monkeypatch.delenv(name)
+    return Here(capsys)
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@asynccontextmanager
+async def daemon(engine: FakeEngine, place: Place) -> AsyncIterator[None]:
+    with trio.fail_after(40):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(serve, engine, place.socket))
+            yield
+            nursery.cancel_scope.cancel()
+
+
+async def ask(place: Place, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return await trio.to_thread.run_sync(partial(place.run, *arguments, **environ), abandon_on_cancel=True)
+
+
+# --- without a daemon ------------------------------------------------------------------------------------------------
+
+
+def test_version_is_said(place: Place) -> None:
+    done = place.run("--version")
+    assert done.returncode == 0
+    assert done.stdout.startswith("cachefs ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status"],
+        ["status", "--json"],
+        ["ls"],
+        ["pin", "--list"],
+        ["pin", "x"],
+        ["unpin", "x"],
+        ["evict", "x"],
+        ["copy", "x"],
+        ["explain", "x"],
+    ],
+)
+def test_no_daemon_is_said_and_is_two(place: Place, here: Here, arguments: list[str]) -> None:
+    done = here(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"cachefs: no cachefs daemon answers on {place.socket}; `cachefs mount` starts one\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["stat"], "No such command"),
+        (["pin"], "name what to pin, or use --list"),
+        (["pin", "--list", "x"], "name what to pin, or use --list"),
+        (["evict"], "Missing argument"),
+        (["ls", "-c", "none.yaml"], "none.yaml: there is no such file"),
+    ],
+)
+def test_wrong_usage_is_two(place: Place, here: Here, arguments: list[str], said: str) -> None:
+    done = here(*arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_every_problem_of_the_configuration_is_said_at_once(place: Place, here: Here) -> None:
+    place.file.write_text("mountpoint: ''\nsource: []\n")
+    done = here("status")
+    assert done.returncode == 2
+    assert len([line for line in done.stderr.splitlines() if line.startswith("cachefs: ")]) >= 3
+    assert "sources" in done.stderr
+
+
+def test_no_configuration_at_all_says_where_it_was_looked_for(place: Place, here: Here) -> None:
+    place.file.unlink()
+    done = here("ls")
+    assert done.returncode == 2
+    assert "neither cachefs.yaml nor /etc/cachefs/cachefs.yaml exists" in done.stderr
+
+
+def test_the_environment_alone_is_enough(place: Place) -> None:
+    place.file.unlink()
+    done = place.run(
+        "ls",
+        CACHEFS_MOUNTPOINT=str(place.mountpoint),
+        CACHEFS_SOURCES=f"[{{path: {place.folder}/media}}]",
+        CACHEFS_CACHE__PATH=f"{place.folder}/ssd",
+        CACHEFS_CONTROL__SOCKET=f"{place.folder}/other.sock",
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"cachefs: no cachefs daemon answers on {place.folder}/other.sock")
+
+
+def test_unmount_of_nothing_says_so(place: Place, here: Here) -> None:
+    done = here("unmount")
+    assert (done.returncode, done.stdout) == (
+        0,
+        f"daemon not running, and nothing is mounted at {place.mountpoint}\n",
+    )
+
+
+@pytest.fixture
+def foreign_mount(place: Place) -> Iterator[None]:
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "none", place.mountpoint], check=False).returncode:
+        pytest.skip("no right to mount here")
+    yield
+    mounts.unmount(place.mountpoint, force=False)
+
+
+@pytest.mark.usefixtures("foreign_mount")
+def test_unmount_leaves_what_is_not_ours(place: Place, here: Here) -> None:
+    done = here("unmount")
+    assert done.returncode == 2
+    assert "is tmpfs, not cachefs: left alone" in done.stderr
+    assert mounts.mounted_at(place.mountpoint) is not None
+
+
+def test_a_bug_is_one_with_its_traceback_and_a_request_to_report_it(place: Place) -> None:
+    program = (
+        "import sys; from cachefs import cli; cli._load = lambda given: 1 / 0; sys.argv = ['cachefs', 'ls']; cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=place.folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("this is a bug in cachefs; please report it with the lines above.")
+
+
+def test_cannot_mount_is_three(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(config_file: Path) -> int:
+        raise CannotMount(f"{config_file}: /dev/fuse is missing")
+
+    monkeypatch.setattr(keeper, "run", refuse)
+    assert cli.run(["mount", "-c", str(place.file)]) == 3
+    assert capsys.readouterr().err == f"cachefs: {place.file}: /dev/fuse is missing\n"
+
+
+# --- with a daemon ---------------------------------------------------------------------------------------------------
+
+
+async def test_every_show_has_json_with_the_fields_names(engine: FakeEngine, place: Place) -> None:
+    async with daemon(engine, place):
+        status = await ask(place, "status", "--json")
+        entries = await ask(place, "ls", "--json")
+        made = await ask(place, "plan", "--json")
+        pins = await ask(place, "pin", "--list", "--json")
+        explanation = await ask(place, "explain", "--json", "film.mkv")
+    assert wire.loads(Status, status.stdout) == engine.answer_status
+    assert wire.loads(tuple[CacheEntry, ...], entries.stdout) == engine.answer_entries
+    assert wire.loads(Plan, made.stdout) == engine.answer_plan
+    assert wire.loads(tuple[Pin, ...], pins.stdout) == engine.answer_pins
+    assert wire.loads(Explanation, explanation.stdout).path == "film.mkv"
+    assert json.loads(entries.stdout)[1]["state"] == "copying"
+
+
+async def test_tables_keep_long_paths_and_escape_the_rest(engine: FakeEngine, place: Place) -> None:
+    async with daemon(engine, place):
+        done = await ask(place, "ls", PYTHONUTF8="0", LC_ALL="C", PYTHONIOENCODING="ascii:strict")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert any(line.endswith(f"  {LONG}") for line in done.stdout.splitlines())
+    assert any(line.endswith(r"  Films/Am\xe9lie.mkv") for line in done.stdout.splitlines())
+
+
+async def test_undecodable_names_reach_the_daemon_and_come_back(engine: FakeEngine, place: Place) -> None:
+    async with daemon(engine, place):
+        done = await ask(place, "evict", LATIN1, "--json")
+        text = await ask(place, "evict", LATIN1)
+    assert engine.asked == [("evict", LATIN1)] * 2
+    assert json.loads(done.stdout) == [{"source": "Media", "path": LATIN1}]
+    assert text.stdout == "evicted: Films/Am\\xe9lie.mkv\n"
+
+
+async def test_the_users_errors_are_two_and_the_rest_is_done(engine: FakeEngine, place: Place) -> None:
+    async with daemon(engine, place):
+        done = await ask(place, "evict", "open.mkv", "other.mkv")
+    assert done.returncode == 2
+    assert done.stderr == "cachefs: open.mkv is open; it stays until it is closed\n"
+    assert done.stdout == "evicted: other.mkv\n"
+
+
+@pytest.mark.expected_warnings("Error in ASGI Framework")
+async def test_a_bug_of_the_daemon_is_one(engine: FakeEngine, place: Place) -> None:
+    async with daemon(engine, place):
+        done = await ask(place, "explain", "bug")
+    assert done.returncode == 1
+    assert done.stderr == "cachefs: ZeroDivisionError in the daemon; its log has the details\n"
+
+
+async def test_unpinning_what_is_not_pinned_is_two(engine: FakeEngine, place: Place) -> None:
+    async with daemon(engine, place):
+        fine = await ask(place, "unpin", "Series")
+        wrong = await ask(place, "unpin", "Other")
+    assert (fine.returncode, fine.stdout) == (0, "no longer pinned: Series\n")
+    assert (wrong.returncode, wrong.stderr) == (
+        2,
+        "cachefs: Other is not pinned; cachefs pin --list shows what is\n",
+    )
+
+
+async def test_copy_waits_until_the_file_is_cached(engine: FakeEngine, place: Place) -> None:
+    engine.answer_status = replace(engine.answer_status, copies=())
+    engine.states = [Visible.SOURCE, Visible.PARTIAL, Visible.CACHED]
+    async with daemon(engine, place):
+        done = await ask(place, "copy", "film.mkv")
+    assert (done.returncode, done.stdout) == (0, "cached: film.mkv\n")
+    assert engine.asked == [("copy", "film.mkv")] + [("explain", "film.mkv")] * 3
+
+
+async def test_copy_that_is_given_up_is_two_with_the_reason(engine: FakeEngine, place: Place) -> None:
+    engine.states = [Visible.PARTIAL, Visible.SOURCE]
+    engine.answer_status = replace(engine.answer_status, copies=())
+    async with daemon(engine, place):
+        done = await ask(place, "copy", "film.mkv")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "cachefs: film.mkv was not copied: on deck for Ann\n"
+
+
+async def test_copy_need_not_wait(engine: FakeEngine, place: Place) -> None:
+    async with daemon(engine, place):
+        done = await ask(place, "copy", "--no-wait", "film.mkv")
+    assert (done.returncode, done.stdout) == (0, "copying: film.mkv\n")
+    assert engine.asked == [("copy", "film.mkv")]
+
+
+async def test_in_the_mount_names_are_meant_from_there(engine: FakeEngine, place: Place) -> None:
+    inside = replace(place, folder=place.mountpoint / "Films")
+    inside.folder.mkdir()
+    (inside.folder / "Heat.mkv").write_text("")
+    async with daemon(engine, place):
+        await ask(inside, "explain", "-c", str(place.file), "Heat.mkv", PWD="/")
+        await ask(inside, "pin", "-c", str(place.file), "Heat.mkv", PWD="/")
+        await ask(inside, "pin", "-c", str(place.file), "Severance", PWD="/")
+    absolute = str(inside.folder / "Heat.mkv")
+    assert engine.asked == [("explain", absolute), ("pin", absolute), ("pin", "Severance")]
+
+
+async def test_unmount_stops_the_daemon(engine: FakeEngine, place: Place) -> None:
+    async with daemon(engine, place):
+        done = await ask(place, "unmount")
+    assert (done.returncode, done.stdout) == (0, f"the daemon has unmounted {place.mountpoint}\n")
+    assert engine.stopped.is_set()
+
+
+async def test_a_closed_pipe_is_quiet(engine: FakeEngine, place: Place) -> None:
+    engine.answer_entries = engine.answer_entries * 2000  # far more than a pipe holds
+    shell = 'set -o pipefail; "$@" | head -n 1; echo "${PIPESTATUS[0]}"'
+    async with daemon(engine, place):
+        done = await trio.to_thread.run_sync(
+            partial(
+                subprocess.run,
+                ["bash", "-c", shell, "bash", *command("ls", "-c", str(place.file))],
+                env=environment(),
+                capture_output=True,
+                text=True,
+                timeout=30,
+            ),
+            abandon_on_cancel=True,
+        )
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[0].startswith("state")
+    assert done.stdout.splitlines()[1] == "141"
+
+
+async def test_ctrl_c_is_130_without_a_word(engine: FakeEngine, place: Place) -> None:
+    engine.answer_status = replace(engine.answer_status, copies=())
+    engine.states = [Visible.PARTIAL]  # for ever
+    async with daemon(engine, place):
+        process = await trio.lowlevel.open_process(
+            command("explain", "-c", str(place.file), "hang"),
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        await engine.hang.wait()
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 130
+        assert process.stderr is not None
+        assert (await process.stderr.receive_some()).strip() == b""
+
+
+async def test_watching_goes_on_until_the_daemon_ends(engine: FakeEngine, place: Place) -> None:
+    async with daemon(engine, place):
+        process = await trio.lowlevel.open_process(
+            command("status", "--json", "--watch", "-c", str(place.file)),
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        seen = b""
+        while seen.count(b"\n") < 2:
+            seen += await process.stdout.receive_some()
+    with trio.fail_after(20):
+        assert await process.wait() in (1, 2)
+    assert [wire.loads(Status, line) for line in seen.splitlines()[:2]] == [engine.answer_status] * 2
+
+
+def test_help_of_every_command_is_there(place: Place) -> None:
+    runner = click.testing.CliRunner()
+    for name, found in cli.commands.commands.items():
+        outcome = runner.invoke(cli.commands, [name, "--help"])
+        assert outcome.exit_code == 0
+        assert found.help is not None
+        assert "--config FILE" in outcome.output
+
+
+def test_a_stale_socket_is_no_daemon(place: Place) -> None:
+    listen(place.socket).close()
+    assert place.run("ls").returncode == 2
