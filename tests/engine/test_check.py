@@ -1,0 +1,249 @@
+"""``cachefs check`` finds every fault of the surroundings at once, and a dead disk does not hold it up."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from cachefs import check, cli, mounts, probes
+from cachefs.check import CheckReport, Finding, Severity
+from cachefs.config import Config, PlexConfig, build
+from cachefs.errors import PlexRefused, PlexUnreachable
+from cachefs.model import UserName, UserReport
+from cachefs.plex.values import ServerFacts
+from tests.standin.plex import run_stand_in_plex
+
+ERROR, WARNING, NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
+MOUNTABLE = probes.Fuse("", fusermount_missing=False, others_refused=False)
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Folders of a set-up that is fine but for sharing one disk."""
+
+    root: Path
+
+    def config(self, **changes: object) -> Config:
+        data: dict[str, object] = {
+            "mountpoint": f"{self.root}/mnt",
+            "sources": [{"path": f"{self.root}/media"}],
+            "cache": {"path": f"{self.root}/ssd", "min_free": "1"},
+            "control": {"socket": f"{self.root}/c.sock"},
+        }
+        return build(data | changes, self.root, {}, "test")
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
+    for name in ("mnt", "media", "ssd"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "media" / "film.mkv").write_text("film")
+    monkeypatch.setattr(probes, "look_at_fuse", lambda uid: MOUNTABLE)
+    return Folders(tmp_path)
+
+
+async def no_plex(plex: PlexConfig, token: str) -> ServerFacts:
+    raise PlexUnreachable("Plex at http://127.0.0.1:1 does not answer")
+
+
+async def examined(config: Config) -> CheckReport:
+    with trio.fail_after(20):
+        return await check.examine(config, no_plex)
+
+
+def found(report: CheckReport, severity: Severity) -> list[Finding]:
+    return [finding for finding in report.findings if finding.severity is severity]
+
+
+def only(report: CheckReport, severity: Severity, key: str) -> str:
+    [finding] = [finding for finding in found(report, severity) if finding.key == key]
+    return finding.message
+
+
+async def test_a_good_set_up_can_mount(folders: Folders) -> None:
+    report = await examined(folders.config())
+    assert report.can_mount
+    assert only(report, WARNING, "cache.path").endswith("it will gain nothing")  # the test has one disk only
+    assert only(report, NOTE, "plex") == "not configured; only what is pinned will be copied"
+    meaning = {row.what: row.meaning for row in report.understood}
+    assert meaning["mountpoint"] == f"{folders.root}/mnt, showing the content of media"
+    assert meaning["socket"] == f"{folders.root}/c.sock"
+
+
+async def test_all_faults_are_found_at_once(folders: Folders) -> None:
+    (folders.root / "ssd").rmdir()
+    (folders.root / "ssd").write_text("a file")
+    (folders.root / "mnt").rmdir()
+    (folders.root / "file").write_text("")
+    sources = [{"path": f"{folders.root}/gone"}, {"path": f"{folders.root}/file"}]
+    report = await examined(folders.config(sources=sources))
+    assert not report.can_mount
+    assert [(finding.key, finding.message.partition(" ")[2]) for finding in found(report, ERROR)] == [
+        ("cache.path", "is no folder"),
+        ("mountpoint", f"does not exist; run: mkdir -p {folders.root}/mnt"),
+        ("sources[0].path", "does not exist"),
+        ("sources[1].path", "is no folder"),
+    ]
+
+
+async def test_a_source_that_hangs_is_left_behind(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck = threading.Event()
+    look = probes.look_at_folder
+
+    def hang(path: Path) -> probes.Folder:
+        if path.name == "media":
+            stuck.wait()
+        return look(path)
+
+    monkeypatch.setattr(probes, "look_at_folder", hang)
+    sources = [{"path": f"{folders.root}/media", "timeout": "100ms"}, {"path": f"{folders.root}/gone"}]
+    try:
+        report = await examined(folders.config(sources=sources))
+    finally:
+        stuck.set()
+    assert "does not answer within" in only(report, ERROR, "sources[0].path")
+    assert only(report, ERROR, "sources[1].path").endswith("does not exist")
+
+
+async def test_an_empty_source_may_be_an_unmounted_disk(folders: Folders) -> None:
+    (folders.root / "empty").mkdir()
+    report = await examined(folders.config(sources=[{"path": f"{folders.root}/empty"}]))
+    assert report.can_mount
+    assert only(report, WARNING, "sources[0].path").endswith("is empty; is its disk mounted?")
+
+
+def make_links(folders: Folders) -> None:
+    (folders.root / "media" / "inner").mkdir()
+    (folders.root / "link").symlink_to(folders.root / "media" / "inner")
+
+
+async def test_a_link_does_not_hide_that_the_cache_is_in_a_source(folders: Folders) -> None:
+    make_links(folders)
+    report = await examined(folders.config(cache={"path": f"{folders.root}/link"}))
+    assert "is really inside the source" in only(report, ERROR, "cache.path")
+    report = await examined(folders.config(cache={"path": f"{folders.root}/link/new/deeper"}))
+    assert "is really inside the source" in only(report, ERROR, "cache.path")
+
+
+async def test_a_link_does_not_hide_that_a_source_is_in_the_cache(folders: Folders) -> None:
+    make_links(folders)
+    config = folders.config(sources=[{"path": f"{folders.root}/link"}], cache={"path": f"{folders.root}/media"})
+    assert "is really inside the cache" in only(await examined(config), ERROR, "sources[0].path")
+
+
+async def test_a_cache_beside_the_source_may_still_be_made(folders: Folders) -> None:
+    report = await examined(folders.config(cache={"path": f"{folders.root}/new/deeper"}))
+    assert report.can_mount
+    assert only(report, NOTE, "cache.path").endswith("does not exist yet; it will be made")
+    assert sorted(os.listdir(folders.root)) == ["media", "mnt", "ssd"]
+
+
+async def test_no_room_at_all_is_said(folders: Folders) -> None:
+    config = folders.config(cache={"path": f"{folders.root}/ssd", "min_free": "100%"})
+    assert only(await examined(config), WARNING, "cache.min_free").startswith("nothing more can be copied")
+
+
+async def test_a_mountpoint_with_files_is_warned_of_but_not_in_place(folders: Folders) -> None:
+    (folders.root / "mnt" / "x").write_text("")
+    assert "which the mount will hide" in only(await examined(folders.config()), WARNING, "mountpoint")
+    report = await examined(folders.config(mountpoint=f"{folders.root}/media"))
+    assert [finding for finding in report.findings if finding.key == "mountpoint"] == []
+
+
+@pytest.mark.parametrize(
+    ("fstype", "severity", "said"),
+    [("fuse.cachefs", NOTE, "will be cleared"), ("ext4", ERROR, "is in use: it (ext4) is mounted there")],
+)
+async def test_what_is_mounted_at_the_mountpoint(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch, fstype: str, severity: Severity, said: str
+) -> None:
+    there = mounts.Mount(9, 1, 50, folders.root / "mnt", fstype, "it")
+    monkeypatch.setattr(mounts, "mounted_at", lambda path: there)
+    assert said in only(await examined(folders.config()), severity, "mountpoint")
+
+
+async def test_what_mounting_needs_is_said(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    fuse = probes.Fuse("does not exist; run: modprobe fuse", fusermount_missing=True, others_refused=True)
+    monkeypatch.setattr(probes, "look_at_fuse", lambda uid: fuse)
+    report = await examined(folders.config())
+    assert [finding.message.split(";")[0] for finding in found(report, ERROR)] == [
+        "/dev/fuse does not exist",
+        "fusermount3 is missing",
+    ]
+    assert "user_allow_other" in only(report, WARNING, "")
+
+
+PLEX = {"url": "http://127.0.0.1:1", "token": "secret-token"}
+
+
+async def test_plex_that_is_away_is_no_obstacle(folders: Folders) -> None:
+    report = await examined(folders.config(plex=PLEX))
+    assert report.can_mount
+    assert "does not answer; cachefs mounts without Plex" in only(report, WARNING, "plex.url")
+
+
+async def test_a_refused_token_is(folders: Folders) -> None:
+    async def refuse(plex: PlexConfig, token: str) -> ServerFacts:
+        assert token == "secret-token"
+        raise PlexRefused("the token was not accepted")
+
+    report = await check.examine(folders.config(plex=PLEX), refuse)
+    assert only(report, ERROR, "plex.token") == "the token was not accepted"
+
+
+async def test_a_user_who_is_left_out_is_named(folders: Folders) -> None:
+    async def answer(plex: PlexConfig, token: str) -> ServerFacts:
+        ann, bob = UserReport(UserName("Ann")), UserReport(UserName("Bob"), "a PIN is needed")
+        return ServerFacts("Den", "1.40", UserName("Ann"), (ann, bob))
+
+    report = await check.examine(folders.config(plex=PLEX), answer, ("/data is /",))
+    assert only(report, WARNING, "plex") == "Bob is left out: a PIN is needed"
+    assert only(report, NOTE, "plex.path_map") == "/data is /"
+    [row] = [row for row in report.understood if row.what == "plex"]
+    assert "(Den 1.40, owner Ann, users Ann)" in row.meaning
+    assert "secret-token" not in repr(report)
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o644, True), (0o600, False)])
+async def test_a_token_file_for_everybody_is_warned_of(folders: Folders, mode: int, warned: bool) -> None:
+    file = folders.root / "token"
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT, 0o600)
+    os.write(descriptor, b"secret-token\n")
+    os.fchmod(descriptor, mode)
+    os.close(descriptor)
+    report = await examined(folders.config(plex={"url": "http://127.0.0.1:1", "token_file": str(file)}))
+    assert [finding.key for finding in found(report, WARNING) if "token" in finding.key] == (
+        ["plex.token_file"] if warned else []
+    )
+
+
+async def test_a_missing_token_file_is_an_error(folders: Folders) -> None:
+    config = folders.config(plex={"url": "http://127.0.0.1:1", "token_file": f"{folders.root}/none"})
+    assert "cannot be read" in only(await examined(config), ERROR, "plex.token_file")
+
+
+async def test_the_real_plex_client_is_asked(folders: Folders) -> None:
+    with run_stand_in_plex() as plex:
+        settings = {"url": plex.url, "cloud_url": plex.url, "token": plex.token}
+        report = await check.examine(folders.config(plex=settings), cli._ask_plex)
+        assert found(report, ERROR) == []
+        assert any(plex.owner in row.meaning for row in report.understood if row.what == "plex")
+        refused = await check.examine(folders.config(plex=settings | {"token": "wrong"}), cli._ask_plex)
+        assert [finding.key for finding in found(refused, ERROR)] == ["plex.token"]
+
+
+def test_check_is_two_until_all_is_mended(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = partial(cli.run, ["check", "-c", "x", "--json"])
+    monkeypatch.setattr(cli, "_load", lambda given: folders.config())
+    assert run() == 0
+    (folders.root / "mnt").rmdir()
+    assert run() == 2
+    assert '"severity": "error"' in capsys.readouterr().out
