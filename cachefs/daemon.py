@@ -32,14 +32,14 @@ from cachefs.cache.store import Limits, Store, open_store
 from cachefs.config import Config, PlexConfig
 from cachefs.control import api
 from cachefs.engine import DaemonEngine, Parts
-from cachefs.errors import CachefsError, CannotMount
+from cachefs.errors import CacheError, CachefsError, CannotMount
 from cachefs.fs.changes import Changes
 from cachefs.fs.operations import Operations
 from cachefs.fs.routing import Routing
 from cachefs.fs.source import READERS, Source
 from cachefs.fs.union import Union
 from cachefs.lifeline import Lifeline, Word
-from cachefs.model import Snapshot
+from cachefs.model import Plan, Snapshot
 from cachefs.paths import Layout, PathMap
 from cachefs.planning import Planning, Plex
 from cachefs.plex import watcher
@@ -56,15 +56,24 @@ _STOP_WITHIN_S = 3.0
 
 
 def serve(config: Config) -> int:
-    """Mount and serve until stopped; 0 after SIGTERM, SIGINT or an unmount. ``CannotMount``, ``CacheError``."""
+    """Mount and serve until stopped; 0 after SIGTERM, SIGINT or an unmount. Raises ``CannotMount``."""
     logs.set_up()
     lifeline.die_with_keeper(os.environ)
     os.umask(0)  # the kernel has applied the caller's umask already
     try:
         trio.run(_Server(config, Lifeline.from_environment(os.environ)).run)
+    except CacheError as error:
+        raise CannotMount(str(error)) from error
     except BaseExceptionGroup as group:
         raise _first_known(group) from group
     return 0
+
+
+async def plan_once(config: Config) -> Plan:
+    """What would be planned now, without a running daemon. Makes the cache folder if there is none; copies nothing."""
+    async with AsyncExitStack() as stack:
+        parts = await _Server(config, Lifeline()).build(stack)
+        return await parts.planning.dry_run()
 
 
 def _first_known(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -89,7 +98,7 @@ class _Server:
     async def run(self) -> None:
         try:
             async with AsyncExitStack() as stack:
-                parts = await self._build(stack)
+                parts = await self.build(stack)
                 await stack.enter_async_context(_mounted(self._config, _operations(parts)))
                 await self._serve(parts)
         finally:
@@ -97,7 +106,8 @@ class _Server:
 
     # --- building ------------------------------------------------------------------------------------------------
 
-    async def _build(self, stack: AsyncExitStack) -> Parts:
+    async def build(self, stack: AsyncExitStack) -> Parts:
+        """Everything but the mount, opened in order."""
         config = self._config
         store = await stack.enter_async_context(_store(config))
         await leftover.clear(config.mountpoint)

@@ -73,8 +73,9 @@ class Resolver:
     library: Library
     mountpoint: Path
     with_sidecars: bool = True
-    rules: PathMap | None = None
-    """None: to be learned from the library's folders."""
+    rules: PathMap = field(default_factory=lambda: PathMap(()))
+    learns: bool = False
+    """Whether the rules are (still) to be learned from the library's folders."""
     notes: tuple[str, ...] = ()
     """What people should know of the mapping, for ``status`` and ``check``."""
     _files: dict[FileKey, _Seen[SourceFile | None]] = field(default_factory=dict)
@@ -87,8 +88,11 @@ class Resolver:
 
     # --- path mapping --------------------------------------------------------------------------------------------
 
-    async def learn(self, folders: tuple[LibraryFolder, ...]) -> PathMap:
-        """Find out where Plex's folders are in the mount, from real files of the library."""
+    async def learn(self, folders: tuple[LibraryFolder, ...]) -> None:
+        """Find out where Plex's folders are in the mount, from real files of the library.
+
+        Once every folder that has files is found, the question is settled until the next start.
+        """
         tops = await self._top_folders()
         rules, notes = [], []
         for folder in folders:
@@ -102,7 +106,8 @@ class Resolver:
             if note not in self.notes:
                 log.info("%s", note) if note.startswith("path mapping learned") else log.warning("%s", note)
         self.notes = tuple(notes)
-        return PathMap(rules)
+        self.rules = PathMap(rules)
+        self.learns = len(rules) < sum(1 for folder in folders if folder.samples)
 
     async def _learn_one(self, folder: LibraryFolder, tops: tuple[UnionPath, ...]) -> paths.Learned:
         found = []
@@ -166,7 +171,7 @@ class Resolver:
 
     def locate(self, file: PlexFile) -> FileKey | None:
         """Where a Plex file is in the union, as far as the mapping goes."""
-        path = self.rules.to_union(file.path) if self.rules is not None else None
+        path = self.rules.to_union(file.path)
         return self.layout.key(path) if path is not None else None
 
     async def _want(self, item: WantedItem, cached: dict[FileKey, CacheEntry]) -> Want | Skip:

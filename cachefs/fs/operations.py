@@ -30,6 +30,8 @@ R = TypeVar("R")
 
 STATE = "user.cachefs.state"
 """Answered for regular files, never listed, so that ``rsync -X`` does not copy it."""
+_DOTS = (".", "..")
+"""Listed as every file system lists them; the kernel takes no more than their type from us, and counts no lookup."""
 _STAT_AT_ONCE = 512
 """Names of a folder that one thread hop asks attributes of."""
 
@@ -54,7 +56,7 @@ def _errors(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corouti
 
 @dataclass(slots=True)
 class _Listing:
-    """One opendir(3): the names as they were when it was last read from the start."""
+    """One opendir(3): the names as they were when it was last read from the start, ``.`` and ``..`` first."""
 
     folder: Node
     names: list[str] = field(default_factory=list)
@@ -269,8 +271,8 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         listing = self._listings[fh]
         if start_id == 0:
-            listing.names = await self._union.names(listing.folder)
-            listing.found = []
+            listing.names = [*_DOTS, *await self._union.names(listing.folder)]
+            listing.found = [await self._union.attributes(listing.folder)] * len(_DOTS)
         for index in range(start_id, len(listing.names)):
             if index >= len(listing.found):
                 await self._extend(listing)
@@ -280,7 +282,8 @@ class Operations(pyfuse3.Operations):
             name = os.fsencode(listing.names[index])
             if not pyfuse3.readdir_reply(token, name, _attributes(found), index + 1):
                 break
-            self._union.inodes.looked_up(found.node)
+            if index >= len(_DOTS):
+                self._union.inodes.looked_up(found.node)
 
     async def _extend(self, listing: _Listing) -> None:
         """Attributes of the next names, in one thread hop."""
