@@ -287,7 +287,8 @@ def _class(scene: _Scene, staying: Mapping[FileKey, CacheEntry], key: FileKey) -
     if classes:
         return max(classes)
     lately = scene.request.now - scene.request.keep_watched_s
-    if not scene.request.complete and _last_wanted_at(staying[key]) > lately:
+    entry = staying.get(scene.leader(key), staying[key])
+    if not scene.request.complete and _last_wanted_at(entry) > lately:
         return _UNKNOWN_CLASS
     return None
 
