@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +30,7 @@ def test_holds_what_was_inserted(inserted: list[tuple[int, int]]) -> None:
 def test_spans_are_ascending_and_neither_empty_nor_touching(inserted: list[tuple[int, int]]) -> None:
     spans = Ranges.of(inserted).spans
     assert all(span.length > 0 for span in spans)
-    assert all(before.end < after.start for before, after in zip(spans, spans[1:], strict=False))
+    assert all(before.end < after.start for before, after in itertools.pairwise(spans))
 
 
 @given(pairs, positions, positions)
@@ -51,7 +53,7 @@ def test_split_tiles_the_whole_in_alternating_pieces(inserted: list[tuple[int, i
     assert all(span.length > 0 for span, _ in pieces)
     held = model(inserted)
     assert all(present == (position in held) for span, present in pieces for position in range(*span))
-    assert all(before[1] != after[1] for before, after in zip(pieces, pieces[1:], strict=False))
+    assert all(before[1] != after[1] for before, after in itertools.pairwise(pieces))
 
 
 @given(pairs)

@@ -1,0 +1,158 @@
+"""The index on a real file: every value comes back as it went in, and nothing is half done."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cachefs.cache.index import Index
+from cachefs.errors import CacheError, IndexDamaged
+from cachefs.model import CacheEntry, EntryState, FileKey, Fingerprint, Pin, SourceFile, SourceName
+from cachefs.ranges import Ranges
+
+
+def entry(number: int, path: str = "a", **changes: object) -> CacheEntry:
+    file = SourceFile(FileKey(SourceName("Media"), path), Fingerprint(100, 5, 7, "uuid"), 7)
+    made = CacheEntry(number, file, EntryState.COPYING, Ranges.of([(0, 10), (20, 30)]), "because", 1.5)
+    return replace(made, **changes)  # type: ignore[arg-type]  # the caller names fields
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "index.sqlite")
+
+
+def reopened(index: Index, path: str) -> Index:
+    index.close()
+    return Index(path)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        entry(1),
+        entry(1, ranges=Ranges()),
+        entry(1, "x" * 255),
+        entry(1, "S\udcff1/\udc80.mkv"),
+        entry(1, "Señor 🎬\n'\"%.mkv", reason="after \udcff, naturally"),
+        entry(1, state=EntryState.CACHED, ranges=Ranges.of([(0, 100)]), published_at=2.5),
+        entry(1, last_read_at=3.0, last_wanted_at=4.0, watched_at=5.0),
+        entry(1, source_file=SourceFile(FileKey(SourceName("M"), "a"), Fingerprint(0, -1), (1 << 64) - 1, 3)),
+        entry(
+            1,
+            source_file=SourceFile(
+                FileKey(SourceName("M"), "a"), Fingerprint(1, 1 << 70, (1 << 63) + 1, None), 1 << 63
+            ),
+        ),
+    ],
+    ids=lambda changed: ascii(changed.key.path)[:20],
+)
+def test_entry_comes_back_as_it_went_in(path: str, changed: CacheEntry) -> None:
+    index = Index(path)
+    index.insert(changed)
+    expected = replace(changed, reason=changed.reason.encode("utf-8", "backslashreplace").decode())
+    assert reopened(index, path).entries() == (expected,)
+
+
+def test_insert_takes_the_name_of_a_dead_row_in_the_same_transaction(path: str) -> None:
+    index = Index(path)
+    index.insert(entry(1))
+    with pytest.raises(CacheError, match="UNIQUE"):
+        index.insert(entry(2))
+    assert [kept.id for kept in index.entries()] == [1]
+    index.insert(entry(2), gone=[1])
+    assert [kept.id for kept in index.entries()] == [2]
+
+
+def test_failed_insert_leaves_the_dead_row_too(path: str) -> None:
+    index = Index(path)
+    index.insert(entry(1, "a"))
+    index.insert(entry(2, "b"))
+    with pytest.raises(CacheError):
+        index.insert(entry(3, "b"), gone=[1])
+    assert [kept.id for kept in index.entries()] == [1, 2]
+
+
+def test_id_is_never_used_twice(path: str) -> None:
+    index = Index(path)
+    assert index.next_id() == 1
+    index.insert(entry(41))
+    index.delete([41])
+    assert reopened(index, path).next_id() == 42
+
+
+def test_ranges_of_a_cached_entry_are_never_narrowed(path: str) -> None:
+    index = Index(path)
+    index.insert(entry(1))
+    index.save_ranges(1, Ranges.of([(0, 50)]))
+    assert index.entries()[0].ranges == Ranges.of([(0, 50)])
+    index.publish(1, 9.0)
+    index.save_ranges(1, Ranges.of([(0, 60)]))
+    assert index.entries()[0].state is EntryState.CACHED
+    assert index.entries()[0].ranges == Ranges.of([(0, 100)])
+
+
+def test_publishing_a_row_that_has_gone_does_nothing(path: str) -> None:
+    index = Index(path)
+    index.publish(1, 9.0)
+    assert index.entries() == ()
+
+
+def test_details_are_saved(path: str) -> None:
+    index = Index(path)
+    index.insert(entry(1))
+    file = replace(entry(1).source_file, inode=1 << 63, links=2)
+    changed = entry(1, reason="other", last_read_at=1.0, last_wanted_at=2.0, watched_at=3.0, source_file=file)
+    index.save_details([changed, entry(2, "gone")])
+    assert reopened(index, path).entries() == (changed,)
+
+
+def test_pins_are_kept_by_target_and_rating_key(path: str) -> None:
+    index = Index(path)
+    pins = [Pin("TV/\udcff", "", 1.0), Pin("Heat", "12", 2.0), Pin("Heat", "13", 3.0)]
+    for pin in pins:
+        index.add_pin(pin)
+    index.add_pin(Pin("Heat", "13", 3.0))
+    index = reopened(index, path)
+    assert index.pins() == tuple(pins)
+    index.remove_pin("Heat")
+    assert index.pins() == (pins[0],)
+
+
+def test_devices_are_numbered_in_the_order_of_their_first_sight(path: str) -> None:
+    index = Index(path)
+    assert [index.device_tag(name) for name in ("main", "nested", "main", "third")] == [0, 1, 0, 2]
+    assert reopened(index, path).device_tag("third") == 2
+
+
+def test_identity_is_remembered(path: str) -> None:
+    index = Index(path)
+    assert index.identity() is None
+    index.set_identity("Media at /mnt/\udcff")
+    assert reopened(index, path).identity() == "Media at /mnt/\udcff"
+
+
+def test_newer_version_is_refused(path: str) -> None:
+    Index(path).close()
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute("UPDATE meta SET value = ? WHERE name = 'schema'", (b"99",))
+    connection.close()
+    with pytest.raises(CacheError, match="version 99") as caught:
+        Index(path)
+    assert not isinstance(caught.value, IndexDamaged)
+
+
+def test_what_is_no_index_is_damaged(path: str) -> None:
+    Path(path).write_bytes(b"nothing that SQLite wrote " * 100)
+    with pytest.raises(IndexDamaged):
+        Index(path)
+
+
+def test_every_transaction_is_on_the_disk_when_it_returns(path: str) -> None:
+    index = Index(path)
+    settings = [index._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
+    assert settings == ["wal", 2]
