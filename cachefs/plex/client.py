@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 _THREADS = 4
 """One works; the others are for threads that were abandoned and have yet to notice."""
 _SEASON = re.compile(r"(?P<show>.+?)\s+(?:s|season\s*)(?P<number>\d{1,4})", re.IGNORECASE)
+_YEAR = re.compile(r"\s*\(\d{4}\)\s*$")
 _FINDABLE = ("movie", "show", "season", "episode")
 _PEOPLE_ONLY = Ask(playing=False, next_episodes_playing=0, next_episodes_on_deck=0, watchlist_episodes=0)
 _Result = TypeVar("_Result")
@@ -142,7 +143,7 @@ def _find(connection: Connection, settings: PlexSettings, title: str) -> tuple[T
         numbered = [one for show in shows for one in Episodes(server).of_show(key_of(show))]
         if found := [one for one in numbered if whole(one.index) == int(season["number"])]:
             return tuple(_match(one) for one in found)
-    listed = [one for one in server.search(title) if getattr(one, "type", "") in _FINDABLE]
+    listed = [one for one in server.search(_YEAR.sub("", title)) if getattr(one, "type", "") in _FINDABLE]
     exact = [one for one in listed if _is(one, title)]
     matches = {key_of(one): _match(one) for one in exact or listed}
     return tuple(matches.values())

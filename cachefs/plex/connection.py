@@ -24,6 +24,7 @@ from plexapi.myplex import MyPlexAccount, UserState
 from plexapi.server import PlexServer
 
 from cachefs.errors import PlexAnswer, PlexError, PlexRefused, PlexUnreachable
+from cachefs.plex.causes import words_for
 from cachefs.plex.values import PlexSettings, origin_of
 from cachefs.plex.wire import CLOUD_HOSTS, RECEIVE_TIMEOUT_S, Adapter
 
@@ -179,23 +180,12 @@ def translated(party: str) -> Iterator[None]:
     except requests.exceptions.Timeout:
         raise PlexUnreachable(f"{party} does not answer in time") from None
     except (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
-        raise PlexUnreachable(f"{party} cannot be reached{_why(error)}") from None
+        raise PlexUnreachable(f"{party} cannot be reached{words_for(error)}") from None
     except (requests.exceptions.RequestException, PlexApiException, ParseError) as error:
         raise PlexAnswer(f"{party} gave an answer that cannot be understood ({type(error).__name__})") from None
     except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
         place = f"{type(error).__name__} in {_place(error)}"
         raise PlexAnswer(f"{party} gave an answer that cannot be understood ({place})") from None
-
-
-def _why(error: BaseException) -> str:
-    """The operating system's words for a failed connection, if they are in there somewhere."""
-    seen: list[object] = [error]
-    for each in seen:
-        if isinstance(each, OSError) and each.strerror:
-            return f": {each.strerror}"
-        if isinstance(each, BaseException) and len(seen) < 20:
-            seen += [*each.args, each.__cause__, each.__context__, getattr(each, "reason", None)]
-    return ""
 
 
 def _place(error: BaseException) -> str:

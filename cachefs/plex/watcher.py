@@ -18,6 +18,7 @@ from trio_websocket import ConnectionClosed, ConnectionRejected, HandshakeError,
 
 from cachefs.errors import PlexAnswer, PlexError, PlexRefused, PlexUnreachable
 from cachefs.model import PlexEvent, PlexEventKind
+from cachefs.plex.causes import words_for
 from cachefs.plex.values import PlexSettings
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ async def _opened(settings: PlexSettings) -> AsyncIterator[WebSocketConnection]:
     except ConnectionRejected as error:
         raise _rejected(origin, error.status_code) from None
     except HandshakeError as error:
-        raise PlexUnreachable(f"{origin} does not open its notification channel{_why(error)}") from None
+        raise PlexUnreachable(f"{origin} does not open its notification channel{words_for(error)}") from None
     except ValueError:
         raise PlexAnswer(f"{origin} is not an address that a notification channel can have") from None
 
@@ -130,11 +131,6 @@ def _rejected(origin: str, status: int) -> PlexError:
     if status >= 500:
         return PlexUnreachable(f"{origin} is not ready ({status})")
     return PlexAnswer(f"{origin} has no notification channel ({status}); is plex.url right?")
-
-
-def _why(error: HandshakeError) -> str:
-    cause = error.__cause__
-    return f": {cause.strerror}" if isinstance(cause, OSError) and cause.strerror else ""
 
 
 class Notices:

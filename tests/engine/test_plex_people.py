@@ -1,0 +1,147 @@
+"""Whose lists are read, in whose name, and what happens while plex.tv is away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import trio
+
+from cachefs.model import InterestKind
+from cachefs.plex.client import Ask, PlexClient
+from tests.engine.plexkit import ON_DECK, client, fill, of_kind, problem_of, settings, titles
+from tests.standin.plex import StandInPlex, run_stand_in_plex
+
+PLAYING, DECK, WATCHLIST = InterestKind.PLAYING, InterestKind.ON_DECK, InterestKind.WATCHLIST
+
+
+@pytest.fixture
+def plex() -> Iterator[StandInPlex]:
+    with run_stand_in_plex() as standin:
+        yield standin
+
+
+async def test_every_home_user_is_read_in_the_own_name(plex: StandInPlex) -> None:
+    shelf = fill(plex)
+    plex.add_user("kid", "kid-token")
+    plex.add_user("friend", "friend-token", home=False)
+    plex.on_deck("kid", shelf.heat)
+    plex.on_deck("friend", shelf.alien)
+    snapshot = await client(plex).snapshot(ON_DECK)
+    assert [(one.user, one.title) for one in of_kind(snapshot, DECK)] == [("kid", "Heat (1995)")]
+    assert [report.user for report in snapshot.users] == ["owner", "kid"]
+    assert snapshot.complete
+
+
+async def test_a_user_without_a_token_is_skipped_with_the_reason(plex: StandInPlex) -> None:
+    """plexapi would build a server with no token, and that speaks for somebody else."""
+    shelf = fill(plex)
+    plex.add_user("kid", None)
+    plex.on_deck(None, shelf.heat)
+    snapshot = await client(plex).snapshot(ON_DECK)
+    assert titles(of_kind(snapshot, DECK, "kid")) == []
+    assert "no token" in problem_of(snapshot, "kid")
+    assert problem_of(snapshot, "owner") == ""
+    assert snapshot.complete
+    assert all(request.token for request in plex.requests)
+
+
+async def test_a_user_with_a_pin_has_on_deck_but_no_watchlist(plex: StandInPlex) -> None:
+    shelf = fill(plex)
+    plex.add_user("kid", "kid-token", protected=True)
+    plex.on_deck("kid", shelf.heat)
+    plex.watchlist("kid", shelf.alien)
+    snapshot = await client(plex).snapshot(Ask())
+    assert titles(of_kind(snapshot, DECK, "kid")) == ["Heat (1995)"]
+    assert of_kind(snapshot, WATCHLIST) == []
+    assert "PIN" in problem_of(snapshot, "kid")
+
+
+async def test_people_are_remembered_and_a_refused_token_is_renewed_at_once(plex: StandInPlex) -> None:
+    shelf = fill(plex)
+    plex.add_user("kid", "kid-token")
+    plex.on_deck("kid", shelf.heat)
+    one = client(plex)
+    await one.snapshot(ON_DECK)
+    plex.clear_requests()
+    await one.snapshot(ON_DECK)
+    assert plex.count("/api/") == 0
+    plex.set_token("kid", "another-token")
+    snapshot = await one.snapshot(ON_DECK)
+    assert titles(of_kind(snapshot, DECK, "kid")) == ["Heat (1995)"]
+    assert snapshot.complete
+
+
+async def test_a_token_that_stays_refused_makes_the_snapshot_incomplete(plex: StandInPlex) -> None:
+    shelf = fill(plex)
+    plex.add_user("kid", "kid-token")
+    plex.on_deck(None, shelf.heat)
+    one = client(plex)
+    await one.snapshot(ON_DECK)
+    plex.set_token("kid", "another-token")
+    plex.misbehave("/api/", status=503, host="plex.tv")
+    snapshot = await one.snapshot(ON_DECK)
+    assert not snapshot.complete
+    assert "does not accept the token" in problem_of(snapshot, "kid")
+    assert titles(of_kind(snapshot, DECK)) == ["Heat (1995)"]
+
+
+async def test_without_plex_tv_the_owner_is_read_and_the_reason_is_said(plex: StandInPlex) -> None:
+    shelf = fill(plex)
+    plex.on_deck(None, shelf.heat)
+    plex.play(None, shelf.alien)
+    snapshot = await PlexClient(settings(plex, cloud=False)).snapshot(Ask())
+    assert titles(of_kind(snapshot, DECK)) == ["Heat (1995)"]
+    assert titles(of_kind(snapshot, PLAYING)) == ["Alien (1979)"]
+    assert not snapshot.complete
+    assert "plex.tv cannot be reached" in problem_of(snapshot, "owner")
+
+
+async def test_plex_tv_is_left_alone_after_it_failed(plex: StandInPlex) -> None:
+    fill(plex)
+    plex.misbehave("/", status=500, host="plex.tv")
+    one = PlexClient(settings(plex, cloud_retry_s=600))
+    await one.snapshot(Ask())
+    plex.clear_requests()
+    snapshot = await one.snapshot(Ask())
+    assert [request.host for request in plex.requests if request.cloud] == []
+    assert not snapshot.complete
+    assert "plex.tv answers with an error (500)" in problem_of(snapshot, "owner")
+
+
+async def test_home_users_are_found_when_plex_tv_is_back(plex: StandInPlex) -> None:
+    shelf = fill(plex)
+    plex.add_user("kid", "kid-token")
+    plex.on_deck("kid", shelf.heat)
+    plex.misbehave("/", status=500, host="plex.tv")
+    one = client(plex)
+    assert not (await one.snapshot(ON_DECK)).complete
+    plex.behave()
+    snapshot = await one.snapshot(ON_DECK)
+    assert snapshot.complete
+    assert titles(of_kind(snapshot, DECK, "kid")) == ["Heat (1995)"]
+
+
+async def test_known_home_users_are_read_while_plex_tv_is_away(plex: StandInPlex) -> None:
+    shelf = fill(plex)
+    plex.add_user("kid", "kid-token")
+    plex.on_deck("kid", shelf.heat)
+    plex.watchlist("kid", shelf.alien)
+    one = client(plex)
+    await one.snapshot(Ask())
+    for host in ("plex.tv", "discover.provider.plex.tv", "metadata.provider.plex.tv"):
+        plex.misbehave("/", status=502, host=host)
+    snapshot = await one.snapshot(Ask())
+    assert titles(of_kind(snapshot, DECK, "kid")) == ["Heat (1995)"]
+    assert titles(of_kind(snapshot, WATCHLIST, "kid")) == ["Alien (1979)"]
+    assert not snapshot.complete
+
+
+async def test_plex_tv_that_hangs_leaves_time_for_the_server(plex: StandInPlex) -> None:
+    shelf = fill(plex)
+    plex.on_deck(None, shelf.heat)
+    plex.misbehave("/", drip_s=0.05, drip_head=True, host="plex.tv")
+    with trio.fail_after(15):
+        snapshot = await PlexClient(settings(plex, deadline_s=3)).snapshot(ON_DECK)
+    assert titles(of_kind(snapshot, DECK)) == ["Heat (1995)"]
+    assert not snapshot.complete
