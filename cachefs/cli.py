@@ -150,10 +150,12 @@ def _naming(config: Config) -> show.Naming:
 
 
 def _below_here(text: str, config: Config) -> str:
-    """What was typed, made absolute when the shell stands in the mount: there, names are meant from there."""
+    """What was typed, made absolute when it leads into the mount from where the shell stands; else it is relative to
+    the mount's root."""
     for here in filter(None, (os.environ.get("PWD"), os.getcwd())):
-        if Path(here).is_relative_to(config.mountpoint):
-            return os.path.normpath(os.path.join(here, text))
+        path = os.path.normpath(os.path.join(here, text))
+        if Path(path).is_relative_to(config.mountpoint):
+            return path
     return text
 
 

@@ -190,6 +190,12 @@ def test_the_environment_alone_is_enough(place: Place) -> None:
     assert done.stderr.startswith(f"cachefs: no cachefs daemon answers on {place.folder}/other.sock")
 
 
+def test_a_plan_needs_no_daemon(place: Place, here: Here) -> None:
+    done = here("plan")
+    assert (done.returncode, done.stderr) == (0, "daemon not running; this is what it would plan\n")
+    assert done.stdout == "copy: nothing\nevict: nothing\nkeep: nothing\n"
+
+
 def test_unmount_of_nothing_says_so(place: Place, here: Here) -> None:
     done = here("unmount")
     assert (done.returncode, done.stdout) == (
@@ -330,7 +336,7 @@ async def test_copy_need_not_wait(engine: FakeEngine, place: Place) -> None:
     assert engine.asked == [("copy", "film.mkv")]
 
 
-async def test_in_the_mount_names_are_meant_from_there(engine: FakeEngine, place: Place) -> None:
+async def test_a_name_that_leads_into_the_mount_from_here_is_meant_so(engine: FakeEngine, place: Place) -> None:
     inside = replace(place, folder=place.mountpoint / "Films")
     inside.folder.mkdir()
     (inside.folder / "Heat.mkv").write_text("")
@@ -338,8 +344,9 @@ async def test_in_the_mount_names_are_meant_from_there(engine: FakeEngine, place
         await ask(inside, "explain", "-c", str(place.file), "Heat.mkv", PWD="/")
         await ask(inside, "pin", "-c", str(place.file), "Heat.mkv", PWD="/")
         await ask(inside, "pin", "-c", str(place.file), "Severance", PWD="/")
+        await ask(place, "explain", "mnt/Films/Heat.mkv", PWD="/")
     absolute = str(inside.folder / "Heat.mkv")
-    assert engine.asked == [("explain", absolute), ("pin", absolute), ("pin", "Severance")]
+    assert engine.asked == [("explain", absolute), ("pin", absolute), ("pin", "Severance"), ("explain", absolute)]
 
 
 async def test_unmount_stops_the_daemon(engine: FakeEngine, place: Place) -> None:
