@@ -31,6 +31,8 @@ RUN apt-get update \
         ca-certificates fuse3 libfuse3-4 python3 tini \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=builder /opt/cachefs /opt/cachefs
+# Where the command looks when no file is named: docker exec CONTAINER cachefs status
+RUN ln -s /config /etc/cachefs
 ENV PATH=/opt/cachefs/bin:$PATH PYTHONUNBUFFERED=1
 STOPSIGNAL SIGTERM
 # tini passes signals on and reaps what an aborted mount leaves behind.
