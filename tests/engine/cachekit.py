@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cachefs.cache.store import Hooks, Limits, Refused, Store, open_store
+from cachefs.cache.store import Hooks, Limits, Refused, Store, Targets, open_store
 from cachefs.model import CacheEntry, FileKey, Fingerprint, SourceFile, SourceName
 
 MEDIA = SourceName("Media")
@@ -71,3 +71,13 @@ async def cached(store: Store, path: str, data: bytes = b"0123456789", *, mtime_
 
 def content(store: Store, entry: CacheEntry) -> bytes:
     return Path(store.file_of(entry)).read_bytes()
+
+
+def names(*paths: str) -> Targets:
+    return Targets(keys=frozenset(map(key, paths)))
+
+
+def listed(root: Path) -> set[str]:
+    """The regular files below files/ and partial/."""
+    found = [path for folder in ("files", "partial") for path in (root / folder).rglob("*")]
+    return {str(path.relative_to(root)) for path in found if path.is_file()}
