@@ -56,14 +56,6 @@ def _path(value: object, folder: Path) -> Path:
         raise ValueError("begins with the name of a user who has no home; write a path that begins with /") from None
 
 
-def _bandwidth(value: object) -> int | None:
-    return None if value is None else parse_bandwidth(value)
-
-
-def _hours(value: object) -> Hours | None:
-    return None if value is None else Hours.parse(value)
-
-
 def _web_address(value: object) -> str:
     """An http address without a trailing slash. Its text is never repeated in a problem: it may hold a token."""
     try:
@@ -78,13 +70,10 @@ def _web_address(value: object) -> str:
     return url.geturl().rstrip("/")
 
 
-def _web_address_or_none(value: object) -> str | None:
-    return None if value is None else _web_address(value)
-
-
 LocalPath = Annotated[Path, BeforeValidator(_absolute)]
 Seconds = Annotated[float, BeforeValidator(parse_duration)]
 Size = Annotated[Amount, BeforeValidator(Amount.parse)]
+WebAddress = Annotated[str, BeforeValidator(_web_address)]
 Count = Annotated[int, Field(ge=0, le=1000)]
 PathRules = Annotated[
     Annotated[Literal["auto"], Tag("auto")] | Annotated[tuple[PathRule, ...], Tag("rules")],
@@ -154,11 +143,11 @@ class CacheConfig(Section):
 class PlexConfig(Section):
     """The Plex server and how its paths relate to the mount's."""
 
-    url: Annotated[str, BeforeValidator(_web_address)] = Field(examples=["http://127.0.0.1:32400"])
+    url: WebAddress = Field(examples=["http://127.0.0.1:32400"])
     token: SecretStr | None = None
     token_file: LocalPath | None = None
     path_map: PathRules = "auto"
-    cloud_url: Annotated[str | None, BeforeValidator(_web_address_or_none)] = None
+    cloud_url: WebAddress | None = None
 
     @field_validator("token")
     @classmethod
@@ -228,9 +217,9 @@ class CopyingConfig(Section):
     """How hard copying may work the sources."""
 
     workers: int = Field(default=2, ge=1, le=64)
-    bandwidth: Annotated[int | None, BeforeValidator(_bandwidth)] = None
+    bandwidth: Annotated[int, BeforeValidator(parse_bandwidth)] | None = None
     """Bytes a second, all copies together; None for no limit."""
-    hours: Annotated[Hours | None, BeforeValidator(_hours)] = None
+    hours: Annotated[Hours, BeforeValidator(Hours.parse)] | None = None
 
 
 def default_socket(environ: Mapping[str, str], uid: int) -> Path:
