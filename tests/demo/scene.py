@@ -22,6 +22,7 @@ from tests.standin.running import RunningCachefs, start_cachefs
 from tests.standin.slowdisk_control import SlowDisk, SlowDiskSettings, slow_disk
 
 OWNER, FRIEND = "Anna", "Ben"
+FILM_ON_WATCHLIST = "The Long Spin (2019)"
 SOURCE_NAME = "Media"
 KEEP_WATCHED_S = 8
 AFTER_S = 2
@@ -66,6 +67,7 @@ def scene(stop: Stop, folder_parent: Path | None = None) -> Iterator[Scene]:
         plex = stack.enter_context(run_stand_in_plex(owner=OWNER, token="token-of-anna"))
         plex.add_user(FRIEND, "token-of-ben")
         items = put_in_plex(library, plex)
+        plex.watchlist(FRIEND, items.films[FILM_ON_WATCHLIST])
         cachefs = start_cachefs(folder / "cachefs.yaml", folder / "cachefs.log", configuration(folder, plex))
         stack.callback(cachefs.remove)
         control = stack.enter_context(cachefs.client())
@@ -86,5 +88,6 @@ def configuration(folder: Path, plex: StandInPlex) -> dict[str, Any]:
             "on_deck": {"next_episodes": 3},
             "keep_watched": f"{KEEP_WATCHED_S}s",
         },
+        "copying": {"workers": 1},  # one disk, one head: what is watched now comes first
         "control": {"socket": str(folder / "control.sock")},
     }

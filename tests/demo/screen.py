@@ -78,7 +78,9 @@ class PlainScreen:
         if time.monotonic() - self._progress_at > PROGRESS_EVERY_S:
             self._progress_at = time.monotonic()
             for copy in view.status.copies:
-                done = copy.done_bytes / copy.size if copy.size else 1.0
+                if copy.size < LARGE_BYTES:
+                    continue
+                done = copy.done_bytes / copy.size
                 self.say(f"copying {name_of(copy.key)}: {done:.0%} at {speed(copy.bytes_per_s)}")
 
 

@@ -1,4 +1,4 @@
-"""The story of the demo: five acts and a measurement, and what must have been true for it to have happened.
+"""The story of the demo, act by act, a measurement, and what must have been true for it to have happened.
 
 ``tell`` is called by ``__main__``. An act that does not come about in its time ends the story; a fact that turns out
 otherwise is noted, and the story goes on.
@@ -11,22 +11,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from tests.demo.scene import AFTER_S, DISK, FRIEND, KEEP_WATCHED_S, OWNER, Scene
+from tests.demo.scene import AFTER_S, DISK, FILM_ON_WATCHLIST, FRIEND, KEEP_WATCHED_S, OWNER, Scene
 from tests.demo.screen import Screen
 from tests.demo.stop import Stop
 from tests.demo.view import Audience, View, look
-from tests.demo.viewing import Viewer, viewer
+from tests.demo.viewing import Viewer, scan, viewer
 from tests.standin.library import SampleFile
 from tests.standin.plex import PlayingSession
 
 LOOK_EVERY_S = 0.2
 ADVANCE_EVERY_S = 1.0
-STREAM_BYTES_PER_S = 3.2e6
-"""About 25 Mbit/s; one episode of the sample library lasts ten seconds."""
+PLAN_EVERY_S = 1.5
+"""A plan asks Plex anew; oftener would be a load of the demo's own making."""
+STREAM_BYTES_PER_S = 2.5e6
+"""20 Mbit/s; one episode of the sample library lasts thirteen seconds."""
 AT_ONCE_S = 0.5
 
 SHOW = "Slow Tides"
-FILM_ON_WATCHLIST, FILM_ON_DECK, FILM_OF_NOBODY = "The Long Spin (2019)", "Cold Platter (1987)", "Seek Time (2004)"
+FILM_ON_DECK, FILM_OF_NOBODY = "Cold Platter (1987)", "Seek Time (2004)"
 
 
 class StoryEnded(Exception):
@@ -68,8 +70,9 @@ class Story:
     def tell(self) -> Outcome:
         """All of it. ``Stopped`` when somebody asks the demo to end."""
         try:
+            self._watchlist()
             self._first_episode()
-            self._films()
+            self._on_deck()
             self._next_episode()
             self._watched()
             self._measure_both()
@@ -78,6 +81,16 @@ class Story:
         return Outcome(tuple(self.missing), tuple(self.measurements))
 
     # --- the acts ---
+
+    def _watchlist(self) -> None:
+        self.screen.act(
+            f"Before: Plex looks through its library, and {FRIEND} has a film on the watchlist, which goes to the SSD."
+        )
+        with scan(self.scene.cachefs.mountpoint) as scanning:
+            self._until(lambda _: scanning.poll() is not None, 30, "Plex's look through its library")
+        wanted = self._film(FILM_ON_WATCHLIST).path
+        self._until(lambda view: view.is_cached(wanted), 60, f"{FILM_ON_WATCHLIST} on the SSD", with_plan=True)
+        self._until(View.is_settled, 20, "the end of all copying", with_plan=True)
 
     def _first_episode(self) -> None:
         episodes = self._videos()
@@ -99,18 +112,14 @@ class Story:
             self._until(lambda _: not anna.running, 40, "the end of the first episode")
         self._fact(anna.saw_it_right, "the first episode was not read right to its end")
 
-    def _films(self) -> None:
-        plex, films = self.scene.plex, self.scene.items.films
+    def _on_deck(self) -> None:
         self.screen.act(
-            f"3. {FRIEND} has {FILM_ON_WATCHLIST} on the watchlist and stopped in the middle of {FILM_ON_DECK}: "
-            "both go to the SSD, and what comes after the episode that was watched."
+            f"3. {FRIEND} stops in the middle of {FILM_ON_DECK}, {OWNER} has finished her episode: what is now On Deck "
+            "goes to the SSD, with the next episodes, across the end of the season."
         )
-        plex.watchlist(FRIEND, films[FILM_ON_WATCHLIST])
-        plex.on_deck(FRIEND, films[FILM_ON_DECK])
-        wanted = (self._film(FILM_ON_WATCHLIST).path, self._film(FILM_ON_DECK).path, *self._videos()[1:])
-        self._until(
-            lambda view: view.is_cached(*wanted), 60, f"{FRIEND}'s films and the next episodes on the SSD", True
-        )
+        self.scene.plex.on_deck(FRIEND, self.scene.items.films[FILM_ON_DECK])
+        wanted = (self._film(FILM_ON_DECK).path, *self._videos()[1:])
+        self._until(lambda view: view.is_cached(*wanted), 60, "the film On Deck and the next episodes on the SSD", True)
         self._until(View.is_settled, 20, "the end of all copying", with_plan=True)
 
     def _next_episode(self) -> None:
@@ -178,8 +187,11 @@ class Story:
     def _until(self, reached: Callable[[View], bool], within_s: float, what: str, with_plan: bool = False) -> View:
         """Look again and again, let Plex know how far the stream is, and return the look at which it was reached."""
         deadline = time.monotonic() + within_s
+        plan, planned_at = None, float("-inf")
         while True:
-            view = look(self.scene, self.audience, with_plan)
+            if with_plan and time.monotonic() - planned_at > PLAN_EVERY_S:
+                plan, planned_at = self.scene.control.plan(), time.monotonic()
+            view = look(self.scene, self.audience, plan)
             self.screen.show(view)
             self._advance()
             if reached(view):

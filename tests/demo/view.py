@@ -50,14 +50,14 @@ class View:
         )
 
 
-def look(scene: Scene, audience: Audience | None, with_plan: bool) -> View:
-    """Ask cachefs and the disk. A plan is asked of Plex anew, so not at every look."""
+def look(scene: Scene, audience: Audience | None, plan: Plan | None) -> View:
+    """Ask cachefs and the disk."""
     if (code := scene.cachefs.process.poll()) is not None:
         raise CachefsError(f"cachefs ended with {code}\n{scene.cachefs.tail()}")
     return View(
         status=scene.control.status(),
         entries=scene.control.entries(),
-        plan=scene.control.plan() if with_plan else None,
+        plan=plan,
         disk=scene.disk.counts(),
         audience=audience,
     )

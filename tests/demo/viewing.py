@@ -86,3 +86,18 @@ def viewer(mountpoint: Path, file: SampleFile, bytes_per_s: float | None = None)
         yield watching
     finally:
         watching.end()
+
+
+@contextmanager
+def scan(mountpoint: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """What a media server does to a library now and then: look at every file, open none; ended with the block."""
+    looking = subprocess.Popen(
+        ["find", os.fspath(mountpoint), "-size", "+0"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield looking
+    finally:
+        looking.kill()

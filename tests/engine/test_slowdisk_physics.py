@@ -30,6 +30,15 @@ async def test_every_lookup_moves_the_head(autojump_clock: trio.testing.MockCloc
     assert await time_of(disk, "lookup") == pytest.approx(0.008)
 
 
+async def test_attributes_of_a_known_file_wake_the_disk_but_move_no_head(
+    autojump_clock: trio.testing.MockClock, disk: Disk
+) -> None:
+    assert await time_of(disk, "getattr") == 0
+    disk.sleep()
+    assert await time_of(disk, "getattr") == pytest.approx(3.0)
+    assert await time_of(disk, "getattr") == 0
+
+
 async def test_a_stream_that_goes_straight_on_pays_one_seek(autojump_clock: trio.testing.MockClock, disk: Disk) -> None:
     assert await time_of(disk, "read", size=4 * MB, offset=0) == pytest.approx(0.108)
     assert await time_of(disk, "read", size=4 * MB, offset=4 * MB) == pytest.approx(0.1)
