@@ -97,9 +97,6 @@ class _Scene:
     def is_wanted(self, key: FileKey) -> bool:
         return key in self.wants or self.leader(key) in self.wants
 
-    def is_open(self, key: FileKey) -> bool:
-        return key in self.request.inventory.open_files
-
 
 @dataclass(frozen=True, slots=True)
 class _Places:
@@ -198,7 +195,7 @@ def _expired(scene: _Scene) -> tuple[PlannedEviction, ...]:
     found = []
     for entry in scene.entries.values():
         if not scene.is_current(entry):
-            if not scene.is_open(entry.key):
+            if entry.key not in request.inventory.open_files:
                 found.append(_eviction(entry, "it has changed at its source since it was copied", for_space=False))
             continue
         due = _due(scene, entry)
@@ -311,26 +308,37 @@ def _size(scene: _Scene, key: FileKey) -> int:
 
 
 def _make_room(scene: _Scene, staying: Mapping[FileKey, CacheEntry], places: _Places) -> tuple[PlannedEviction, ...]:
-    """What nobody wants, as far as its room is needed; then what is wanted and got none, least wanted first."""
-    over = -scene.request.inventory.space.room_bytes
-    why = f"the cache is {format_size(over)} over its limits" if over > 0 else "room is needed for what is wanted more"
+    """What nobody wants, as far as its room is needed; then what is wanted and got none, least wanted first.
+
+    What has to go for the limits alone, without any copy, does not wait for one: its ``for_space`` is False.
+    """
+    over = sum(entry.size for entry in staying.values()) - places.budget_bytes
+    losers = [staying[key] for key in reversed([*places.room_left]) if key in staying]
+    evictions = []
+    for entry in (*_spare(scene, staying, places), *losers):
+        if over > 0:
+            why = f"the cache is {format_size(over)} over its limits"
+        else:
+            why = "room is needed for what is wanted more"
+        evictions.append(_eviction(entry, f"{why}; {_loss(scene, entry)}", for_space=over <= 0))
+        over -= entry.size
+    return tuple(evictions)
+
+
+def _spare(scene: _Scene, staying: Mapping[FileKey, CacheEntry], places: _Places) -> list[CacheEntry]:
+    """Of what has no place in the line, as much as must go, with the sidecars of what goes."""
     spare = {
         key: entry
         for key, entry in staying.items()
         if key not in places.accepted and key not in places.room_left and scene.is_current(entry)
     }
     excess = places.used_bytes + sum(entry.size for entry in spare.values()) - places.budget_bytes
-    evictions: list[PlannedEviction] = []
-    leaving: set[FileKey] = set()
+    leaving: dict[FileKey, CacheEntry] = {}
     for entry in _cheapest_first(scene, spare):
-        if excess <= 0 and scene.leader(entry.key) not in leaving:
-            continue
-        idle = format_duration(_idle_s(scene, entry))
-        evictions.append(_eviction(entry, f"{why}; nobody wants it, last used {idle} ago", for_space=True))
-        leaving.add(entry.key)
-        excess -= entry.size
-    losers = [staying[key] for key in reversed(list(places.room_left)) if key in staying]
-    return (*evictions, *(_eviction(entry, f"{why}; {_loss(scene, entry)}", for_space=True) for entry in losers))
+        if excess > 0 or scene.leader(entry.key) in leaving:
+            leaving[entry.key] = entry
+            excess -= entry.size
+    return list(leaving.values())
 
 
 def _cheapest_first(scene: _Scene, spare: Mapping[FileKey, CacheEntry]) -> list[CacheEntry]:
@@ -354,7 +362,9 @@ def _loss(scene: _Scene, entry: CacheEntry) -> str:
     if want is not None:
         return f"wanted less: {want.reason}"
     leader = scene.leader(entry.key)
-    return f"it goes with {_split(leader)[1]}" if leader != entry.key else "nobody is known to want it"
+    if leader != entry.key:
+        return f"it goes with {_split(leader)[1]}"
+    return f"nobody is known to want it, last used {format_duration(_idle_s(scene, entry))} ago"
 
 
 # --- wording and order -----------------------------------------------------------------------------------------------

@@ -303,7 +303,7 @@ def test_unwanted_goes_before_wanted_and_the_least_wanted_first() -> None:
     assert evicted(made) == ["spare.mkv", "recent.mkv", "list.mkv"]
     assert all(eviction.for_space for eviction in made.evictions)
     assert [eviction.reason for eviction in made.evictions[:2]] == [
-        "room is needed for what is wanted more; nobody wants it, last used 1h ago",
+        "room is needed for what is wanted more; nobody is known to want it, last used 1h ago",
         "room is needed for what is wanted more; wanted less: recent.mkv: wanted",
     ]
 
@@ -342,8 +342,15 @@ def test_lowered_limit_is_reached_from_the_bottom() -> None:
     playing = frozenset({key("now.mkv")})
     made = plan(request(wants, entries, limit=60, playing=playing))
     assert evicted(made) == ["spare.mkv", "list.mkv"]
-    assert made.evictions[0].reason == "the cache is 40 B over its limits; nobody wants it, last used 1h ago"
+    assert not any(eviction.for_space for eviction in made.evictions)
+    assert made.evictions[0].reason == "the cache is 40 B over its limits; nobody is known to want it, last used 1h ago"
     assert evicted(plan(request(wants, entries, limit=5, playing=playing))) == ["spare.mkv", "list.mkv", "deck.mkv"]
+
+
+def test_only_what_the_limits_ask_for_goes_before_a_copy_needs_room() -> None:
+    entries = (cached("a.mkv", 40), cached("b.mkv", 40), cached("c.mkv", 40))
+    made = plan(request((want("now.mkv", 60, PLAYING),), entries, limit=100))
+    assert [eviction.for_space for eviction in made.evictions] == [False, True]
 
 
 def test_incomplete_snapshot_lets_only_playing_displace_what_was_wanted_lately() -> None:
