@@ -129,16 +129,17 @@ class DaemonEngine:
         return pin
 
     async def unpin(self, text: str) -> bool:
-        targets = {text, text.strip("/")}
+        names = {text.casefold(), text.strip("/").casefold()}
         if os.path.isabs(text):
-            targets |= {self._path(text)}
-        removed = [await self._parts.store.remove_pin(pin) for pin in self._pin_names(targets)]
+            names.add(self._path(text).casefold())
+        pins = [pin for pin in self._parts.store.pins() if pin.target.casefold() in names]
+        if not pins and self._parts.plex is not None:
+            keys = {match.rating_key for match in await self._parts.plex.find(text)}
+            pins = [pin for pin in self._parts.store.pins() if pin.rating_key in keys]
+        for pin in pins:
+            await self._parts.store.remove_pin(pin.target)
         self._parts.planning.wake()
-        return any(removed)
-
-    def _pin_names(self, targets: set[str]) -> list[str]:
-        wanted = {target.casefold() for target in targets}
-        return sorted({pin.target for pin in self._parts.store.pins() if pin.target.casefold() in wanted})
+        return bool(pins)
 
     async def evict(self, text: str) -> tuple[FileKey, ...]:
         path = self._path(text)
