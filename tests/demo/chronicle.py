@@ -51,7 +51,7 @@ class Chronicle:
         for copy in view.plan.copies if view.plan else ():
             if copy.key not in self.planned and copy.file.size > LARGE_BYTES:
                 self.planned.add(copy.key)
-                yield f"planned: {name_of(copy.key)}: {copy.reason}"
+                yield f"planned: {name_of(copy.key)}: {why(copy.reason)}"
 
     def _cached(self, view: View) -> Iterator[str]:
         for entry in view.entries:
@@ -72,3 +72,8 @@ class Chronicle:
 def name_of(key: FileKey) -> str:
     """A file's name without folders and ending."""
     return PurePosixPath(key.path).stem
+
+
+def why(reason: str) -> str:
+    """A reason without the title that it begins with: the name of the file stands beside it already."""
+    return reason.partition(": ")[2] or reason

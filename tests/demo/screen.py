@@ -16,7 +16,7 @@ from rich.text import Text
 
 from cachefs.model import EntryState
 from cachefs.units import format_size
-from tests.demo.chronicle import LARGE_BYTES, Chronicle, name_of
+from tests.demo.chronicle import LARGE_BYTES, Chronicle, name_of, why
 from tests.demo.view import View
 
 NEWS_SHOWN = 5
@@ -146,11 +146,11 @@ def copies(view: View) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     for copy in view.status.copies:
         bar = ProgressBar(total=max(copy.size, 1), completed=copy.done_bytes, width=BAR_WIDTH)
-        table.add_row(name_of(copy.key), bar, speed(copy.bytes_per_s), reason(copy.reason))
-    in_flight = {copy.key for copy in view.status.copies}
+        table.add_row(name_of(copy.key), bar, speed(copy.bytes_per_s), reason(why(copy.reason)))
+    begun = {entry.key for entry in view.entries}  # the plan is a moment older
     for planned in view.plan.copies if view.plan else ():
-        if planned.key not in in_flight and planned.file.size > LARGE_BYTES:
-            table.add_row(name_of(planned.key), "planned", "", reason(planned.reason))
+        if planned.key not in begun and planned.file.size > LARGE_BYTES:
+            table.add_row(name_of(planned.key), "planned", "", reason(why(planned.reason)))
     return table if table.row_count else Text("nothing", style="dim")
 
 
@@ -160,7 +160,7 @@ def ssd(view: View) -> RenderableType:
     large = [entry for entry in cached if entry.size > LARGE_BYTES]
     table = Table.grid(padding=(0, 2))
     for entry in large:
-        table.add_row(name_of(entry.key), format_size(entry.size), reason(entry.reason))
+        table.add_row(name_of(entry.key), format_size(entry.size), reason(why(entry.reason)))
     if len(cached) > len(large):
         table.add_row("and beside them", f"{len(cached) - len(large)} small", reason("subtitles, posters, .nfo"))
     return table if table.row_count else Text("nothing", style="dim")

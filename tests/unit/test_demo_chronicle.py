@@ -92,7 +92,7 @@ def test_eviction_is_told_and_a_copy_after_it_again() -> None:
 
 
 def test_plan_is_told_with_its_reason() -> None:
-    copy = PlannedCopy(file("a.mkv", 32 * MB), InterestKind.PLAYING, "Anna is watching it")
+    copy = PlannedCopy(file("a.mkv", 32 * MB), InterestKind.PLAYING, "A S01E01: Anna is watching it")
     assert Chronicle().news(replace(EMPTY, plan=Plan(0.0, copies=(copy,)))) == ["planned: a: Anna is watching it"]
 
 
