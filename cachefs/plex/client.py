@@ -65,19 +65,21 @@ class PlexClient:
 
         Exact titles (but for upper and lower case) if there are any, else all that Plex's own search finds.
         """
-        return await self._run(lambda connection: _find(connection, self._settings, title))
+        with self._call():
+            return await self._run(lambda connection: _find(connection, self._settings, title))
 
     async def check(self) -> ServerFacts:
         """Name, version and people of the server, read anew as far as that can be."""
         gathered = await self._gather(_PEOPLE_ONLY)
-        name, version = await self._run(lambda connection: _introduce(connection, self._settings))
+        with self._call():
+            name, version = await self._run(lambda connection: _introduce(connection, self._settings))
         users = gathered.snapshot.users
         return ServerFacts(name, version, users[0].user, users)
 
     async def _gather(self, ask: Ask) -> Gathered:
         """The snapshot's thread gets a frozen memory and returns a new one, which counts only if all went well."""
         settings = self._settings
-        with _deadline(self._settings):
+        with self._call():
             async with self._turn:
                 memory, now = self._memory, time.time()
                 gathered = await self._run(lambda connection: gather(connection, settings, ask, memory, now))
@@ -85,7 +87,7 @@ class PlexClient:
                 return gathered
 
     async def _run(self, function: Callable[[Connection], _Result]) -> _Result:
-        """Run ``function`` in a worker thread, with a connection of its own that is broken when time is up."""
+        """Run ``function`` in a worker thread, with a connection of its own that is broken when the caller leaves."""
         connection = Connection(self._settings)
 
         def work() -> _Result:
@@ -96,15 +98,20 @@ class PlexClient:
                 connection.close()
 
         try:
+            return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._limiter)
+        finally:
+            connection.abort()
+
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        """Around a whole call: the deadline, and a line in the log when Plex goes or is back."""
+        try:
             with _deadline(self._settings):
-                result = await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._limiter)
+                yield
         except PlexError as error:
             self._say_state(error)
             raise
-        finally:
-            connection.abort()
         self._say_state(None)
-        return result
 
     def _say_state(self, error: PlexError | None) -> None:
         """One line when Plex goes, one when it is back."""

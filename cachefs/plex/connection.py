@@ -176,7 +176,7 @@ def translated(party: str) -> Iterator[None]:
     except NotFound:
         raise PlexMissing(f"{party} does not know what was asked for") from None
     except requests.exceptions.SSLError:
-        raise PlexUnreachable(f"{party} shows a TLS certificate that is not accepted") from None
+        raise PlexUnreachable(f"{party} does not speak TLS, or shows a certificate that is not accepted") from None
     except requests.exceptions.Timeout:
         raise PlexUnreachable(f"{party} does not answer in time") from None
     except (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:

@@ -75,12 +75,11 @@ def read_people(round: Round, *, anew: bool = False) -> None:
 def _ask_cloud_for_people(round: Round, known: People) -> None:
     if not (round.ask.on_deck or round.ask.watchlist):
         return
-    what = "home users"
-    if round.cloud_rests and round.memory.cloud is not None:
-        round.note(round.owner, f"{what}: {round.memory.cloud.problem}")
+    if trouble := round.cloud_trouble(round.owner):
+        round.note(round.owner, f"home users: {trouble}")
         return
-    with round.reading_cloud(round.owner, what):
-        round.memory = replace(round.memory, people=everybody(round.connection, round.server, known), cloud=None)
+    with round.reading_cloud(round.owner, "home users"):
+        round.memory = replace(round.memory, people=everybody(round.connection, round.server, known), cloud={})
 
 
 def _merged(fresh: People, known: People | None) -> People:

@@ -5,13 +5,21 @@ Whatever has the wrong type is a ``PlexAnswer``: plexapi turns a number it canno
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 
 from cachefs.errors import PlexAnswer
-from cachefs.model import PlexFile, PlexPath
+from cachefs.model import Interest, PlexFile, PlexPath
 from cachefs.plex.connection import Item
 
 PLAYABLE = frozenset({"movie", "episode"})
+
+
+def playable(listed: Iterable[Item]) -> list[Item]:
+    """The films and episodes of the library. Live television and online titles have no number, deleted ones none any
+    more."""
+    return [item for item in listed if item.type in PLAYABLE and isinstance(item.ratingKey, int)]
 
 
 def files_of(item: Item) -> tuple[PlexFile, ...]:
@@ -40,6 +48,18 @@ def numbered(episode: Item) -> str:
     if season is None or number is None:
         return str(episode.title or "?")
     return f"S{season:02}E{number:02}"
+
+
+def ahead_of(base: Interest, item: Item, ahead: int) -> Interest:
+    """The interest in an item that comes ``ahead`` places after what ``base`` is about."""
+    return replace(
+        base,
+        title=title_of(item),
+        files=files_of(item),
+        ahead=ahead,
+        after_title=base.title,
+        rating_key=key_of(item),
+    )
 
 
 def key_of(item: Item) -> str:

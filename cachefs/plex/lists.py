@@ -12,10 +12,9 @@ from types import MappingProxyType
 from cachefs.model import Interest, InterestKind, UserName
 from cachefs.plex.connection import Item, PlexMissing, items, watchlisted_at
 from cachefs.plex.episodes import Episodes
-from cachefs.plex.items import PLAYABLE, files_of, key_of, moment, title_of
+from cachefs.plex.items import PLAYABLE, ahead_of, files_of, key_of, moment, playable, title_of
 from cachefs.plex.memory import GuidMatch, Person, Section, Watchlist, Wished, WishKey, with_entry
 from cachefs.plex.round import Round
-from cachefs.plex.sessions import ahead_of
 
 NOBODY = UserName("")
 _WATCHLIST_ITEMS = 100
@@ -29,7 +28,7 @@ def read_on_deck(round: Round, person: Person, server: Item, episodes: Episodes)
     """On Deck and Continue Watching are the same list on most servers, and not on all: both are read."""
     with round.reading(person.name, "On Deck"):
         listed = [*_continue_watching(server), *items(server, "/library/onDeck")]
-        for item in {key_of(one): one for one in listed if one.type in PLAYABLE}.values():
+        for item in {key_of(one): one for one in playable(listed)}.values():
             with round.reading(person.name, f"what follows {title_of(item)}"):
                 round.interests += _on_deck(round, person, item, episodes)
 
@@ -119,7 +118,7 @@ class _Account:
         """When the item came to the watchlist. The list does not say: plex.tv is asked once for each item."""
         round, key = self._round, WishKey(self._person.name, guid)
         known = round.memory.wished_at.get(key)
-        if known is not None or round.cloud_rests:
+        if known is not None or round.cloud_trouble(self._person.name):
             return round.now if known is None else known
         with round.reading_cloud(self._person.name, "watchlist"):
             try:
@@ -141,8 +140,8 @@ def _entries(round: Round, person: Person, account: _Account) -> tuple[Wished, .
     known = round.memory.watchlists.get(person.name)
     if known is not None and round.now - known.read_at < round.settings.watchlist_every_s:
         return known.entries
-    if round.cloud_rests and round.memory.cloud is not None:
-        round.note(person.name, f"watchlist: {round.memory.cloud.problem}")
+    if trouble := round.cloud_trouble(person.name):
+        round.note(person.name, f"watchlist: {trouble}")
         return known.entries if known else ()
     with round.reading_cloud(person.name, "watchlist"):
         found = tuple(_wished(account.watchlist()))

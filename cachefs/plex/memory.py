@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 
 from cachefs.model import LibraryFolder, PlexFile, UserName, View
 
+EVERYBODY = UserName("")
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
@@ -110,7 +111,7 @@ class WishKey:
 
 @dataclass(frozen=True, slots=True)
 class CloudTrouble:
-    """Why plex.tv could not be used, and until when it is left alone."""
+    """Why plex.tv could not be used, and until when it is left alone: for all, or for the one whom it refused."""
 
     problem: str
     until: float
@@ -128,7 +129,8 @@ class Memory:
     watchlists: Mapping[UserName, Watchlist] = field(default_factory=dict)
     matches: Mapping[str, GuidMatch] = field(default_factory=dict)
     wished_at: Mapping[WishKey, float] = field(default_factory=dict)
-    cloud: CloudTrouble | None = None
+    cloud: Mapping[UserName, CloudTrouble] = field(default_factory=dict)
+    """By user; what troubles all is under ``EVERYBODY``."""
 
 
 def with_entry(mapping: Mapping[_Key, _Value], key: _Key, value: _Value) -> Mapping[_Key, _Value]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from cachefs.errors import PlexError, PlexRefused, PlexUnreachable
 from cachefs.model import Interest, UserName, UserReport
 from cachefs.plex.connection import Connection, Item, translated
-from cachefs.plex.memory import CloudTrouble, Memory, People
+from cachefs.plex.memory import EVERYBODY, CloudTrouble, Memory, People, with_entry
 from cachefs.plex.values import Ask, PlexSettings
 
 
@@ -41,10 +41,10 @@ class Round:
     def owner(self) -> UserName:
         return self.people.persons[0].name
 
-    @property
-    def cloud_rests(self) -> bool:
-        """Whether plex.tv failed lately and is left alone."""
-        return self.memory.cloud is not None and self.now < self.memory.cloud.until
+    def cloud_trouble(self, user: UserName) -> str:
+        """Why plex.tv is left alone in this user's name, because it failed lately; empty when it is not."""
+        known = (self.memory.cloud.get(who) for who in (EVERYBODY, user))
+        return next((trouble.problem for trouble in known if trouble and self.now < trouble.until), "")
 
     def note(self, user: UserName, problem: str) -> None:
         """Something of this user is unknown now that should be known."""
@@ -75,8 +75,9 @@ class Round:
             with translated("plex.tv"):
                 yield
         except PlexError as error:
-            until = self.now + self.settings.cloud_retry_s
-            self.memory = replace(self.memory, cloud=CloudTrouble(str(error), until))
+            who = user if isinstance(error, PlexRefused) else EVERYBODY
+            trouble = CloudTrouble(str(error), self.now + self.settings.cloud_retry_s)
+            self.memory = replace(self.memory, cloud=with_entry(self.memory.cloud, who, trouble))
             self.note(user, f"{what}: {error}")
 
     def reports(self) -> tuple[UserReport, ...]:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from cachefs.model import Interest, InterestKind, Session, UserName, View
 from cachefs.plex.connection import Item, items
 from cachefs.plex.episodes import Episodes
-from cachefs.plex.items import PLAYABLE, files_of, key_of, moment, title_of, whole
+from cachefs.plex.items import ahead_of, files_of, key_of, moment, playable, title_of, whole
 from cachefs.plex.memory import SeenSession
 from cachefs.plex.round import Round
 
@@ -24,7 +24,7 @@ _HISTORY_ROWS = 200
 
 def read_sessions(round: Round, episodes: Episodes) -> tuple[Session, ...]:
     """The sessions of now; remembers them, and turns finished ones that ended into views."""
-    playing = [one for one in items(round.server, "/status/sessions") if one.type in PLAYABLE]
+    playing = playable(items(round.server, "/status/sessions"))
     known = {key_of(item): item for item in episodes.by_keys(key_of(one) for one in playing)}
     sessions = tuple(_session(round, one, known.get(key_of(one), one)) for one in playing)
     seen = {session.key: _seen(round.memory.sessions.get(session.key), session) for session in sessions}
@@ -45,7 +45,7 @@ def read_history(round: Round, episodes: Episodes) -> tuple[View, ...]:
     """The views: those of the watch history, whose rows name no files, and of the sessions that were seen to end."""
     with round.reading(round.owner, "watch history"):
         since = datetime.fromtimestamp(max(round.now - round.ask.views_max_age_s, 0.0))
-        rows = [one for one in round.server.history(_HISTORY_ROWS, since) if one.type in PLAYABLE and one.ratingKey]
+        rows = playable(round.server.history(_HISTORY_ROWS, since))
         known = round.memory.history
         fresh = [row for row in rows if _row_key(row) not in known]
         found = {key_of(item): item for item in episodes.by_keys(key_of(row) for row in fresh)}
@@ -100,18 +100,6 @@ def _want(round: Round, session: Session, item: Item | None, episodes: Episodes)
     with round.reading(session.user, f"what follows {session.title}"):
         following = episodes.following(item, round.ask.next_episodes_playing)
         round.interests += [ahead_of(playing, one, place) for place, one in enumerate(following, 1)]
-
-
-def ahead_of(base: Interest, item: Item, ahead: int) -> Interest:
-    """The interest in an item that comes ``ahead`` places after what ``base`` is about."""
-    return replace(
-        base,
-        title=title_of(item),
-        files=files_of(item),
-        ahead=ahead,
-        after_title=base.title,
-        rating_key=key_of(item),
-    )
 
 
 def _row_key(row: Item) -> str:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+import ssl
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AsyncExitStack
 from typing import NoReturn
 from urllib.parse import urlsplit
 
+import h11
 import trio
-from trio_websocket import ConnectionClosed, ConnectionRejected, HandshakeError, WebSocketConnection, open_websocket
+import wsproto.utilities
+from trio_websocket import ConnectionClosed, ConnectionRejected, HandshakeError, WebSocketConnection, wrap_client_stream
 
 from cachefs.errors import PlexAnswer, PlexError, PlexRefused, PlexUnreachable
 from cachefs.model import PlexEvent, PlexEventKind
@@ -24,10 +27,10 @@ from cachefs.plex.values import PlexSettings
 log = logging.getLogger(__name__)
 
 Emit = Callable[[PlexEvent], None]
+_Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 _PATH = "/:/websockets/notifications"
 _CONNECT_TIMEOUT_S = 15.0
-_CLOSE_TIMEOUT_S = 2.0
 _PING_EVERY_S = 30.0
 _MAX_MESSAGE_BYTES = 1024 * 1024
 _LIBRARY = "com.plexapp.plugins.library"
@@ -35,6 +38,10 @@ _SETTLED = frozenset({5, 9})
 """Timeline states: an item was processed, an item was deleted. The others are steps on the way."""
 _STEP_MS = 60_000
 """A position that is less than this away from the one told last is no news: Plex sends one every ten seconds."""
+
+
+_FAILURES = (PlexError, HandshakeError, ConnectionClosed, h11.ProtocolError, wsproto.utilities.ProtocolError)
+"""The last two come out of trio-websocket where it answers what is no websocket."""
 
 
 async def listen(
@@ -48,42 +55,59 @@ async def listen(
     ``PlexRefused`` or ``PlexAnswer``.
     """
     try:
-        async with _opened(settings) as websocket, trio.open_nursery() as nursery:
-            log.info("Listening to Plex at %s", settings.origin)
-            emit(PlexEvent(PlexEventKind.CONNECTED))
-            nursery.start_soon(_poll, emit, poll_every_s)
-            nursery.start_soon(_ping, websocket, settings.origin, ping_every_s)
-            await _receive(websocket, settings.origin, emit)
+        stream = await _connected(settings)
+        try:
+            async with trio.open_nursery() as nursery:
+                websocket = await _welcomed(settings, stream, nursery)
+                log.info("Listening to Plex at %s", settings.origin)
+                emit(PlexEvent(PlexEventKind.CONNECTED))
+                nursery.start_soon(_poll, emit, poll_every_s)
+                nursery.start_soon(_ping, websocket, settings.origin, ping_every_s)
+                await _receive(websocket, settings.origin, emit)
+        finally:
+            await trio.aclose_forcefully(stream)
     except (PlexError, BaseExceptionGroup) as raised:
-        error = _the_error(raised)
+        error = _the_error(raised, settings.origin)
     emit(PlexEvent(PlexEventKind.POLL, str(error)))
     raise error from None
 
 
-@asynccontextmanager
-async def _opened(settings: PlexSettings) -> AsyncIterator[WebSocketConnection]:
-    """The websocket, its failures ours. The token is in a header: a URL ends up in logs."""
-    origin = settings.origin
+async def _connected(settings: PlexSettings) -> _Stream:
+    """A stream to the server, its TLS handshake done when the address is https."""
     try:
         parts = urlsplit(settings.url)
-        tls = parts.scheme == "https"
-        async with open_websocket(
-            parts.hostname or "",
-            parts.port or (443 if tls else 80),
-            parts.path.rstrip("/") + _PATH,
-            use_ssl=tls,
-            extra_headers=[(b"X-Plex-Token", settings.token.encode()), (b"X-Plex-Product", b"cachefs")],
-            max_message_size=_MAX_MESSAGE_BYTES,
-            connect_timeout=_CONNECT_TIMEOUT_S,
-            disconnect_timeout=_CLOSE_TIMEOUT_S,
-        ) as websocket:
-            yield websocket
-    except ConnectionRejected as error:
-        raise _rejected(origin, error.status_code) from None
-    except HandshakeError as error:
-        raise PlexUnreachable(f"{origin} does not open its notification channel{words_for(error)}") from None
-    except ValueError:
-        raise PlexAnswer(f"{origin} is not an address that a notification channel can have") from None
+        host, tls = parts.hostname or "", parts.scheme == "https"
+        with trio.fail_after(_CONNECT_TIMEOUT_S):
+            stream = await trio.open_tcp_stream(host, parts.port or (443 if tls else 80))
+            if not tls:
+                return stream
+            async with AsyncExitStack() as stack:
+                stack.push_async_callback(trio.aclose_forcefully, stream)
+                secure = trio.SSLStream(stream, ssl.create_default_context(), server_hostname=host)
+                await secure.do_handshake()
+                stack.pop_all()
+            return secure
+    except trio.TooSlowError:
+        raise PlexUnreachable(f"{settings.origin} does not answer in time") from None
+    except (OSError, trio.BrokenResourceError, ValueError) as error:
+        raise PlexUnreachable(f"{settings.origin} cannot be reached{words_for(error)}") from None
+
+
+async def _welcomed(settings: PlexSettings, stream: _Stream, nursery: trio.Nursery) -> WebSocketConnection:
+    """The websocket on the stream. The token is in a header: a URL ends up in logs."""
+    origin, parts = settings.origin, urlsplit(settings.url)
+    try:
+        with trio.fail_after(_CONNECT_TIMEOUT_S):
+            return await wrap_client_stream(
+                nursery,
+                stream,
+                parts.netloc.rpartition("@")[2],
+                parts.path.rstrip("/") + _PATH,
+                extra_headers=[(b"X-Plex-Token", settings.token.encode()), (b"X-Plex-Product", b"cachefs")],
+                max_message_size=_MAX_MESSAGE_BYTES,
+            )
+    except (HandshakeError, ConnectionClosed, trio.TooSlowError):
+        raise PlexUnreachable(f"{origin} does not open its notification channel") from None
 
 
 async def _receive(websocket: WebSocketConnection, origin: str, emit: Emit) -> None:
@@ -116,13 +140,25 @@ async def _ping(websocket: WebSocketConnection, origin: str, every_s: float) -> 
             raise PlexUnreachable(f"{origin} does not answer on its notification channel")
 
 
-def _the_error(raised: BaseException) -> PlexError:
-    """The first of our own errors. Anything else in a group is somebody else's business, and goes on."""
-    if isinstance(raised, PlexError):
-        return raised
-    if isinstance(raised, BaseExceptionGroup) and raised.split(PlexError)[1] is None:
-        return _the_error(raised.exceptions[0])
-    raise raised
+def _the_error(raised: BaseException, origin: str) -> PlexError:
+    """What the failure comes to. Anything beside our own errors and the websocket's goes on as it is."""
+    leaves = list(_leaves(raised))
+    if not all(isinstance(leaf, _FAILURES) for leaf in leaves):
+        raise raised
+    for leaf in leaves:
+        if isinstance(leaf, PlexError):
+            return leaf
+        if isinstance(leaf, ConnectionRejected):
+            return _rejected(origin, leaf.status_code)
+    return PlexUnreachable(f"{origin} closed its notification channel")
+
+
+def _leaves(raised: BaseException) -> Iterator[BaseException]:
+    if not isinstance(raised, BaseExceptionGroup):
+        yield raised
+        return
+    for inner in raised.exceptions:
+        yield from _leaves(inner)
 
 
 def _rejected(origin: str, status: int) -> PlexError:

@@ -17,6 +17,7 @@ from cachefs.model import InterestKind
 from cachefs.plex.client import Ask, PlexClient
 from tests.engine.plexkit import NOTHING, ON_DECK, client, fill, of_kind, problem_of, settings, titles
 from tests.standin.plex import HTML_LOGIN, StandInPlex, run_stand_in_plex
+from tests.standin.plex_http import CERTIFICATE
 
 XML = "text/xml;charset=utf-8"
 TOKENS = ("owner-token", "kid-token", "cloud-90")
@@ -68,8 +69,6 @@ WRONG_TYPES = {
     "a size that is a word": _FILM % (b"", b"big"),
     "a negative size": _FILM % (b"", b"-4"),
     "a flag that is none": _FILM % (b'optimizedForStreaming="maybe"', b"4"),
-    "a number that is a word": b'<Video type="movie" ratingKey="five" title="x"/>',
-    "no number": b'<Video type="movie" title="x"/>',
     "an index that is a word": b'<Video type="episode" ratingKey="5" parentRatingKey="6" index="x" parentIndex="one"/>',
 }
 
@@ -84,6 +83,21 @@ async def test_wrong_types_in_a_list_are_noted_on_its_user(plex: StandInPlex, it
     assert of_kind(snapshot, InterestKind.ON_DECK) == []
     assert "cannot be understood" in problem_of(snapshot, "owner") or "Plex " in problem_of(snapshot, "owner")
     assert not snapshot.complete
+
+
+async def test_what_is_not_in_the_library_is_left_out(plex: StandInPlex) -> None:
+    """Live television and online titles are no items of the server's; people watch them all the same."""
+    fill(plex)
+    user = b'<User id="1" title="owner"/>'
+    body = (
+        b'<MediaContainer><Video type="episode" ratingKey="plex%%3A%%2F%%2Fx" sessionKey="1">%s</Video><Video type='
+        b'"movie" title="x" sessionKey="2">%s</Video><Track type="track" ratingKey="4">%s</Track></MediaContainer>'
+    ) % (user, user, user)
+    for path in ("/status/sessions", "/library/onDeck", "/hubs/continueWatching"):
+        plex.misbehave(path, body=body, content_type=XML)
+    snapshot = await client(plex).snapshot(replace(ON_DECK, playing=True))
+    assert (snapshot.sessions, snapshot.interests) == ((), ())
+    assert snapshot.complete
 
 
 async def test_a_session_without_a_user_is_nonsense(plex: StandInPlex) -> None:
@@ -194,6 +208,36 @@ async def test_a_slow_answer_ends_at_the_deadline_and_its_thread_too(plex: Stand
             nursery.cancel_scope.cancel()
     assert turns > 20
     await all_threads_ended(one)
+
+
+async def test_https_is_spoken_where_the_certificate_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with run_stand_in_plex(tls=True) as plex:
+        shelf = fill(plex)
+        plex.on_deck(None, shelf.heat)
+        with pytest.raises(PlexUnreachable, match="certificate"):
+            await client(plex).snapshot(ON_DECK)
+        assert plex.requests == ()
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(CERTIFICATE))
+        plex.misbehave("/hubs", hang=True)
+        with pytest.raises(PlexUnreachable, match="within 1 s"):
+            await PlexClient(settings(plex, deadline_s=1.0)).snapshot(ON_DECK)
+        plex.behave()
+        assert titles(of_kind(await client(plex).snapshot(ON_DECK), InterestKind.ON_DECK)) == ["Heat (1995)"]
+
+
+async def test_tls_with_a_server_that_has_none_is_unreachable(plex: StandInPlex) -> None:
+    with trio.fail_after(10), pytest.raises(PlexUnreachable, match="TLS"):
+        await PlexClient(replace(settings(plex), url=plex.url.replace("http:", "https:"))).snapshot(NOTHING)
+
+
+async def test_a_deadline_is_said_in_the_log(plex: StandInPlex, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="cachefs")
+    plex.misbehave("/", hang=True)
+    with pytest.raises(PlexUnreachable):
+        await PlexClient(settings(plex, deadline_s=0.2)).snapshot(NOTHING)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Plex at {plex.url} does not help: {plex.url} has not given a complete answer within 0.2 s"
+    ]
 
 
 async def test_a_cancelled_snapshot_ends_its_thread(plex: StandInPlex) -> None:

@@ -145,3 +145,33 @@ async def test_plex_tv_that_hangs_leaves_time_for_the_server(plex: StandInPlex) 
         snapshot = await PlexClient(settings(plex, deadline_s=3)).snapshot(ON_DECK)
     assert titles(of_kind(snapshot, DECK)) == ["Heat (1995)"]
     assert not snapshot.complete
+
+
+async def test_one_refused_watchlist_leaves_the_others_alone(plex: StandInPlex) -> None:
+    shelf = fill(plex)
+    for name in ("kid", "sister"):
+        plex.add_user(name, f"{name}-token")
+        plex.watchlist(name, shelf.heat)
+    one = PlexClient(settings(plex, cloud_retry_s=600))
+    await one.snapshot(Ask())
+    plex.revoke_cloud_token("kid")
+    for _ in range(2):
+        snapshot = await one.snapshot(Ask())
+        assert "watchlist: plex.tv does not accept the token" in problem_of(snapshot, "kid")
+        assert problem_of(snapshot, "sister") == problem_of(snapshot, "owner") == ""
+        assert [one.user for one in of_kind(snapshot, WATCHLIST)] == ["kid", "sister"]
+        assert not snapshot.complete
+
+
+async def test_a_user_who_lost_access_is_skipped_from_then_on(plex: StandInPlex) -> None:
+    """The server refuses the old token, plex.tv has no new one: from then on the user is skipped, with the reason."""
+    shelf = fill(plex)
+    plex.add_user("kid", "kid-token")
+    plex.on_deck("kid", shelf.heat)
+    one = client(plex)
+    await one.snapshot(ON_DECK)
+    plex.set_token("kid", None)
+    snapshot = await one.snapshot(ON_DECK)
+    assert "no token" in problem_of(snapshot, "kid")
+    assert of_kind(snapshot, DECK) == []
+    assert snapshot.complete

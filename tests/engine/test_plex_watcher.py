@@ -19,6 +19,7 @@ from cachefs.plex.values import PlexSettings
 from cachefs.plex.watcher import Notices, listen
 from tests.engine.plexkit import fill, settings
 from tests.standin.plex import StandInPlex, run_stand_in_plex
+from tests.standin.plex_http import CERTIFICATE
 
 PLAYBACK, LIBRARY, POLL, CONNECTED = (
     PlexEventKind.PLAYBACK,
@@ -115,22 +116,49 @@ async def test_a_wrong_token_is_refused(plex: StandInPlex) -> None:
         await listen(replace(settings(plex), token="wrong"), told.append, 60)
 
 
-async def test_a_server_that_vanished_without_a_word_is_noticed_by_the_ping() -> None:
-    """It took the handshake, then nothing more: no close, no answer."""
-    listener = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    port = listener[0].socket.getsockname()[1]
+async def listener_told_by_hand(said: bytes, *, welcome: bool = True) -> tuple[PlexError, list[PlexEventKind]]:
+    """How a listener ends whose server says ``said`` after the handshake (or instead of it), and nothing more."""
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    where = PlexSettings(f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}", "owner-token")
 
-    async def silent(stream: trio.SocketStream) -> None:
-        await _shake_hands(stream)
+    async def answer(stream: trio.SocketStream) -> None:
+        accepted = await _handshake(stream)
+        await stream.send_all((accepted if welcome else b"") + said)
         await trio.sleep_forever()
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.serve_listeners, silent, listener)
-        told: list[PlexEvent] = []
-        where = replace(_NOWHERE, url=f"http://127.0.0.1:{port}")
-        with trio.fail_after(10), pytest.raises(PlexUnreachable, match="does not answer"):
-            await listen(where, told.append, 60, ping_every_s=0.05)
-        nursery.cancel_scope.cancel()
+    told: list[PlexEvent] = []
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, answer, listeners)
+            with pytest.raises(PlexError) as raised:
+                await listen(where, told.append, 60, ping_every_s=0.05)
+            nursery.cancel_scope.cancel()
+    return raised.value, [event.kind for event in told]
+
+
+async def test_a_server_that_vanished_without_a_word_is_noticed_by_the_ping() -> None:
+    error, told = await listener_told_by_hand(b"")
+    assert isinstance(error, PlexUnreachable)
+    assert "does not answer" in str(error)
+    assert told == [CONNECTED, POLL]
+
+
+@pytest.mark.parametrize(
+    ("said", "welcome"),
+    [
+        (b"\xff\xff\xff\xff", True),
+        (b"\x81\x7f\xff\xff\xff\xff\xff\xff\xff\xff", True),
+        (b"\x81\x03\xff\xfe\xfd", True),
+        (b"\x88\x01x", True),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", False),
+        (b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n", False),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", False),
+    ],
+    ids=["no frame", "endless frame", "no text", "bad close", "a page", "a redirect", "no key"],
+)
+async def test_a_server_that_speaks_no_websocket_ends_the_listener(said: bytes, welcome: bool) -> None:
+    _, told = await listener_told_by_hand(said, welcome=welcome)
+    assert told == ([CONNECTED, POLL] if welcome else [POLL])
 
 
 async def test_a_message_that_is_too_large_ends_the_listener(plex: StandInPlex) -> None:
@@ -150,6 +178,29 @@ async def test_an_address_without_a_notification_channel_is_a_plex_answer(plex: 
     told: list[PlexEvent] = []
     with trio.fail_after(10), pytest.raises(PlexAnswer):
         await listen(replace(settings(plex), url=f"{plex.url}/elsewhere"), told.append, 60)
+
+
+async def test_https_is_spoken_where_the_certificate_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with run_stand_in_plex(tls=True) as plex:
+        error, told = await fails(plex)
+        assert isinstance(error, PlexUnreachable)
+        assert told == [POLL]
+        assert plex.requests == ()
+        monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+        async with listening(plex) as events:
+            assert (await events.receive()).kind is CONNECTED
+
+
+async def test_a_cancelled_listener_leaves_no_connection(plex: StandInPlex) -> None:
+    async with listening(plex) as events:
+        await events.receive()
+    assert await trio.to_thread.run_sync(plex.wait_until_nobody_listens)
+
+
+async def test_tls_with_a_server_that_has_none_is_unreachable(plex: StandInPlex) -> None:
+    where = replace(settings(plex), url=plex.url.replace("http:", "https:"))
+    with trio.fail_after(10), pytest.raises(PlexUnreachable):
+        await listen(where, lambda event: None, 60)
 
 
 async def test_a_message_that_cannot_be_understood_changes_nothing(plex: StandInPlex) -> None:
@@ -191,11 +242,8 @@ def test_only_settled_changes_of_the_library_are_told(identifier: str, state: in
     assert len(list(Notices().events(json.dumps(message)))) == told
 
 
-_NOWHERE = PlexSettings("http://127.0.0.1:1", "owner-token")
-
-
-async def _shake_hands(stream: trio.SocketStream) -> None:
-    """Accept a websocket by hand."""
+async def _handshake(stream: trio.SocketStream) -> bytes:
+    """Read the request for a websocket; the answer that accepts it."""
     request = b""
     while b"\r\n\r\n" not in request:
         request += await stream.receive_some()
@@ -203,7 +251,7 @@ async def _shake_hands(stream: trio.SocketStream) -> None:
     key = {name.lower(): value for name, value in lines.items()}["sec-websocket-key"]
     accept = base64.b64encode(hashlib.sha1(key.encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()).decode()
     head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    await stream.send_all(f"{head}Sec-WebSocket-Accept: {accept}\r\n\r\n".encode())
+    return f"{head}Sec-WebSocket-Accept: {accept}\r\n\r\n".encode()
 
 
 def _odd() -> str:

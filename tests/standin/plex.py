@@ -67,7 +67,7 @@ HTML_LOGIN = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body><fo
 class StandInPlex:
     """The server and what is in it. Build it with ``run_stand_in_plex``, or call ``stop_server`` yourself."""
 
-    def __init__(self, port: int = 0, owner: str = "owner", token: str = "owner-token") -> None:
+    def __init__(self, port: int = 0, owner: str = "owner", token: str = "owner-token", *, tls: bool = False) -> None:
         self.owner = owner
         self.token = token
         self._lock = threading.RLock()
@@ -76,18 +76,19 @@ class StandInPlex:
         self._misbehaviours: list[Misbehaviour] = []
         self._wire: Wire | None = None
         self._port = port
+        self._tls = tls
         self.start_server()
 
     # --- the server ---------------------------------------------------------------------------------------------------
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self._port}"
 
     def start_server(self) -> None:
         """Listen (again), on the same port as before."""
         if self._wire is None:
-            self._wire = Wire(self._port, self._respond, self._admit)
+            self._wire = Wire(self._port, self._respond, self._admit, tls=self._tls)
             self._port = self._wire.port
 
     def stop_server(self) -> None:
@@ -101,6 +102,10 @@ class StandInPlex:
     def wait_until_listening(self, count: int = 1, timeout_s: float = 10.0) -> bool:
         """Block until ``count`` websockets are open; False when it took too long."""
         return self._wire is not None and self._wire.wait_for_listeners(count, timeout_s)
+
+    def wait_until_nobody_listens(self, timeout_s: float = 10.0) -> bool:
+        """Block until no websocket is open any more."""
+        return self._wire is None or self._wire.wait_for_silence(timeout_s)
 
     def drop_websockets(self) -> None:
         if self._wire is not None:
@@ -218,6 +223,11 @@ class StandInPlex:
         """Another token for a user: the old one is refused from now on."""
         with self._lock:
             self._world.user(name).token = token
+
+    def revoke_cloud_token(self, name: str) -> None:
+        """plex.tv refuses the token that it gave for this user so far."""
+        with self._lock:
+            self._world.user(name).cloud_generation += 1
 
     def on_deck(self, user: str | None, item: Playable, at: float | None = None, viewed: bool = True) -> None:
         """Put an item on deck; ``viewed``: begun at ``at``; otherwise it is next up and was never played."""
@@ -354,9 +364,11 @@ class PlayingSession:
 
 
 @contextmanager
-def run_stand_in_plex(port: int = 0, owner: str = "owner", token: str = "owner-token") -> Iterator[StandInPlex]:
+def run_stand_in_plex(
+    port: int = 0, owner: str = "owner", token: str = "owner-token", *, tls: bool = False
+) -> Iterator[StandInPlex]:
     """A running stand-in on a free port (or ``port``), gone at the end of the block."""
-    plex = StandInPlex(port, owner, token)
+    plex = StandInPlex(port, owner, token, tls=tls)
     try:
         yield plex
     finally:

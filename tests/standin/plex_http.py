@@ -11,10 +11,12 @@ import base64
 import hashlib
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, Ping, TextMessage
@@ -22,6 +24,8 @@ from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from tests.standin.plex_routes import Answer, Request, target_of
 
+CERTIFICATE = Path(__file__).with_name("plex_tls.pem")
+"""Key and certificate of ``localhost`` for tests; whoever is to believe it is told so by ``SSL_CERT_FILE``."""
 NOTIFICATIONS = "/:/websockets/notifications"
 _WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
@@ -53,6 +57,8 @@ class Wire:
         port: int,
         respond: Callable[[Request], Answer | Misbehaviour],
         admit: Callable[[Request], bool],
+        *,
+        tls: bool = False,
     ) -> None:
         self.respond = respond
         self.admit = admit
@@ -60,7 +66,7 @@ class Wire:
         self._changed = threading.Condition()
         self._sockets: set[socket.socket] = set()
         self._listeners: list[_Listener] = []
-        self._server = _Server(("127.0.0.1", port), self)
+        self._server = _Server(("127.0.0.1", port), self, _tls() if tls else None)
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="stand-in Plex")
         self._thread.start()
@@ -100,6 +106,11 @@ class Wire:
         with self._changed:
             return self._changed.wait_for(lambda: len(self._listeners) >= count, timeout_s)
 
+    def wait_for_silence(self, timeout_s: float) -> bool:
+        """Block until no websocket is open."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._listeners, timeout_s)
+
     def opened(self, connection: socket.socket) -> None:
         with self._changed:
             self._sockets.add(connection)
@@ -108,11 +119,13 @@ class Wire:
         with self._changed:
             self._sockets.discard(connection)
 
-    def listen(self, listener: _Listener) -> None:
-        """Serve one websocket until it ends."""
-        with self._changed:
-            self._listeners.append(listener)
-            self._changed.notify_all()
+    def listen(self, listener: _Listener, welcome: bytes) -> None:
+        """Serve one websocket until it ends. Nothing is sent before the welcome, and nothing missed after it."""
+        with listener.lock:
+            with self._changed:
+                self._listeners.append(listener)
+                self._changed.notify_all()
+            listener.socket.sendall(welcome)
         try:
             listener.serve()
         finally:
@@ -126,11 +139,11 @@ class _Listener:
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._protocol = Connection(ConnectionType.SERVER)
 
     def send(self, text: str) -> None:
-        with self._lock:
+        with self.lock:
             try:
                 self.socket.sendall(self._protocol.send(TextMessage(text)))
             except (OSError, LocalProtocolError):
@@ -139,7 +152,7 @@ class _Listener:
     def serve(self) -> None:
         try:
             while data := self.socket.recv(65536):
-                with self._lock:
+                with self.lock:
                     self._protocol.receive_data(data)
                     for event in self._protocol.events():
                         if isinstance(event, Ping | CloseConnection):
@@ -156,9 +169,19 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 64
 
-    def __init__(self, address: tuple[str, int], wire: Wire) -> None:
+    def __init__(self, address: tuple[str, int], wire: Wire, tls: ssl.SSLContext | None) -> None:
         self.wire = wire
+        self._tls = tls
         super().__init__(address, _Handler)
+
+    def finish_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
+        """In the connection's own thread: a TLS handshake that hangs keeps nobody else waiting."""
+        if self._tls is not None and isinstance(request, socket.socket):
+            try:
+                request = self._tls.wrap_socket(request, server_side=True)
+            except OSError:
+                return
+        super().finish_request(request, client_address)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that went away in mid-answer is no news; anything else is a bug of the stand-in."""
@@ -233,11 +256,17 @@ class _Handler(BaseHTTPRequestHandler):
             return
         key = request.headers["sec-websocket-key"].encode()
         accept = base64.b64encode(hashlib.sha1(key + _WEBSOCKET_GUID).digest()).decode()
-        self._write(
+        welcome = (
             f"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Accept: {accept}\r\n\r\n".encode()
+            f"Sec-WebSocket-Accept: {accept}\r\n\r\n"
         )
-        self.server.wire.listen(_Listener(self.connection))
+        self.server.wire.listen(_Listener(self.connection), welcome.encode())
+
+
+def _tls() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    return context
 
 
 def _head(answer: Answer) -> bytes:

@@ -120,6 +120,7 @@ class User:
     on_deck: dict[Playable, float] = field(default_factory=dict)
     states: dict[Playable, ViewState] = field(default_factory=dict)
     watchlist: dict[Film | Show, float] = field(default_factory=dict)
+    cloud_generation: int = 1
 
     @property
     def owner(self) -> bool:
@@ -128,7 +129,7 @@ class User:
     @property
     def cloud_token(self) -> str:
         """What plex.tv and discover accept: the owner's own token, a switched-to user's another one."""
-        return self.token or "" if self.owner else f"cloud-{self.cloud_id}-token"
+        return self.token or "" if self.owner else f"cloud-{self.cloud_id}-token-{self.cloud_generation}"
 
     def state(self, item: Playable) -> ViewState:
         return self.states.setdefault(item, ViewState())
