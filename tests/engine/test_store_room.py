@@ -169,3 +169,13 @@ async def test_lock_is_given_up_even_when_the_ssd_fails(tmp_path: Path) -> None:
         store._shelf.ledger.index.close()
     async with opened(tmp_path / "cache") as store:
         assert store.get(key("a")) is not None
+
+
+async def test_dropped_copy_gives_back_what_it_had_yet_to_write(tmp_path: Path) -> None:
+    size = 1 << 40
+    async with opened(tmp_path / "cache", Limits(Bytes(1 << 50), Bytes(-(1 << 50)))) as store:
+        free = store.space().free_bytes
+        await begun(store, source_file("a", size))
+        assert store.space().free_bytes <= free - size // 2
+        store.demote(names("a"), DropCause.CHANGED)
+        assert store.space().free_bytes >= free - size // 2
