@@ -188,7 +188,7 @@ def serve(config_file: Path | None) -> int:
 @json_option
 def check_command(config_file: Path | None, as_json: bool) -> int:
     """Say what the configuration means, and whether this machine can do it."""
-    report = trio.run(check.examine, _load(config_file), _ask_plex)
+    report = trio.run(_examine, _load(config_file))
     if as_json:
         _show_json(report)
     else:
@@ -420,6 +420,10 @@ def _serve(config: Config) -> int:
 
 def _plan_offline(config: Config) -> Plan:
     return trio.run(daemon.plan_once, config)
+
+
+async def _examine(config: Config) -> check.CheckReport:
+    return await check.examine(config, _ask_plex, await daemon.path_report(config))
 
 
 async def _ask_plex(plex: PlexConfig, token: str) -> check.PlexFacts:

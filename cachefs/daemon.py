@@ -37,9 +37,9 @@ from cachefs.fs.changes import Changes
 from cachefs.fs.operations import Operations
 from cachefs.fs.routing import Routing
 from cachefs.fs.source import READERS, Source
-from cachefs.fs.union import Union
+from cachefs.fs.union import Union, Witness
 from cachefs.lifeline import Lifeline, Word
-from cachefs.model import Plan, Snapshot
+from cachefs.model import FileKey, Plan, Snapshot, SourceFile
 from cachefs.paths import Layout, PathMap
 from cachefs.planning import Planning, Plex
 from cachefs.plex import watcher
@@ -76,6 +76,37 @@ async def plan_once(config: Config) -> Plan:
         return await parts.planning.dry_run()
 
 
+async def path_report(config: Config) -> tuple[str, ...]:
+    """How Plex's paths are found in the mount, learned or checked now, for ``check``; empty when that cannot be asked
+    (``check`` says itself what is wrong with Plex or a source)."""
+    settings = await _plex_settings(config.plex)
+    if settings is None:
+        return ()
+    try:
+        snapshot = await PlexClient(settings).snapshot(_ask(config, ()))
+        async with _union(config, _NoCache(), _first_tag) as union:
+            resolver = _resolver(config, union)
+            await resolver.settle_paths(snapshot.folders)
+            return resolver.notes
+    except (CachefsError, OSError) as error:
+        log.debug("the path mapping cannot be checked: %s", error)
+        return ()
+
+
+class _NoCache:
+    """The witness of a union that is only looked at."""
+
+    def observe(self, file: SourceFile) -> None: ...
+
+    def gone(self, key: FileKey) -> None: ...
+
+    def get(self, key: FileKey) -> None: ...
+
+
+async def _first_tag(identity: str) -> int:
+    return 0
+
+
 def _first_known(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The error that the user can do something about, if there is one among several."""
     known = group.subgroup(CachefsError)
@@ -96,6 +127,8 @@ class _Server:
         self._started_at = time.time()
 
     async def run(self) -> None:
+        for warning in self._config.warnings:
+            log.warning("%s", warning)
         try:
             async with AsyncExitStack() as stack:
                 parts = await self.build(stack)
@@ -111,7 +144,7 @@ class _Server:
         config = self._config
         store = await stack.enter_async_context(_store(config))
         await leftover.clear(config.mountpoint)
-        union = await stack.enter_async_context(_union(config, store))
+        union = await stack.enter_async_context(_union(config, store, store.device_tag))
         routing = Routing(union, store, self._counters)
         settings = CopySettings(config.copying.workers, config.copying.bandwidth, config.copying.hours)
         copiers = Copiers(store, union, settings)
@@ -183,10 +216,10 @@ def _store(config: Config) -> AbstractAsyncContextManager[Store]:
 
 
 @asynccontextmanager
-async def _union(config: Config, store: Store) -> AsyncIterator[Union]:
+async def _union(config: Config, witness: Witness, tag_of: Callable[[str], Awaitable[int]]) -> AsyncIterator[Union]:
     sources = [Source(s.name, str(s.path), timeout_s=s.timeout, ttl_s=s.ttl) for s in config.sources]
     layout = Layout(tuple(source.name for source in sources))
-    union = Union(sources, layout, store, store.device_tag)
+    union = Union(sources, layout, witness, tag_of)
     try:
         try:
             await union.open_sources()
@@ -206,24 +239,24 @@ async def _plex_settings(config: PlexConfig | None) -> PlexSettings | None:
 
 
 def _asker(plex: PlexClient, config: Config) -> Plex:
-    policy = config.policy
-    recent = policy.recently_added.max_age if policy.recently_added.enabled else None
-
     async def ask(pinned: tuple[str, ...]) -> Snapshot:
-        return await plex.snapshot(
-            Ask(
-                playing=True,
-                on_deck=policy.on_deck.enabled,
-                watchlist=policy.watchlist.enabled,
-                recently_added_max_age_s=recent,
-                next_episodes_playing=policy.playing.next_episodes,
-                next_episodes_on_deck=policy.on_deck.next_episodes,
-                watchlist_episodes=policy.watchlist.episodes,
-                pinned=pinned,
-            )
-        )
+        return await plex.snapshot(_ask(config, pinned))
 
     return ask
+
+
+def _ask(config: Config, pinned: tuple[str, ...]) -> Ask:
+    policy = config.policy
+    return Ask(
+        playing=True,
+        on_deck=policy.on_deck.enabled,
+        watchlist=policy.watchlist.enabled,
+        recently_added_max_age_s=policy.recently_added.max_age if policy.recently_added.enabled else None,
+        next_episodes_playing=policy.playing.next_episodes,
+        next_episodes_on_deck=policy.on_deck.next_episodes,
+        watchlist_episodes=policy.watchlist.episodes,
+        pinned=pinned,
+    )
 
 
 def _resolver(config: Config, union: Union) -> Resolver:

@@ -139,6 +139,15 @@ class Visible(enum.Enum):
     CACHED = "cached"
 
 
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What a change through the mount touches: files by name, everything below folders, files by inode number."""
+
+    keys: frozenset[FileKey] = frozenset()
+    folders: frozenset[FileKey] = frozenset()
+    inodes: frozenset[int] = frozenset()
+
+
 # --- what people watch -----------------------------------------------------------------------------------------------
 
 

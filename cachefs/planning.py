@@ -157,7 +157,7 @@ class Planning:
         """Everything the planner decides from, of this moment."""
         now = time.time()
         snapshot = self.snapshot
-        await self._learn_paths(snapshot)
+        await self.resolver.settle_paths(snapshot.folders)
         items = wanted_items(snapshot, _policy(self.policy), now)
         self._next_change_at = items.next_change_at
         resolved = await self.resolver.resolve(items.items, self.store.pins(), self.store.inventory().entries)
@@ -175,10 +175,6 @@ class Planning:
             now=now,
             pinned=pinned,
         )
-
-    async def _learn_paths(self, snapshot: Snapshot) -> None:
-        if self.resolver.learns and snapshot.folders:
-            await self.resolver.learn(snapshot.folders)
 
     def _pinned_by_title(self, items: WantedItems) -> frozenset[FileKey]:
         keys = (self.resolver.locate(item.file) for item in items.items if item.pinned)

@@ -75,7 +75,8 @@ class Resolver:
     with_sidecars: bool = True
     rules: PathMap = field(default_factory=lambda: PathMap(()))
     learns: bool = False
-    """Whether the rules are (still) to be learned from the library's folders."""
+    """Whether the rules are to be learned from the library's folders, rather than given."""
+    settled: bool = False
     notes: tuple[str, ...] = ()
     """What people should know of the mapping, for ``status`` and ``check``."""
     _files: dict[FileKey, _Seen[SourceFile | None]] = field(default_factory=dict)
@@ -88,37 +89,58 @@ class Resolver:
 
     # --- path mapping --------------------------------------------------------------------------------------------
 
-    async def learn(self, folders: tuple[LibraryFolder, ...]) -> None:
-        """Find out where Plex's folders are in the mount, from real files of the library.
+    async def settle_paths(self, folders: tuple[LibraryFolder, ...]) -> None:
+        """Find out where Plex's folders are in the mount, from real files of the library, or check the given rules.
 
         Once every folder that has files is found, the question is settled until the next start.
         """
-        tops = await self._top_folders()
-        rules, notes = [], []
-        for folder in folders:
-            learned = await self._learn_one(folder, tops)
-            if learned.rule is not None:
-                rules.append(learned.rule)
-                notes.append(f"path mapping learned: Plex's {folder.path} is /{learned.rule.mount} of the mount")
-            elif folder.samples:
-                notes.append(_not_learned(folder, learned, self.mountpoint))
+        if self.settled or not folders:
+            return
+        known = [folder for folder in folders if folder.samples]
+        if self.learns:
+            tops = await self._top_folders()
+            answers = [(folder, await self._learn_one(folder, tops)) for folder in known]
+            self.rules = PathMap(learned.rule for _, learned in answers if learned.rule is not None)
+        else:
+            answers = [(folder, await self._check_one(folder)) for folder in known]
+        self._note(
+            [_found(folder, learned.rule) for folder, learned in answers if learned.rule is not None], logging.INFO
+        )
+        self._note(
+            [_not_found(folder, learned, self.mountpoint) for folder, learned in answers if learned.rule is None],
+            logging.WARNING,
+        )
+        self.settled = all(learned.rule is not None for _, learned in answers)
+
+    def _note(self, notes: list[str], level: int) -> None:
         for note in notes:
             if note not in self.notes:
-                log.info("%s", note) if note.startswith("path mapping learned") else log.warning("%s", note)
-        self.notes = tuple(notes)
-        self.rules = PathMap(rules)
-        self.learns = len(rules) < sum(1 for folder in folders if folder.samples)
+                log.log(level, "%s", note)
+                self.notes = (*self.notes, note)
 
     async def _learn_one(self, folder: LibraryFolder, tops: tuple[UnionPath, ...]) -> paths.Learned:
-        found = []
-        for rule in paths.candidates(folder, tops, self.mountpoint):
-            samples = paths.probes(rule, folder)
-            hits = sum([await self._has(path, size) for path, size in samples])
-            if hits:
-                found.append(paths.Probe(rule, hits))
-            if hits and hits == len(folder.samples):
+        candidates = paths.candidates(folder, tops, self.mountpoint)
+        return paths.choose([await self._probe(rule, folder) for rule in candidates], self.mountpoint)
+
+    async def _check_one(self, folder: LibraryFolder) -> paths.Learned:
+        """Whether the given rules lead to the folder's files."""
+        place = self.rules.to_union(folder.path)
+        if place is None:
+            return paths.Learned()
+        rule = PathRule(folder.path, place)
+        return paths.Learned(rule) if (await self._probe(rule, folder)).found else paths.Learned()
+
+    async def _probe(self, rule: PathRule, folder: LibraryFolder) -> paths.Probe:
+        """How many samples are there if the rule is right; two that are not settle it for most wrong rules."""
+        found = missing = 0
+        for path, size in paths.probes(rule, folder):
+            if await self._has(path, size):
+                found += 1
+            else:
+                missing += 1
+            if missing == 2 and not found:
                 break
-        return paths.choose(found, self.mountpoint)
+        return paths.Probe(rule, found)
 
     async def _has(self, path: UnionPath, size: int) -> bool:
         key = self.layout.key(path)
@@ -254,15 +276,18 @@ async def _remembered(
     return seen.value
 
 
-def _not_learned(folder: LibraryFolder, learned: paths.Learned, mountpoint: Path) -> str:
+def _found(folder: LibraryFolder, rule: PathRule) -> str:
+    return f"path mapping: Plex's {folder.path} ({folder.library}) is /{rule.mount} of the mount"
+
+
+def _not_found(folder: LibraryFolder, learned: paths.Learned, mountpoint: Path) -> str:
     """What Plex calls the files, what the mount has, and the line to write."""
     example = folder.samples[0].path
     if learned.rivals:
-        what = " and ".join(f"/{rule.mount}" for rule in learned.rivals)
-        said = f"{what} of the mount hold the same files"
-        rule: PathRule = learned.rivals[0]
+        said = f"{' and '.join(f'/{rule.mount}' for rule in learned.rivals)} of the mount hold the same files"
+        rule = learned.rivals[0]
     else:
-        said = f"nothing below {mountpoint} matches"
+        said = f"no such file is where it would be below {mountpoint}"
         rule = PathRule(folder.path, UnionPath(""))
     return (
         f"Plex's library folder {folder.path} ({folder.library}) cannot be found in the mount: Plex has {example}, "

@@ -191,7 +191,10 @@ def _belongs(interest: Interest, session: Session) -> bool:
 
 
 def _finished_at(interest: Interest, views: Sequence[View]) -> float | None:
-    """When the interest's own user finished the item after the interest began; None while it is not spent."""
+    """When the interest's own user finished the item after the interest began; None while it is not spent.
+
+    What was added lately is nobody's own: it is spent once anybody has finished it.
+    """
     if interest.kind in _LASTING:
         return None
     paths = {file.path for file in interest.files}
@@ -199,7 +202,7 @@ def _finished_at(interest: Interest, views: Sequence[View]) -> float | None:
         (
             view.at
             for view in views
-            if view.user == interest.user
+            if (view.user == interest.user or interest.kind is InterestKind.RECENTLY_ADDED)
             and view.at >= interest.since
             and any(file.path in paths for file in view.files)
         ),

@@ -7,22 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
-from cachefs.model import FileKey
+from cachefs.model import FileKey, Targets
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Targets:
-    """What a change through the mount touches: files by name, everything below folders, files by inode number."""
-
-    keys: frozenset[FileKey] = frozenset()
-    folders: frozenset[FileKey] = frozenset()
-    inodes: frozenset[int] = frozenset()
 
 
 class Bar:

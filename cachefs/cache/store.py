@@ -20,7 +20,7 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
-from cachefs.cache.bars import Bar, Targets
+from cachefs.cache.bars import Bar
 from cachefs.cache.folder import Step
 from cachefs.cache.intake import Intake, Refused
 from cachefs.cache.recovery import Recovery, open_folder
@@ -28,7 +28,18 @@ from cachefs.cache.room import Amount, Limits
 from cachefs.cache.shelf import RETRY_S, Hooks, Shelf
 from cachefs.descriptors import Descriptor
 from cachefs.errors import CacheError
-from cachefs.model import CacheEntry, DropCause, EntryState, FileKey, Inventory, Pin, SourceFile, SourceName, Space
+from cachefs.model import (
+    CacheEntry,
+    DropCause,
+    EntryState,
+    FileKey,
+    Inventory,
+    Pin,
+    SourceFile,
+    SourceName,
+    Space,
+    Targets,
+)
 
 __all__ = [
     "RETRY_S",

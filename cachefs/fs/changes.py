@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cachefs.cache.bars import Targets
 from cachefs.descriptors import Descriptor
 from cachefs.fs import reach, times
 from cachefs.fs.caller import Caller, acting_as
@@ -22,7 +21,7 @@ from cachefs.fs.rename import Moved, Step, carry_out
 from cachefs.fs.routing import Routing
 from cachefs.fs.stat import Stat, look
 from cachefs.fs.union import Found, Place, Union
-from cachefs.model import DropCause, FileKey
+from cachefs.model import DropCause, FileKey, Targets
 
 Maker = Callable[[int, str], object]
 """Makes a name in an open folder."""

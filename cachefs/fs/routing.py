@@ -21,7 +21,6 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
-from cachefs.cache.bars import Targets
 from cachefs.cache.store import Store
 from cachefs.descriptors import Descriptor
 from cachefs.errors import SourceError
@@ -31,7 +30,7 @@ from cachefs.fs.segments import Segment, route, visible
 from cachefs.fs.source import Source
 from cachefs.fs.stat import Stat, look
 from cachefs.fs.union import Found, Place, Union
-from cachefs.model import CacheEntry, DropCause, EntryState, FileKey, OpenFile, UnionPath, Visible
+from cachefs.model import CacheEntry, DropCause, EntryState, FileKey, OpenFile, Targets, UnionPath, Visible
 from cachefs.status import Counters
 
 log = logging.getLogger(__name__)

@@ -35,9 +35,6 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 EXCEPTIONS = {
     ("fs.routing", "cache.store"),
-    # Targets, the value that names what a change through the mount touches
-    ("fs.routing", "cache.bars"),
-    ("fs.changes", "cache.bars"),
 }
 
 PURE = {"planner", "wanting", "sidecars", "model", "ranges", "units", "paths"}
