@@ -94,6 +94,7 @@ def start_cachefs(config: Path, log: Path, settings: Mapping[str, Any]) -> Runni
 
     ``settings`` must hold ``mountpoint`` and ``control.socket``. ``CachefsFailed`` as soon as the process has ended.
     """
+    config.touch(mode=0o600)  # it may hold a token
     config.write_text(yaml.safe_dump(dict(settings)))
     environ = {name: value for name, value in os.environ.items() if not name.startswith("CACHEFS_")}
     environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.fspath(REPOSITORY), environ.get("PYTHONPATH"))))
