@@ -8,7 +8,7 @@ The keeper runs it as ``cachefs serve``. Started in the order of the ``AsyncExit
     mount made                                     only now can anybody see us
     control socket                                 last: who can ask gets answers
 
-When ``pyfuse3.main`` returns (unmounted from outside), on SIGTERM, SIGINT or ``cachefs unmount``, everything stops:
+When ``mounting.answer`` returns (unmounted from outside), on SIGTERM, SIGINT or ``cachefs unmount``, everything stops:
 background tasks first, then the mount, then sources, then index and lock. Threads that hang in a source are left
 behind; they hold nothing that the next start needs.
 """
@@ -23,7 +23,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 
-import pyfuse3
 import trio
 
 from cachefs import __version__, leftover, lifeline, logs, probes
@@ -33,10 +32,11 @@ from cachefs.config import Config, PlexConfig
 from cachefs.control import api
 from cachefs.engine import DaemonEngine, Parts
 from cachefs.errors import CacheError, CachefsError, CannotMount
+from cachefs.fs import mounting
 from cachefs.fs.changes import Changes
 from cachefs.fs.operations import Operations
 from cachefs.fs.routing import Routing
-from cachefs.fs.source import READERS, Source
+from cachefs.fs.source import Source
 from cachefs.fs.union import Union, Witness
 from cachefs.lifeline import Lifeline, Word
 from cachefs.model import FileKey, Plan, Snapshot, SourceFile
@@ -178,7 +178,7 @@ class _Server:
         async with trio.open_nursery() as nursery:
             stop = nursery.cancel_scope.cancel
             nursery.start_soon(_stop_on_signals, stop)
-            nursery.start_soon(_filesystem, parts, stop)
+            nursery.start_soon(_filesystem, stop)
             engine = DaemonEngine(parts, nursery, stop)
             await nursery.start(api.serve, engine, self._config.control.socket)
             for name, task in self._background(parts).items():
@@ -285,33 +285,14 @@ async def _mounted(config: Config, operations: Operations) -> AsyncIterator[None
         raise CannotMount(f"{probes.FUSE_DEVICE} {fuse.device_problem}")
     if fuse.fusermount_missing:
         raise CannotMount("fusermount3 is missing, which mounts for ordinary users; install the package fuse3")
-    options = {"fsname=cachefs", "subtype=cachefs", "default_permissions"}
     if fuse.others_refused:
         log.info("only you can see the mount: for others, write user_allow_other into %s", probes.FUSE_CONF)
-    else:
-        options.add("allow_other")
-    await _make_mount(config, operations, options)
-    try:
+    async with mounting.mounted(operations, config.mountpoint, for_others=not fuse.others_refused):
         yield
-    finally:
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(pyfuse3.close)
 
 
-async def _make_mount(config: Config, operations: Operations, options: set[str]) -> None:
-    if not await trio.to_thread.run_sync(os.path.isdir, config.mountpoint):
-        raise CannotMount(f"the mountpoint {config.mountpoint} is no folder; run: mkdir -p {config.mountpoint}")
-    try:
-        pyfuse3.init(operations, str(config.mountpoint), options)
-    except RuntimeError as error:
-        raise CannotMount(f"cannot mount at {config.mountpoint}: {error}; libfuse has said why above") from error
-
-
-async def _filesystem(parts: Parts, stop: Callable[[], None]) -> None:
-    """Answer the kernel until the mount is gone. Every request waits under some limiter; the number of tasks must not
-    be the limit, or requests for a hung source would keep all others out."""
-    await pyfuse3.main(min_tasks=READERS, max_tasks=4096)
-    log.info("the file system was unmounted")
+async def _filesystem(stop: Callable[[], None]) -> None:
+    await mounting.answer()
     stop()
 
 

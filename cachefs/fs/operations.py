@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
 
+from cachefs.fs import channel
 from cachefs.fs.caller import Caller
 from cachefs.fs.changes import Attributes, Changes
 from cachefs.fs.inodes import Node
@@ -215,7 +216,8 @@ class Operations(pyfuse3.Operations):
 
     @_errors
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
-        space = await self._union.space()
+        number = channel.node()  # pyfuse3 does not say which file was meant
+        space = await self._union.space(self._union.node(number) if number is not None else None)
         answer = pyfuse3.StatvfsData()
         answer.f_bsize = answer.f_frsize = space.block_bytes
         answer.f_blocks, answer.f_bfree, answer.f_bavail = space.blocks, space.free, space.available

@@ -253,10 +253,13 @@ class Union:
         """Close a descriptor of a file that the kernel has forgotten."""
         await self._source_of(orphan).discard(descriptor)
 
-    async def space(self) -> Space:
-        """statfs(2) of the union: one source's numbers, or the sum over the file systems of several."""
-        statuses = [await source.call(_statvfs, source) for source in self.sources.values()]
-        return total(statuses)
+    async def space(self, node: Node | None) -> Space:
+        """statfs(2): the numbers of the node's source; for the root of several (or None) the sum over them."""
+        if node is None or self.is_virtual(node):
+            sources = list(self.sources.values())
+        else:
+            sources = [self.place(node).source]
+        return total([await source.call(_statvfs, source) for source in sources])
 
     # --- by key: for planning and the copiers --------------------------------------------------------------------
 

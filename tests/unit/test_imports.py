@@ -42,7 +42,7 @@ IMPURE = {"trio", "os", "io", "socket", "subprocess", "threading", "asyncio", "s
 
 ONLY_IN: dict[str, set[str]] = {
     "sqlite3": {"cache.index"},
-    "pyfuse3": {"fs", "daemon"},
+    "pyfuse3": {"fs"},
     "yaml": {"config_text"},
     "pydantic": {"config", "config_text"},
     "trio_websocket": {"plex.watcher"},
