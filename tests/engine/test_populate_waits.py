@@ -126,6 +126,7 @@ async def test_failing_ssd_is_said_once_and_tried_again(
         for _ in range(3):
             await until(lambda: copiers.changed, lambda: source.stats and not copiers.progress())
             await wait_all_tasks_blocked()
+            assert source.stats == ["a"], "it was tried again at once"
             source.stats.clear()
             mock_clock.jump(RETRY_S + 1)
         shutil.move(root / "away", root / "partial")
