@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -201,8 +202,10 @@ def test_disk_goes_when_the_one_who_started_it_dies(slow_disk_folders: tuple[Pat
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     command = [sys.executable, "-c", program, str(backing), str(mountpoint)]
-    died = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE)
-    assert died.stdout is not None
-    died.stdout.read()  # ends when the last holder of this pipe is gone: the disk's process inherited it
-    assert died.wait(20) == -9
+    with tempfile.TemporaryDirectory(prefix="sd-") as temporary:  # whoever is killed leaves its files
+        environ = {**os.environ, "TMPDIR": temporary}
+        died = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, env=environ)
+        assert died.stdout is not None
+        died.stdout.read()  # ends when the last holder of this pipe is gone: the disk's process inherited it
+        assert died.wait(20) == -9
     assert mounted_at(mountpoint) is None
