@@ -22,10 +22,21 @@ class NobodyReads(Exception):
 
 
 def prepare() -> None:
-    """Let both streams carry any name."""
+    """Let both streams carry any name, and stand in for those that the caller has closed."""
+    _hold_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _hold_standard_streams() -> None:
+    """Open what is closed of descriptors 0, 1 and 2, in this order: else the next file opened, the index say, becomes
+    "standard error", and libraries print into it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 def console() -> Console:
