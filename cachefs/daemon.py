@@ -179,7 +179,7 @@ class _Server:
             stop = nursery.cancel_scope.cancel
             nursery.start_soon(_stop_on_signals, stop)
             nursery.start_soon(_filesystem, stop)
-            engine = DaemonEngine(parts, nursery, stop)
+            engine = DaemonEngine(parts, stop)
             await nursery.start(api.serve, engine, self._config.control.socket)
             for name, task in self._background(parts).items():
                 nursery.start_soon(supervise, name, self._health, task)

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import trio
-
 from cachefs import __version__, paths
 from cachefs.cache.populate import Copiers
 from cachefs.cache.store import Store
@@ -35,8 +33,6 @@ from cachefs.planning import PLEX, Planning
 from cachefs.plex.client import PlexClient, PlexSettings, TitleMatch
 from cachefs.status import Counters, HealthRegistry
 
-_BY_HAND = "asked for with cachefs copy"
-
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -58,9 +54,8 @@ class Parts:
 class DaemonEngine:
     """``control.api.Engine`` over the daemon's parts."""
 
-    def __init__(self, parts: Parts, nursery: trio.Nursery, stop: Callable[[], None]) -> None:
+    def __init__(self, parts: Parts, stop: Callable[[], None]) -> None:
         self._parts = parts
-        self._nursery = nursery
         self._stop = stop
 
     # --- shows ---------------------------------------------------------------------------------------------------
@@ -151,16 +146,18 @@ class DaemonEngine:
         ]
         if not below:
             raise UserError(f"{text}: nothing of it is cached")
-        for key in below:
+        free = [key for key in below if key not in self._parts.planning.pinned]
+        if not free:
+            raise UserError(f"{text} is pinned; unpin it first")
+        for key in free:
             self._parts.planning.hold_back(key)
             await self._parts.store.evict(key, force=True)
-        return tuple(below)
+        return tuple(free)
 
     async def copy(self, text: str) -> FileKey:
         _, key = self._key(text)
         file = await self._file(key, text)
-        self._parts.planning.release(key)
-        self._nursery.start_soon(self._parts.copiers.copy_now, file, _BY_HAND)
+        await self._parts.planning.copy_now(file)
         return key
 
     def request_stop(self) -> None:

@@ -212,7 +212,10 @@ def _due(scene: _Scene, entry: CacheEntry) -> _Due | None:
     if leader is not entry:
         due = _due(scene, leader)
         return None if due is None else _Due(due.at, f"it goes with {_split(leader.key)[1]}: {due.reason}")
-    dues = [due for due in (_watched_due(scene, entry), _unwanted_due(scene, entry)) if due is not None]
+    watched, unwanted = _watched_due(scene, entry), _unwanted_due(scene, entry)
+    if watched is not None and watched.at <= scene.request.now:
+        return watched  # who finished it says more than that nobody wants it
+    dues = [due for due in (watched, unwanted) if due is not None]
     return min(dues, key=lambda due: due.at, default=None)
 
 

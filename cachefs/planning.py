@@ -15,8 +15,21 @@ from typing import Protocol
 import trio
 
 from cachefs.config import PolicyConfig
-from cachefs.errors import PlexError
-from cachefs.model import FileKey, Inventory, Pin, Plan, PlexEvent, PlexEventKind, Skip, Snapshot, Watched
+from cachefs.errors import PlexError, UserError
+from cachefs.model import (
+    FileKey,
+    InterestKind,
+    Inventory,
+    Pin,
+    Plan,
+    PlexEvent,
+    PlexEventKind,
+    Skip,
+    Snapshot,
+    SourceFile,
+    Want,
+    Watched,
+)
 from cachefs.planner import PlanRequest, plan
 from cachefs.resolving import Resolved, Resolver
 from cachefs.status import HealthRegistry
@@ -27,6 +40,7 @@ log = logging.getLogger(__name__)
 
 COMPONENT = "planning"
 PLEX = "plex"
+BY_HAND = "asked for with cachefs copy"
 _DEBOUNCE_S = 0.5
 _ASK_PLEX_EVERY_S = 5.0
 """Plex reports a playing session every second or so; what it says then seldom changes a plan."""
@@ -71,7 +85,9 @@ class Planning:
     _dirty: trio.Event = field(default_factory=trio.Event)
     _ask_plex: bool = True
     _asked_at: float = float("-inf")
+    pinned: frozenset[FileKey] = frozenset()
     _held_back: dict[FileKey, float] = field(default_factory=dict)
+    _asked_for: dict[FileKey, Want] = field(default_factory=dict)
     _next_change_at: float | None = None
 
     # --- what wakes it -------------------------------------------------------------------------------------------
@@ -93,11 +109,21 @@ class Planning:
 
     def hold_back(self, key: FileKey) -> None:
         """A person evicted this file: do not copy it again at once."""
+        self._asked_for.pop(key, None)
         self._held_back[key] = time.time()
 
-    def release(self, key: FileKey) -> None:
-        """A person wants it after all."""
-        self._held_back.pop(key, None)
+    async def copy_now(self, file: SourceFile) -> None:
+        """A person wants this file, now and as long as watched ones are kept. ``UserError`` when it gets no room."""
+        self._held_back.pop(file.key, None)
+        self._asked_for[file.key] = Want(file, InterestKind.PLAYING, 0, BY_HAND, time.time())
+        made = plan(await self._request())
+        refused = [skip.reason for skip in made.skips if skip.key == file.key]
+        if refused and not any(copy.key == file.key for copy in made.copies):
+            self._asked_for.pop(file.key, None)
+            raise UserError(f"{file.key.path}: {refused[0]}")
+        self.plan = made
+        self.follow(made)
+        self._dirty.set()
 
     # --- the task ------------------------------------------------------------------------------------------------
 
@@ -133,10 +159,15 @@ class Planning:
 
     async def _look_at_plex(self) -> None:
         now = trio.current_time()
-        if self.plex is None or not self._ask_plex or now - self._asked_at < _ASK_PLEX_EVERY_S:
+        if not self._ask_plex or now - self._asked_at < _ASK_PLEX_EVERY_S:
             return
         self._ask_plex = False
         self._asked_at = now
+        await self._take_snapshot()
+
+    async def _take_snapshot(self) -> None:
+        if self.plex is None:
+            return
         pinned = tuple(pin.rating_key for pin in self.store.pins() if pin.rating_key)
         try:
             self.snapshot = await self.plex(pinned)
@@ -149,8 +180,7 @@ class Planning:
 
     async def dry_run(self) -> Plan:
         """A fresh plan that nobody carries out."""
-        self._ask_plex, self._asked_at = True, float("-inf")
-        await self._look_at_plex()
+        await self._take_snapshot()
         return plan(await self._request())
 
     async def _request(self) -> PlanRequest:
@@ -162,10 +192,12 @@ class Planning:
         self._next_change_at = items.next_change_at
         resolved = await self.resolver.resolve(items.items, self.store.pins(), self.store.inventory().entries)
         pinned = resolved.pinned | self._pinned_by_title(items)
+        self.pinned = pinned
+        self._forget_wishes(now)
         wants = tuple(want for want in resolved.wants if want.key not in self._held_back or want.key in pinned)
         playing = (self.resolver.locate(file) for session in snapshot.sessions for file in session.files)
         return PlanRequest(
-            wants=wants,
+            wants=(*self._asked_for.values(), *wants),
             skips=(*items.skips, *resolved.skips, *self._skips_held_back(resolved, now)),
             watched=self._watched(),
             playing=frozenset(key for key in playing if key is not None),
@@ -181,9 +213,6 @@ class Planning:
         return frozenset(key for key in keys if key is not None)
 
     def _skips_held_back(self, resolved: Resolved, now: float) -> list[Skip]:
-        """Files evicted by hand stay away for as long as watched ones are kept."""
-        due = now - max(self.policy.keep_watched, 60.0)
-        self._held_back = {key: at for key, at in self._held_back.items() if at > due}
         return [
             Skip(
                 str(want.key),
@@ -194,6 +223,12 @@ class Planning:
             for want in resolved.wants
             if want.key in self._held_back and want.key not in resolved.pinned
         ]
+
+    def _forget_wishes(self, now: float) -> None:
+        """What a person copied or evicted by hand counts for as long as watched files are kept."""
+        due = now - max(self.policy.keep_watched, 60.0)
+        self._held_back = {key: at for key, at in self._held_back.items() if at > due}
+        self._asked_for = {key: want for key, want in self._asked_for.items() if want.since > due}
 
     def _watched(self) -> tuple[Watched, ...]:
         found = ((self.resolver.locate(file.file), file) for file in watched_files(self.snapshot))

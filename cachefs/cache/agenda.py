@@ -1,4 +1,4 @@
-"""What the newest plan, and the user, have told the copiers to do, and what of it is done. Memory only.
+"""What the newest plan has told the copiers to do, and what of it is done. Memory only.
 
 Used by ``cache.populate`` on the event loop.
 """
@@ -12,12 +12,11 @@ from cachefs.model import FileKey, Plan, PlannedCopy, PlannedEviction
 
 
 class Agenda:
-    """A plan, what the user asked for besides, and what became of either."""
+    """A plan, and what became of it."""
 
     def __init__(self) -> None:
         self.for_space: tuple[PlannedEviction, ...] = ()
         """The evictions that make room, in the order in which to take them."""
-        self._asked: dict[FileKey, PlannedCopy] = {}
         self._copies: dict[FileKey, PlannedCopy] = {}
         self._kept: dict[FileKey, PlannedCopy] = {}
         self._unwanted: deque[PlannedEviction] = deque()
@@ -34,20 +33,13 @@ class Agenda:
         self._finished.clear()
         self._not_before.clear()
 
-    def ask(self, copy: PlannedCopy) -> None:
-        """The user wants this file now."""
-        self._asked[copy.key] = copy
-        self._finished.discard(copy.key)
-        self._not_before.pop(copy.key, None)
-        self._resting.pop(copy.key, None)
-
     def find(self, key: FileKey) -> PlannedCopy | None:
         """Why a file is being copied, by the newest plan; None when it should not be."""
-        return self._asked.get(key) or self._copies.get(key) or self._kept.get(key)
+        return self._copies.get(key) or self._kept.get(key)
 
     def due(self, now: float) -> Iterator[PlannedCopy]:
         """The copies to make, in order, without those that are done or put off beyond ``now`` (trio time)."""
-        for copy in (*self._asked.values(), *self._copies.values()):
+        for copy in self._copies.values():
             put_off = max(self._not_before.get(copy.key, now), self._resting.get(copy.key, now))
             if copy.key not in self._finished and put_off <= now:
                 yield copy
@@ -55,11 +47,10 @@ class Agenda:
     @property
     def has_copies(self) -> bool:
         """Whether any copy is left to make, now or later."""
-        return bool(self._asked) or bool(self._copies.keys() - self._finished)
+        return bool(self._copies.keys() - self._finished)
 
     def finish(self, key: FileKey) -> None:
         """Nothing more is done about this file before a new plan."""
-        self._asked.pop(key, None)
         self._finished.add(key)
 
     def postpone(self, key: FileKey, until: float) -> bool:
@@ -70,7 +61,6 @@ class Agenda:
 
     def rest(self, key: FileKey, until: float) -> None:
         """Leave a file alone until then (trio time), whatever plans come: somebody is still writing it."""
-        self._asked.pop(key, None)
         self._resting[key] = until
 
     def take_unwanted(self) -> PlannedEviction | None:

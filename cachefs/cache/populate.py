@@ -89,12 +89,6 @@ class Copiers:
         self._agenda.follow(plan)
         self._note_change()
 
-    async def copy_now(self, file: SourceFile, reason: str) -> None:
-        """Copy a file because the user said so: first of all, at any hour, whatever the plan. Returns at once."""
-        self._agenda.ask(PlannedCopy(file, InterestKind.PLAYING, reason))
-        self._note_change()
-        await trio.lowlevel.checkpoint()
-
     def progress(self) -> tuple[CopyProgress, ...]:
         """The copies in flight."""
         return tuple(

@@ -173,6 +173,8 @@ class Changes:
         await place.source.call(_remove_xattr, place.ref, name)
 
     async def get_xattr(self, node: Node, name: str) -> bytes:
+        if self._union.is_virtual(node):
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA), name)
         place = self._union.place(node)
         return await place.source.call(_get_xattr, place.ref, name)
 

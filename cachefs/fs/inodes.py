@@ -116,9 +116,11 @@ class Inodes:
         return node
 
     def looked_up(self, node: Node) -> None:
-        """The kernel was told of the node once more."""
-        node.lookups += 1
-        self._nodes[node.number] = node
+        """The kernel was told of the node once more.
+
+        Where another task told it of the same number since this node was met, that one counts: one node a number.
+        """
+        self._nodes.setdefault(node.number, node).lookups += 1
 
     def forgotten(self, number: int, count: int) -> Node | None:
         """The kernel gave back ``count`` lookups. Returns the node when that was the last of them: whoever asked

@@ -274,9 +274,9 @@ class Operations(pyfuse3.Operations):
         listing = self._listings[fh]
         if start_id == 0:
             listing.names = [*_DOTS, *await self._union.names(listing.folder)]
-            listing.found = [await self._union.attributes(listing.folder)] * len(_DOTS)
+            listing.found = [await self._union.attributes(folder) for folder in self._dots(listing.folder)]
         for index in range(start_id, len(listing.names)):
-            if index >= len(listing.found):
+            while index >= len(listing.found):
                 await self._extend(listing)
             found = listing.found[index]
             if found is None:
@@ -286,6 +286,11 @@ class Operations(pyfuse3.Operations):
                 break
             if index >= len(_DOTS):
                 self._union.inodes.looked_up(found.node)
+
+    def _dots(self, folder: Node) -> tuple[Node, Node]:
+        """What ``.`` and ``..`` are: the root, and a removed folder, are their own parents."""
+        parent = self._union.inodes.get(folder.links[-1].parent) if folder.links else None
+        return (folder, parent or folder)
 
     async def _extend(self, listing: _Listing) -> None:
         """Attributes of the next names, in one thread hop."""

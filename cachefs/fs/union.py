@@ -254,12 +254,15 @@ class Union:
         await self._source_of(orphan).discard(descriptor)
 
     async def space(self, node: Node | None) -> Space:
-        """statfs(2): the numbers of the node's source; for the root of several (or None) the sum over them."""
-        if node is None or self.is_virtual(node):
-            sources = list(self.sources.values())
-        else:
-            sources = [self.place(node).source]
-        return total([await source.call(_statvfs, source) for source in sources])
+        """statfs(2): the numbers of the node's source; for the root of several (or None) the sum over those that
+        answer."""
+        if node is not None and not self.is_virtual(node):
+            source = self.place(node).source
+            return total([await source.call(_statvfs, source)])
+        online = [source for source in self.sources.values() if source.online]
+        if not online:
+            raise SourceError(errno.EIO, "no source answers")
+        return total([await source.call(_statvfs, source) for source in online])
 
     # --- by key: for planning and the copiers --------------------------------------------------------------------
 

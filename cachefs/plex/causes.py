@@ -1,15 +1,26 @@
-"""Why a connection failed, in the operating system's words, out of whatever a library wrapped around them."""
+"""What lies behind an error of requests, urllib3 or trio: they wrap and chain in many ways."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 
-def words_for(error: BaseException) -> str:
-    """``: Connection refused``, or nothing. Texts of libraries are never used: they hold URLs."""
+_MOST = 50
+
+
+def within(error: BaseException) -> Iterator[BaseException]:
+    """The error and whatever it wraps, the outermost first."""
     seen: list[object] = [error]
     for each in seen:
-        if isinstance(each, OSError) and each.strerror:
-            return f": {each.strerror}"
-        if isinstance(each, BaseException) and len(seen) < 50:
+        if not isinstance(each, BaseException):
+            continue
+        yield each
+        if len(seen) < _MOST:
             inner = each.exceptions if isinstance(each, BaseExceptionGroup) else each.args
             seen += [*inner, each.__cause__, each.__context__, getattr(each, "reason", None)]
-    return ""
+
+
+def words_for(error: BaseException) -> str:
+    """Why a connection failed, in the operating system's words: ``: Connection refused``, or nothing. Texts of
+    libraries are never used: they hold URLs."""
+    found = (each.strerror for each in within(error) if isinstance(each, OSError) and each.strerror)
+    return next((f": {words}" for words in found), "")

@@ -7,11 +7,13 @@ is set, and can break every connection from another thread.
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
-import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
+from http.client import RemoteDisconnected
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,6 +23,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from cachefs.errors import PlexAnswer, PlexRefused, PlexUnreachable
+from cachefs.plex.causes import within
 from cachefs.plex.values import PlexSettings, origin_of
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
@@ -39,7 +42,7 @@ class Adapter(HTTPAdapter):
 
     def __init__(self, settings: PlexSettings) -> None:
         self._cloud_url = settings.cloud_url
-        self._lines: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
+        self._lines: list[socket.socket] = []
         self._lock = threading.Lock()
         self._aborted = False
         started = time.monotonic()
@@ -55,27 +58,46 @@ class Adapter(HTTPAdapter):
         host = urlsplit(request.url or "").netloc
         cloud = host in CLOUD_HOSTS
         party = "plex.tv" if cloud else origin_of(str(request.url))
-        remaining = (self._cloud_ends_at if cloud else self._ends_at) - time.monotonic()
+        ends_at = self._cloud_ends_at if cloud else self._ends_at
+        remaining = ends_at - time.monotonic()
         if self._aborted or remaining <= 0:
             raise PlexUnreachable(f"{party} does not answer in time")
         if cloud and self._cloud_url:
             request = _sent_to(request, host, self._cloud_url)
         kwargs |= {"stream": True, "timeout": min(RECEIVE_TIMEOUT_S, remaining)}
         with self._cut_off(remaining) if cloud else nullcontext():
-            response = super().send(request, *args, **kwargs)
-            _judge(response.status_code, party)
-            _read(response, party)
+            try:
+                response = super().send(request, *args, **kwargs)
+            except requests.ConnectionError as error:
+                if time.monotonic() >= ends_at or not self._worth_another(request, error):
+                    raise
+                response = super().send(request, *args, **kwargs)
+            with closing(response):
+                _judge(response.status_code, party)
+                _read(response, party)
         return response
 
+    def _worth_another(self, request: requests.PreparedRequest, error: requests.ConnectionError) -> bool:
+        """Whether the server only closed a line that had been idle, at the moment when it was used again."""
+        closed = any(isinstance(each, RemoteDisconnected) for each in within(error))
+        return closed and request.method == "GET" and not self._aborted
+
     def abort(self) -> None:
+        """Make every receive return now, and every new connection fail. Any thread."""
         self._aborted = True
         self._shut_lines()
 
+    def close(self) -> None:
+        super().close()
+        with self._lock:
+            for line in self._lines:
+                line.close()
+            self._lines.clear()
+
     def _shut_lines(self) -> None:
         with self._lock:
-            lines = list(self._lines)
-        for line in lines:
-            _shut(line)
+            for line in self._lines:
+                _shut(line)
 
     @contextmanager
     def _cut_off(self, after_s: float) -> Iterator[None]:
@@ -90,10 +112,15 @@ class Adapter(HTTPAdapter):
             timer.cancel()
 
     def _opened(self, line: HTTPConnection) -> None:
+        """Keep a descriptor of our own: http.client drops its socket while the answer is still being read, and a
+        number that another thread may close must not be shut."""
+        if line.sock is None:
+            return
+        own = socket.socket(fileno=os.dup(line.sock.fileno()))
         with self._lock:
-            self._lines.add(line)
+            self._lines.append(own)
         if self._aborted:
-            _shut(line)
+            _shut(own)
 
     def _pools(self) -> type[HTTPConnectionPool]:
         opened = self._opened
@@ -150,15 +177,13 @@ def _read(response: requests.Response, party: str) -> None:
     for piece in response.iter_content(64 * 1024):
         body += piece
         if len(body) > MAX_BODY_BYTES:
-            response.close()
             raise PlexAnswer(f"{party} gives answers larger than {MAX_BODY_BYTES // 2**20} MiB")
     response._content = bytes(body)
 
 
-def _shut(line: HTTPConnection) -> None:
-    """Make every receive on the line return now. The socket stays open until its own thread closes it."""
+def _shut(line: socket.socket) -> None:
+    """End both directions of the connection, for every descriptor of it."""
     try:
-        if line.sock is not None:
-            line.sock.shutdown(2)
-    except OSError:
+        line.shutdown(socket.SHUT_RDWR)
+    except OSError:  # the other side was first
         return

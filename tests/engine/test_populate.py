@@ -142,18 +142,6 @@ async def test_copy_yields_to_readers_of_the_same_source(root: Path, source: Fak
         assert [read.length for read in source.reads] == [SHARED_CHUNK_BYTES] * 3
 
 
-async def test_what_the_user_asks_for_is_copied_first(root: Path, source: FakeSource) -> None:
-    gate = Gate()
-    source.before_read = gate
-    async with opened(root) as store, working(store, source) as copiers:
-        copiers.follow(plan_of(source.write("a", b"a"), source.write("b", b"b"), kind=InterestKind.PLAYING))
-        await gate.reached.wait()
-        await copiers.copy_now(source.write("c", b"c"), "you asked for it")
-        gate.open()
-        await until_cached(store, "a", "b", "c")
-        assert published_order(store) == ["a", "c", "b"]
-
-
 # --- stopping and going on -----------------------------------------------------------------------------------------
 
 
