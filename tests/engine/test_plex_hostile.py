@@ -184,6 +184,15 @@ async def test_a_server_that_is_away_is_unreachable_and_comes_back(plex: StandIn
     assert titles(of_kind(await one.snapshot(ON_DECK), InterestKind.ON_DECK)) == ["Heat (1995)"]
 
 
+async def test_a_connection_that_was_closed_while_idle_is_made_anew(plex: StandInPlex) -> None:
+    shelf = fill(plex)
+    plex.play(None, shelf.heat)
+    plex.misbehave("/status/sessions", hang_up=True)
+    snapshot = await client(plex).snapshot(NOTHING)
+    assert [session.title for session in snapshot.sessions] == ["Heat (1995)"]
+    assert plex.count("/status/sessions") == 4  # sessions and history: hung up, and answered
+
+
 @pytest.mark.parametrize(
     "how", [{"hang": True}, {"drip_s": 0.05}, {"drip_s": 0.05, "drip_head": True}], ids=["silence", "body", "head"]
 )

@@ -37,6 +37,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 from tests.standin import plex_routes
@@ -141,12 +142,13 @@ class StandInPlex:
         drip_s: float = 0.0,
         drip_head: bool = False,
         hang: bool = False,
+        hang_up: bool = False,
         host: str = "",
     ) -> None:
         """Answer requests below ``prefix`` with this instead; ``host``: those meant for ``plex.tv`` and the like."""
         answer = Answer(status, body, content_type, headers)
         with self._lock:
-            self._misbehaviours.append(Misbehaviour(prefix, answer, drip_s, drip_head, hang, host))
+            self._misbehaviours.append(Misbehaviour(prefix, answer, drip_s, drip_head, hang, hang_up, host))
 
     def behave(self) -> None:
         with self._lock:
@@ -324,7 +326,9 @@ class StandInPlex:
         with self._lock:
             self._requests.append(request)
             wrong = next((each for each in self._misbehaviours if each.applies(request)), None)
-            return wrong or plex_routes.answer(self._world, request)
+            if wrong is None:
+                return plex_routes.answer(self._world, request)
+            return replace(wrong, answer=plex_routes.answer(self._world, request)) if wrong.hang_up else wrong
 
     def _admit(self, request: Request) -> bool:
         with self._lock:

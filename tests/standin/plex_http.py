@@ -41,6 +41,8 @@ class Misbehaviour:
     drip_head: bool = False
     hang: bool = False
     """Say nothing at all."""
+    hang_up: bool = False
+    """Close a connection that was used before, as if it had been idle for too long; a new one gets ``answer``."""
     host: str = ""
     """Only requests for this host (``plex.tv``); empty: the server's own."""
 
@@ -176,12 +178,15 @@ class _Server(ThreadingHTTPServer):
 
     def finish_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
         """In the connection's own thread: a TLS handshake that hangs keeps nobody else waiting."""
-        if self._tls is not None and isinstance(request, socket.socket):
-            try:
-                request = self._tls.wrap_socket(request, server_side=True)
-            except OSError:
-                return
-        super().finish_request(request, client_address)
+        if self._tls is None or not isinstance(request, socket.socket):
+            super().finish_request(request, client_address)
+            return
+        try:
+            secure = self._tls.wrap_socket(request, server_side=True)
+        except OSError:
+            return
+        with secure:
+            super().finish_request(secure, client_address)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that went away in mid-answer is no news; anything else is a bug of the stand-in."""
@@ -193,6 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: _Server
+    _answers = 0
 
     def setup(self) -> None:
         super().setup()
@@ -226,15 +232,18 @@ class _Handler(BaseHTTPRequestHandler):
     do_POST = do_GET
 
     def _answer(self, what: Answer | Misbehaviour) -> None:
+        self._answers += 1
         if isinstance(what, Answer):
             self._write(_head(what) + what.body)
             return
         self.close_connection = True
+        if what.hang_up and self._answers > 1:
+            return
         stopping = self.server.wire.stopping
         if what.hang:
             stopping.wait()
             return
-        head, body = _head(what.answer), what.answer.body
+        head, body = _head(what.answer, closing=True), what.answer.body
         slow = head + body if what.drip_head else body
         self._write(b"" if what.drip_head else head)
         if not what.drip_s:
@@ -269,11 +278,13 @@ def _tls() -> ssl.SSLContext:
     return context
 
 
-def _head(answer: Answer) -> bytes:
+def _head(answer: Answer, *, closing: bool = False) -> bytes:
     lines = [f"HTTP/1.1 {answer.status} Stand-in", f"Content-Type: {answer.content_type}"]
     lines += [f"{name}: {value}" for name, value in answer.headers]
     if not any(name.lower() in ("content-length", "transfer-encoding") for name, _ in answer.headers):
         lines.append(f"Content-Length: {len(answer.body)}")
+    if closing:
+        lines.append("Connection: close")
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
