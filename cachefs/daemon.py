@@ -191,6 +191,7 @@ class _Server:
             "planning": parts.planning.run,
             "copying": parts.copiers.run,
             "removals": parts.store.run_removals,
+            "mapped files": parts.routing.run,
             "housekeeping": parts.store.run_housekeeping,
             "idle folders": partial(_close_idle_folders, parts.union),
         }

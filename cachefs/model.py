@@ -437,6 +437,10 @@ class ReadCounters:
     source_bytes: int = 0
     fallbacks: int = 0
     """Reads that the SSD failed and the source answered."""
+    kernel_opens: int = 0
+    """Opens of cached files whose reads the kernel serves from the SSD by itself; they are in no count above."""
+    kernel_size: int = 0
+    """The sizes of those files, added up."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,15 @@ from cachefs.model import ComponentHealth, ReadCounters
 class Counters:
     """Reads since the start, by where their bytes came from."""
 
-    __slots__ = ("_cache_bytes", "_cache_reads", "_fallbacks", "_source_bytes", "_source_reads")
+    __slots__ = (
+        "_cache_bytes",
+        "_cache_reads",
+        "_fallbacks",
+        "_kernel_opens",
+        "_kernel_size",
+        "_source_bytes",
+        "_source_reads",
+    )
 
     def __init__(self) -> None:
         self._cache_reads = 0
@@ -23,6 +31,8 @@ class Counters:
         self._source_reads = 0
         self._source_bytes = 0
         self._fallbacks = 0
+        self._kernel_opens = 0
+        self._kernel_size = 0
 
     def add_cache_read(self, size: int) -> None:
         """``size`` bytes of one read came from the SSD."""
@@ -33,6 +43,11 @@ class Counters:
         """``size`` bytes of one read came from a source."""
         self._source_reads += 1
         self._source_bytes += size
+
+    def add_kernel_open(self, size: int) -> None:
+        """A cached file of this size was handed to the kernel: nobody can count what is read of it."""
+        self._kernel_opens += 1
+        self._kernel_size += size
 
     def add_fallback(self) -> None:
         """The SSD failed a read and the source is asked instead; its bytes are added when they come."""
@@ -46,6 +61,8 @@ class Counters:
             source_reads=self._source_reads,
             source_bytes=self._source_bytes,
             fallbacks=self._fallbacks,
+            kernel_opens=self._kernel_opens,
+            kernel_size=self._kernel_size,
         )
 
 

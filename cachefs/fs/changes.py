@@ -162,6 +162,8 @@ class Changes:
         seen = await self._routing.change(
             place.source, targets, _set_attributes, place.ref, wanted, cause=DropCause.CHANGED
         )
+        if wanted.size is not None:
+            await self._routing.truncated(node, wanted.size)
         return self._union.seen(node, place, seen)
 
     async def set_xattr(self, node: Node, name: str, value: bytes) -> None:

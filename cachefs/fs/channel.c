@@ -12,6 +12,9 @@
  *     fourteen readers of a hung source stall everybody's read-ahead; no FUSE_HANDLE_KILLPRIV, so that the kernel itself
  *     drops set-uid bits when somebody else writes.
  *   - the node id of the latest request, which pyfuse3 does not hand to its statfs handler.
+ *   - passthrough (Linux 6.9): INIT asks for it when channel.py wants it, and the reply to OPEN or CREATE names the
+ *     backing file that Python has put into the handle: bit 62 of fh marks it, the low 32 bits are the backing id.
+ *     The kernel then serves that handle's reads and mmaps from the backing file; the handle keeps its number.
  */
 
 #define _GNU_SOURCE
@@ -56,21 +59,65 @@ struct init_out {
 	uint32_t flags2, max_stack_depth, unused[6];
 };
 
+struct open_out {
+	uint64_t fh;
+	uint32_t open_flags;
+	int32_t backing_id;
+};
+
 enum {
+	OPCODE_OPEN = 14,
 	OPCODE_INIT = 26,
+	OPCODE_CREATE = 35,
 	FLAG_PARALLEL_DIROPS = 1 << 18,
 	FLAG_HANDLE_KILLPRIV = 1 << 19,
+	FLAG_INIT_EXT = 1 << 30,
+	FLAG2_PASSTHROUGH = 1 << (37 - 32),
+	OPEN_KEEP_CACHE = 1 << 1,
+	OPEN_PASSTHROUGH = 1 << 7,
 	MAX_BACKGROUND = 512, /* the kernel's own default is 12 */
 	CONGESTION_THRESHOLD = 384,
+	STACK_DEPTH = 1, /* a backing file on a stacked file system (overlayfs) is refused with ELOOP */
+	OPENS = 8192,    /* at most 4096 requests are under way at once (mounting.py) */
+	WINDOW = 64,
 };
+
+#define HANDLE_MARK ((uint64_t)1 << 62)
 
 /* For channel.py. */
 int cachefs_channel_bound = 0;       /* fuse_session_mount was ours, and the session runs over our read and writev */
 uint64_t cachefs_channel_node = 0;   /* node id of the latest request; valid until its handler first awaits */
 uint32_t cachefs_channel_flags = 0;  /* flags of the INIT reply as sent */
 
+int cachefs_channel_fd = -1;         /* the session's device, for the ioctls on backing files */
+int cachefs_channel_wanted = 0;      /* set before the mount: ask for passthrough if the kernel offers it */
+int cachefs_channel_passthrough = 0; /* the kernel offered it and was asked for it */
+
 static uint64_t init_unique = 0;
-static uint32_t init_offered = 0;
+static uint32_t init_offered = 0, init_offered2 = 0;
+
+/* Requests to open that have no reply yet, by unique number (0: free): replies do not say what they answer. Only the
+ * event loop's thread reads requests and writes their replies; other threads write notifications only (unique 0). */
+static uint64_t opens[OPENS];
+
+static uint64_t *find_open(uint64_t unique, uint64_t wanted)
+{
+	for (unsigned step = 0; step < WINDOW; step++) {
+		uint64_t *slot = &opens[((unique >> 1) + step) % OPENS];
+		if (*slot == wanted)
+			return slot;
+	}
+	return NULL;
+}
+
+static void note_open(uint64_t unique)
+{
+	uint64_t *slot = find_open(unique, 0);
+	if (slot != NULL)
+		*slot = unique;
+	else
+		fprintf(stderr, "cachefs: too many opens under way\n"); /* cannot be: see OPENS */
+}
 
 static ssize_t channel_read(int fd, void *buffer, size_t size, void *userdata)
 {
@@ -89,6 +136,10 @@ static ssize_t channel_read(int fd, void *buffer, size_t size, void *userdata)
 		const struct init_in *offer = (const void *)(header + 1);
 		init_unique = header->unique;
 		init_offered = (size_t)done >= sizeof(*header) + offsetof(struct init_in, flags2) ? offer->flags : 0;
+		if (init_offered & FLAG_INIT_EXT && (size_t)done >= sizeof(*header) + sizeof(*offer))
+			init_offered2 = offer->flags2;
+	} else if (header->opcode == OPCODE_OPEN || header->opcode == OPCODE_CREATE) {
+		note_open(header->unique);
 	}
 	return done;
 }
@@ -100,13 +151,44 @@ static void edit_init(struct init_out *reply)
 	reply->flags &= ~(uint32_t)FLAG_HANDLE_KILLPRIV;
 	reply->max_background = MAX_BACKGROUND;
 	reply->congestion_threshold = CONGESTION_THRESHOLD;
+	if (cachefs_channel_wanted && init_offered2 & FLAG2_PASSTHROUGH) {
+		reply->flags |= FLAG_INIT_EXT;
+		reply->flags2 |= FLAG2_PASSTHROUGH;
+		reply->max_stack_depth = STACK_DEPTH;
+		cachefs_channel_passthrough = 1;
+	}
 	cachefs_channel_flags = reply->flags;
+}
+
+/* A successful reply to OPEN or CREATE ends with struct open_out. */
+static ssize_t write_open(int fd, struct iovec *parts)
+{
+	char payload[512];
+	size_t size = parts[1].iov_len;
+	if (size < sizeof(struct open_out) || size > sizeof(payload))
+		return writev(fd, parts, 2);
+	struct open_out reply;
+	memcpy(payload, parts[1].iov_base, size);
+	memcpy(&reply, payload + size - sizeof(reply), sizeof(reply));
+	if (reply.fh & HANDLE_MARK) {
+		reply.open_flags = (reply.open_flags & ~(uint32_t)OPEN_KEEP_CACHE) | OPEN_PASSTHROUGH;
+		reply.backing_id = (int32_t)(reply.fh & 0xffffffff);
+		memcpy(payload + size - sizeof(reply), &reply, sizeof(reply));
+	}
+	struct iovec edited[2] = {parts[0], {.iov_base = payload, .iov_len = size}};
+	return writev(fd, edited, 2);
 }
 
 static ssize_t channel_writev(int fd, struct iovec *parts, int count, void *userdata)
 {
 	(void)userdata;
 	const struct out_header *header = parts[0].iov_base;
+	uint64_t *open = header->unique != 0 ? find_open(header->unique, header->unique) : NULL;
+	if (open != NULL) {
+		*open = 0;
+		if (header->error == 0 && count == 2)
+			return write_open(fd, parts);
+	}
 	if (init_unique == 0 || count != 2 || parts[0].iov_len != sizeof(*header) || header->unique != init_unique ||
 	    header->error != 0 || parts[1].iov_len != sizeof(struct init_out))
 		return writev(fd, parts, count);
@@ -138,6 +220,7 @@ int fuse_session_mount(struct fuse_session *session, const char *mountpoint)
 		return 0; /* mounted all the same, without the channel: channel.py says so */
 	if (fcntl(fd, F_SETFL, flags | O_NONBLOCK) != 0)
 		perror("cachefs: the FUSE device cannot be made non-blocking");
+	cachefs_channel_fd = fd;
 	cachefs_channel_bound = 1;
 	return 0;
 }

@@ -7,10 +7,16 @@ pyfuse3 is first imported, to the first definition in the global scope.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import importlib.util
+import struct
 import sys
 
 _OBJECT = "cachefs.fs._channel"
+_BACKING_OPEN = 0x4010E501
+_BACKING_CLOSE = 0x4004E502
+_HANDLE_MARK = 1 << 62
+"""As in channel.c."""
 
 
 def _load() -> ctypes.CDLL | None:
@@ -29,7 +35,39 @@ _library = _load()
 
 def is_bound() -> bool:
     """Whether the mounted session runs over the channel."""
-    return _library is not None and bool(ctypes.c_int.in_dll(_library, "cachefs_channel_bound").value)
+    return bool(_value("cachefs_channel_bound"))
+
+
+def want_passthrough() -> None:
+    """Before the mount is made: ask the kernel for passthrough if it offers it."""
+    if _library is not None:
+        ctypes.c_int.in_dll(_library, "cachefs_channel_wanted").value = 1
+
+
+def has_passthrough() -> bool:
+    """Whether the kernel offered passthrough and was asked for it; known once the first request was answered."""
+    return is_bound() and bool(_value("cachefs_channel_passthrough"))
+
+
+def marked(handle: int, backing_id: int) -> int:
+    """The handle that makes the kernel serve it from a backing file. ``handle`` is below 2**30."""
+    return _HANDLE_MARK | handle << 32 | backing_id
+
+
+def open_backing(descriptor: int) -> int:
+    """Tell the kernel of a file that may back opens; returns its id. OSError: EPERM without CAP_SYS_ADMIN, ELOOP for
+    a file on a stacked file system (FUSE_DEV_IOC_BACKING_OPEN, linux/fuse.h)."""
+    request = bytearray(struct.pack("=iIQ", descriptor, 0, 0))
+    return int(fcntl.ioctl(_value("cachefs_channel_fd"), _BACKING_OPEN, request, True))
+
+
+def close_backing(backing_id: int) -> None:
+    """The kernel keeps the file for handles that are open on it; the id is free again."""
+    fcntl.ioctl(_value("cachefs_channel_fd"), _BACKING_CLOSE, struct.pack("=I", backing_id))
+
+
+def _value(name: str) -> int:
+    return ctypes.c_int.in_dll(_library, name).value if _library is not None else 0
 
 
 def node() -> int | None:

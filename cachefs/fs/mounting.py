@@ -28,6 +28,7 @@ async def mounted(operations: Operations, mountpoint: Path, *, for_others: bool)
     """The mount, for the length of the block. Raises ``CannotMount``."""
     if not await trio.to_thread.run_sync(os.path.isdir, mountpoint):
         raise CannotMount(f"the mountpoint {mountpoint} is no folder; run: mkdir -p {mountpoint}")
+    channel.want_passthrough()
     options = {"fsname=cachefs", "subtype=cachefs", "default_permissions"}
     if for_others:
         options.add("allow_other")

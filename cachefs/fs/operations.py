@@ -335,7 +335,7 @@ def _attributes(found: Found) -> pyfuse3.EntryAttributes:
 
 
 def _file_info(opening: Opening) -> pyfuse3.FileInfo:
-    return pyfuse3.FileInfo(fh=opening.handle, keep_cache=opening.keep_cache)
+    return pyfuse3.FileInfo(fh=opening.handle, keep_cache=opening.keep_cache, direct_io=opening.direct_io)
 
 
 def _caller(ctx: pyfuse3.RequestContext) -> Caller:

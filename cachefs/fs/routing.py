@@ -1,12 +1,14 @@
 """Open files, and which descriptor serves each read: the one place that decides it.
 
 Called by ``operations`` for everything that has a file handle, and by ``changes`` for every change, since a change
-takes the cached copy out of service *before* it acts. An open file is followed, not pinned: each read asks the store
-anew, so a handle moves to the SSD in mid-stream when its file is published, and back when the entry goes.
+takes the cached copy out of service *before* it acts. An open file that the daemon serves is followed, not pinned: each
+read asks the store anew, so a handle moves to the SSD in mid-stream when its file is published, and back when the entry
+goes. A complete entry opened for reading is handed to the kernel (passthrough), by the table in ``modes``.
 
 Concurrency: everything here runs on the event loop. Between the store's answer and the use of a descriptor lies at
 most one ``await`` for opening it; an SSD descriptor belongs to one entry id and its bytes never change, so a late use
-yields the bytes of the moment the read began.
+yields the bytes of the moment the read began. An open decides the kernel's mode and counts itself in one synchronous
+block, after everything that waits.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import TypeVar, TypeVarTuple
 
 import trio
@@ -24,14 +25,20 @@ import trio
 from cachefs.cache.store import Store
 from cachefs.descriptors import Descriptor
 from cachefs.errors import SourceError
-from cachefs.fs import reach
+from cachefs.fs import backing, channel, reach
+from cachefs.fs.backing import Backings
 from cachefs.fs.inodes import Node
+from cachefs.fs.modes import TABLE, Answer, Mode, Wish
+from cachefs.fs.openfiles import Handle, Opening, OpenInode
 from cachefs.fs.segments import Segment, route, visible
 from cachefs.fs.source import Source
+from cachefs.fs.ssd import Ssd, read_at_once
 from cachefs.fs.stat import Stat, look
 from cachefs.fs.union import Found, Place, Union
 from cachefs.model import CacheEntry, DropCause, EntryState, FileKey, OpenFile, Targets, UnionPath, Visible
 from cachefs.status import Counters
+
+__all__ = ["Opening", "Routing"]
 
 log = logging.getLogger(__name__)
 
@@ -39,65 +46,23 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _KEPT_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_SYNC | os.O_DSYNC
-_SSD_TIMEOUT_S = 10.0
-"""A healthy SSD answers within milliseconds; past this the source is asked and the entry is given up."""
-_SSD_THREADS = 16
 _TOUCH_EVERY_S = 60.0
-
-
-@dataclass(slots=True, eq=False)
-class _SsdSide:
-    """The SSD file of one entry, open for reading."""
-
-    entry_id: int
-    descriptor: Descriptor
-
-
-@dataclass(slots=True, eq=False)
-class OpenInode:
-    """All that the open handles of one inode share."""
-
-    node: Node
-    source: Source
-    keys: tuple[FileKey, ...]
-    from_source: Descriptor | None = None
-    from_ssd: _SsdSide | None = None
-    readers: int = 0
-    writers: int = 0
-    cache_bytes: int = 0
-    source_bytes: int = 0
-    touched_at: float = float("-inf")
-    opening: trio.Lock = field(default_factory=trio.Lock)
-
-
-@dataclass(slots=True, eq=False)
-class Handle:
-    """One open(2) of the mount. ``own`` is a writer's descriptor on the source; readers share the inode's."""
-
-    inode: OpenInode
-    own: Descriptor | None = None
-    unbar: Callable[[], object] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """What the kernel is told: the handle's number, and whether the pages it has are still the file's."""
-
-    handle: int
-    keep_cache: bool
+_MOST_HANDLES = 1 << 30
+_LOOK_AT_MAPPINGS_EVERY_S = 1.0
 
 
 class Routing:
     """The open files of the mount."""
 
-    def __init__(self, union: Union, store: Store, counters: Counters) -> None:
+    def __init__(self, union: Union, store: Store, counters: Counters, backings: Backings | None = None) -> None:
+        self.backings = backings if backings is not None else Backings()
         self._union = union
         self._store = store
         self._counters = counters
+        self._ssd = Ssd(store)
         self._inodes: dict[int, OpenInode] = {}
         self._handles: dict[int, Handle] = {}
         self._issued = 0
-        self._ssd_limiter = trio.CapacityLimiter(_SSD_THREADS)
 
     # --- changes: the cached copy goes first ---------------------------------------------------------------------
 
@@ -120,28 +85,74 @@ class Routing:
         """Everything in the cache that is this file, under whatever name."""
         return Targets(keys=frozenset(place.keys), inodes=frozenset((node.number,)))
 
-    # --- open and close ------------------------------------------------------------------------------------------
+    # --- open ----------------------------------------------------------------------------------------------------
 
     async def open(self, node: Node, flags: int) -> Opening:
         """Open a file for reading, writing or both."""
         place = self._union.place(node)
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
             return await self._open_for_writing(node, place, flags & _KEPT_FLAGS)
+        return await self._open_for_reading(node, place)
+
+    async def _open_for_reading(self, node: Node, place: Place) -> Opening:
         entry = await self._fresh_entry(node, place)
         inode = self._share(node, place)
         inode.readers += 1
         try:
-            if entry is not None and entry.state is EntryState.CACHED:
+            version: tuple[int, int] | None = None
+            if entry is not None and entry.state is EntryState.CACHED and await self._ssd.open(inode, entry):
                 version = (entry.size, entry.fingerprint.mtime_ns)
-            else:
+            if version is None:
+                entry = None
                 version = await self._open_source(inode)
         except BaseException:
             inode.readers -= 1
             await self._unshare(inode)
             raise
-        keep = node.version == version
+        wish = self._reading_wish(inode, entry)
+        if entry is not None and not self._in_force(entry):
+            version = None  # somebody began to write meanwhile
+        keep = version is not None and node.version == version
         node.version = version
-        return Opening(self._issue(Handle(inode)), keep)
+        return self._answer(Handle(inode), wish, keep_cache=keep)
+
+    def _in_force(self, entry: CacheEntry) -> bool:
+        current = self._store.get(entry.key)
+        return current is not None and current.id == entry.id
+
+    def _reading_wish(self, inode: OpenInode, entry: CacheEntry | None) -> Wish:
+        """What a reader gets of the kernel: the entry only if it is still in force now."""
+        side = inode.from_ssd
+        if entry is None or side is None or side.entry_id != entry.id or not self._in_force(entry):
+            return Wish.READ
+        held = inode.backing
+        if held is not None:
+            return Wish.SAME if held.entry_id == entry.id else Wish.PUBLISHED
+        if inode.mode is Mode.IDLE:
+            inode.backing = self.backings.open(side.descriptor, entry.id)
+        return Wish.PUBLISHED if inode.mode is not Mode.IDLE or inode.backing is not None else Wish.READ
+
+    def _answer(self, handle: Handle, wish: Wish, *, keep_cache: bool = False) -> Opening:
+        """Decide by the table, and count the handle: nothing may wait between the two."""
+        inode = handle.inode
+        step = TABLE[inode.mode, wish]
+        inode.mode = step.mode
+        number = self._issue()
+        held = inode.backing
+        if step.answer is Answer.PLAIN or held is None:
+            self._handles[number] = handle
+            return Opening(number, keep_cache)
+        number = channel.marked(number, held.id)
+        self._handles[number] = handle
+        if step.answer is Answer.PASSTHROUGH:
+            self._counters.add_kernel_open(inode.node.version[0] if inode.node.version is not None else 0)
+        return Opening(number, direct_io=step.answer is Answer.DIRECT)
+
+    def _issue(self) -> int:
+        while True:
+            self._issued = (self._issued + 1) % _MOST_HANDLES
+            if self._issued not in self._handles:
+                return self._issued
 
     async def _fresh_entry(self, node: Node, place: Place) -> CacheEntry | None:
         """The file's entry if it may be served: seen at its source within the TTL, or asked now."""
@@ -152,37 +163,36 @@ class Routing:
             await self._union.attributes(node)
         except SourceError as error:
             log.info("%s is served from the SSD unchecked: %s", entry.key, error)
-            return self._entry(node, place.keys)
         return self._entry(node, place.keys)
 
     async def _open_for_writing(self, node: Node, place: Place, flags: int) -> Opening:
-        targets = self.targets(node, place)
-        bar = self._store.bar(targets)
+        bar = self._store.bar(self.targets(node, place))
         try:
             opened = await self.change(
-                place.source, targets, reach.open_node, place.ref, flags, cause=DropCause.CHANGED
+                place.source, self.targets(node, place), reach.open_node, place.ref, flags, cause=DropCause.CHANGED
             )
         except BaseException:
             bar.release()
             raise
-        return Opening(self._adopt(node, place, opened, bar.release), keep_cache=False)
+        handle = self._writer(node, place, opened, bar.release)
+        inode, held = handle.inode, handle.inode.backing
+        if held is not None and flags & os.O_TRUNC:
+            await self._mirror_size(inode, 0)
+        if held is not None and flags & os.O_RDWR and held.home is None:
+            held.home = await inode.source.call(backing.open_again, opened.descriptor)
+        return self._answer(handle, Wish.WRITE)
 
     def adopt(self, node: Node, opened: reach.Opened) -> Opening:
         """A handle for a file that was just created and is open already."""
         place = self._union.place(node)
         bar = self._store.bar(self.targets(node, place))
-        return Opening(self._adopt(node, place, opened, bar.release), keep_cache=False)
+        return self._answer(self._writer(node, place, opened, bar.release), Wish.WRITE)
 
-    def _adopt(self, node: Node, place: Place, opened: reach.Opened, unbar: Callable[[], object]) -> int:
+    def _writer(self, node: Node, place: Place, opened: reach.Opened, unbar: Callable[[], object]) -> Handle:
         inode = self._share(node, place)
         inode.writers += 1
         node.version = None
-        return self._issue(Handle(inode, opened.descriptor, unbar))
-
-    def _issue(self, handle: Handle) -> int:
-        self._issued += 1
-        self._handles[self._issued] = handle
-        return self._issued
+        return Handle(inode, opened.descriptor, unbar)
 
     def _share(self, node: Node, place: Place) -> OpenInode:
         inode = self._inodes.get(node.number)
@@ -190,6 +200,7 @@ class Routing:
             inode = self._inodes[node.number] = OpenInode(node, place.source, place.keys)
             for key in place.keys:
                 self._store.opened(key)
+        inode.node = node
         return inode
 
     async def _open_source(self, inode: OpenInode) -> tuple[int, int]:
@@ -204,6 +215,8 @@ class Routing:
             await inode.source.discard(spare)
         return (opened.stat.size, opened.stat.mtime_ns)
 
+    # --- close ---------------------------------------------------------------------------------------------------
+
     async def release(self, number: int) -> None:
         """The last close of a handle."""
         handle = self._handles.pop(number)
@@ -211,21 +224,34 @@ class Routing:
         if handle.own is None:
             inode.readers -= 1
         else:
+            await self._copy_back(inode)
             inode.writers -= 1
             await inode.source.discard(handle.own)
         if handle.unbar is not None:
-            handle.unbar()
+            if inode.backing is not None and inode.backing.is_truth:
+                inode.backing.unbar.append(handle.unbar)
+            else:
+                handle.unbar()
         await self._unshare(inode)
 
     async def _unshare(self, inode: OpenInode) -> None:
-        """Close what the inode shares when nobody has it open any more."""
+        """Close what the inode shares when nobody has it open any more, and no mapping can write it."""
         if inode.readers or inode.writers or self._inodes.get(inode.node.number) is not inode:
             return
+        held = inode.backing
+        if held is not None and held.is_truth:
+            return  # run() ends it
         del self._inodes[inode.node.number]
         for key in inode.keys:
             self._store.closed(key)
+        inode.mode, inode.backing = Mode.IDLE, None
+        if held is not None:
+            self.backings.close(held)
+            for descriptor in (held.descriptor.release, held.mirror.close if held.mirror is not None else None):
+                if descriptor is not None:
+                    await self._ssd.run(descriptor)
         if inode.from_ssd is not None:
-            await self._on_ssd(inode.from_ssd.descriptor.close)
+            await self._ssd.run(inode.from_ssd.descriptor.close)
         if inode.from_source is not None:
             await inode.source.discard(inode.from_source)
 
@@ -235,6 +261,8 @@ class Routing:
         """``size`` bytes at ``offset``; fewer only at the end of the file."""
         handle = self._handles[number]
         inode = handle.inode
+        if inode.backing is not None and inode.backing.is_truth:
+            return await self._read_truth(inode, inode.backing, offset, size)
         entry = self._entry(inode.node, inode.keys)
         segments = route(entry, offset, offset + size)
         if entry is not None:
@@ -249,11 +277,17 @@ class Routing:
                 break
         return parts
 
+    async def _read_truth(self, inode: OpenInode, held: backing.Backing, offset: int, size: int) -> bytes:
+        data = await self._ssd.run(reach.read_exactly, held.descriptor, size, offset)
+        inode.cache_bytes += len(data)
+        self._counters.add_cache_read(len(data))
+        return data
+
     async def _read_segment(self, handle: Handle, entry: CacheEntry | None, segment: Segment) -> bytes | bytearray:
         inode = handle.inode
         start, size = segment.start, segment.end - segment.start
         if segment.cached and entry is not None:
-            data = await self._read_ssd(inode, entry, start, size)
+            data = await self._ssd.read(inode, entry, start, size)
             if data is not None:
                 inode.cache_bytes += size
                 self._counters.add_cache_read(size)
@@ -263,40 +297,6 @@ class Routing:
         inode.source_bytes += len(found)
         self._counters.add_source_read(len(found))
         return found
-
-    async def _read_ssd(self, inode: OpenInode, entry: CacheEntry, start: int, size: int) -> bytes | bytearray | None:
-        """Exactly ``size`` bytes of an entry; None, with the entry given up, when the SSD does not have them."""
-        try:
-            descriptor = await self._ssd_side(inode, entry)
-            with descriptor.use():  # another task may swap the inode to a newer entry meanwhile
-                data: bytes | bytearray | None = read_at_once(descriptor, start, size)
-                if data is None:
-                    data = await self._on_ssd(reach.read_exactly, descriptor, size, start)
-            if len(data) != size:
-                raise OSError(errno.EIO, f"the file ends early, at {start + len(data)} of {entry.size} bytes")
-        except OSError as error:
-            self._store.fail(entry, error)
-            return None
-        return data
-
-    async def _ssd_side(self, inode: OpenInode, entry: CacheEntry) -> Descriptor:
-        side = inode.from_ssd
-        if side is not None and side.entry_id == entry.id:
-            return side.descriptor
-        async with inode.opening:
-            side = inode.from_ssd
-            if side is None or side.entry_id != entry.id:
-                opened = await self._on_ssd(_open_file, self._store.file_of(entry))
-                old, side = side, _SsdSide(entry.id, opened)
-                inode.from_ssd = side
-                if old is not None:
-                    await self._on_ssd(old.descriptor.close)
-        return side.descriptor
-
-    async def _on_ssd(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
-        with trio.move_on_after(_SSD_TIMEOUT_S):
-            return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=self._ssd_limiter)
-        raise OSError(errno.EIO, f"no answer within {_SSD_TIMEOUT_S:g} s")
 
     async def _read_source(self, handle: Handle, start: int, size: int) -> bytes | bytearray:
         inode = handle.inode
@@ -318,18 +318,47 @@ class Routing:
     # --- write ---------------------------------------------------------------------------------------------------
 
     async def write(self, number: int, offset: int, data: bytes) -> int:
-        """Write to the source. The handle's bar keeps the file out of the cache until it is released."""
+        """Write to the source, and to what the kernel reads. The handle's bar keeps the file out of the cache."""
         handle = self._handles[number]
-        await self._change_open(handle, _write_all, self._own(handle), data, offset)
+        inode, own = handle.inode, self._own(handle)
+        held = inode.backing
+        if held is None:
+            await self._change_open(inode, _write_all, own, data, offset)
+        else:
+            async with held.lock:
+                mirror = await self._mirror(inode)
+                await self._change_open(inode, backing.write_both, own, mirror, data, offset)
         return len(data)
 
     async def truncate(self, number: int, size: int) -> None:
         """ftruncate(2)."""
         handle = self._handles[number]
-        await self._change_open(handle, _truncate, self._own(handle), size)
+        await self._change_open(handle.inode, _truncate, self._own(handle), size)
+        await self._mirror_size(handle.inode, size)
 
-    async def _change_open(self, handle: Handle, function: Callable[[*Ts], T], *args: *Ts) -> T:
-        inode = handle.inode
+    async def truncated(self, node: Node, size: int) -> None:
+        """The file was truncated at its source by its name: what the kernel reads must follow."""
+        inode = self._inodes.get(node.number)
+        if inode is not None:
+            await self._mirror_size(inode, size)
+
+    async def _mirror_size(self, inode: OpenInode, size: int) -> None:
+        held = inode.backing
+        if held is None:
+            return
+        async with held.lock:
+            await self._ssd.run(_truncate, await self._mirror(inode), size)
+
+    async def _mirror(self, inode: OpenInode) -> Descriptor:
+        """The backing file, open for writing. To be called under its lock, before the first change."""
+        held = inode.backing
+        if held is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        if held.mirror is None:
+            held.mirror = await self._ssd.run(backing.open_again, held.descriptor)
+        return held.mirror
+
+    async def _change_open(self, inode: OpenInode, function: Callable[[*Ts], T], *args: *Ts) -> T:
         targets = Targets(keys=frozenset(inode.keys), inodes=frozenset((inode.node.number,)))
         return await self.change(inode.source, targets, function, *args, cause=DropCause.CHANGED)
 
@@ -337,18 +366,63 @@ class Routing:
         """close(2) of one descriptor of a handle: the source reports what it could not write."""
         handle = self._handles[number]
         if handle.own is not None:
+            await self._copy_back(handle.inode)
             await handle.inode.source.call(_flush, handle.own)
 
     async def fsync(self, number: int, datasync: bool) -> None:
         """fsync(2) or fdatasync(2)."""
         handle = self._handles[number]
         if handle.own is not None:
+            await self._copy_back(handle.inode)
             await handle.inode.source.call(_fsync, handle.own, datasync)
 
     def _own(self, handle: Handle) -> Descriptor:
         if handle.own is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return handle.own
+
+    # --- mappings that write the backing file --------------------------------------------------------------------
+
+    async def _copy_back(self, inode: OpenInode, *, always: bool = False) -> None:
+        """Bring what a mapping wrote to the source."""
+        held = inode.backing
+        if held is None or held.home is None:
+            return
+        async with held.lock:
+            held.clean = await inode.source.call(
+                lambda: _copy_back(held.descriptor, held.home, held.clean, always=always)
+            )
+
+    async def run(self) -> None:
+        """Watch backing files that mappings may write; end those that none can any more. Runs for ever."""
+        while True:
+            await trio.sleep(_LOOK_AT_MAPPINGS_EVERY_S)
+            for inode in [inode for inode in self._inodes.values() if inode.backing and inode.backing.is_truth]:
+                await self._look_at_mapping(inode)
+
+    async def _look_at_mapping(self, inode: OpenInode) -> None:
+        held = inode.backing
+        if held is None or inode.writers:
+            return
+        async with held.lock:
+            mirror, held.mirror = held.mirror, None
+            if mirror is not None:
+                await self._ssd.run(mirror.close)
+            over = await self._ssd.run(backing.nobody_writes, held.descriptor)
+        await self._copy_back(inode, always=over)
+        if not over or inode.writers or held.home is None:
+            return
+        home, held.home = held.home, None
+        unbar, held.unbar = held.unbar, []
+        for release in unbar:
+            release()
+        await inode.source.discard(home)
+        await self._unshare(inode)
+
+    async def close(self) -> None:
+        """Before the mount goes: nothing that a mapping wrote may be lost."""
+        for inode in list(self._inodes.values()):
+            await self._copy_back(inode, always=True)
 
     # --- what is open, what is cached ----------------------------------------------------------------------------
 
@@ -403,25 +477,11 @@ class Routing:
             )
 
 
-def read_at_once(descriptor: Descriptor, offset: int, size: int) -> bytearray | None:
-    """All ``size`` bytes if the kernel has them in memory; None when a thread must read them.
-
-    RWF_NOWAIT never waits for a disk; it may come back short, which is not the end of the file, or be unknown to the
-    file system (EOPNOTSUPP on FUSE).
-    """
-    buffer = bytearray(size)
-    try:
-        done = os.preadv(descriptor.number, (buffer,), offset, os.RWF_NOWAIT)
-    except OSError:
-        return None
-    return buffer if done == size else None
-
-
 # --- in threads ------------------------------------------------------------------------------------------------------
 
 
-def _open_file(path: str) -> Descriptor:
-    return Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+def _copy_back(truth: Descriptor, home: Descriptor | None, clean: int | None, *, always: bool) -> int | None:
+    return clean if home is None else backing.copy_back(truth, home, clean, always=always)
 
 
 def _stat_open(descriptor: Descriptor) -> Stat:
@@ -431,11 +491,7 @@ def _stat_open(descriptor: Descriptor) -> Stat:
 
 def _write_all(descriptor: Descriptor, data: bytes, offset: int) -> None:
     with descriptor.use() as number:
-        view = memoryview(data)
-        while view:
-            done = os.pwrite(number, view, offset)
-            view = view[done:]
-            offset += done
+        backing.write_at(number, data, offset)
 
 
 def _truncate(descriptor: Descriptor, size: int) -> None:

@@ -1,0 +1,145 @@
+"""Files on the SSD from which the kernel serves an inode by itself, and what keeps them and the source the same.
+
+Used by ``routing``. While an inode is in passthrough mode its backing file is what readers see: every write and
+truncate through the mount must reach it as well as the source. A shared mapping of a handle that was opened for reading
+*and* writing goes further: it writes the backing file directly, msync never reaches the daemon, and it goes on after
+the handle was closed. From such an open on the backing file is the truth, and is copied back to the source at flush,
+fsync and close, and once more when nobody can write it any more, which a read lease tells (fcntl(2)).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from cachefs.descriptors import Descriptor
+from cachefs.fs import channel, reach
+
+_COMPARE_BYTES = 1 << 20
+
+
+@dataclass(slots=True, eq=False)
+class Backing:
+    """One backing file. ``descriptor`` is open for reading; ``mirror`` for writing, once somebody writes.
+
+    ``home`` is the source's file, open for writing, once the backing file may be written by a mapping; ``unbar`` then
+    holds the bars of handles that are closed already. ``clean`` is its mtime when it was last known to equal the
+    source, None when it may not.
+    """
+
+    id: int
+    entry_id: int
+    descriptor: Descriptor
+    mirror: Descriptor | None = None
+    home: Descriptor | None = None
+    unbar: list[Callable[[], object]] = field(default_factory=list)
+    clean: int | None = None
+    lock: trio.Lock = field(default_factory=trio.Lock)
+
+    @property
+    def is_truth(self) -> bool:
+        """Whether a mapping may have written it."""
+        return self.home is not None
+
+
+class Backings:
+    """Makes and ends backing files, and counts them. ``problem`` says why the kernel takes none (any more)."""
+
+    def __init__(self, problem: str = "") -> None:
+        self.problem = problem
+        self.live = 0
+
+    def open(self, descriptor: Descriptor, entry_id: int) -> Backing | None:
+        """A backing file for an entry whose SSD file is open; None when the kernel takes none."""
+        if self.problem:
+            return None
+        if not channel.has_passthrough():
+            self.problem = "the kernel offers no passthrough (it came with Linux 6.9)"
+            return None
+        try:
+            number = channel.open_backing(descriptor.number)
+        except OSError as error:
+            self.problem = _why_not(error)
+            return None
+        descriptor.acquire()
+        self.live += 1
+        return Backing(number, entry_id, descriptor)
+
+    def close(self, backing: Backing) -> None:
+        """Nobody has its inode open any more. Its descriptors are the caller's to close, in a thread."""
+        self.live -= 1
+        channel.close_backing(backing.id)
+
+
+def _why_not(error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return "the daemon lacks CAP_SYS_ADMIN"
+    if error.errno == errno.ELOOP:
+        return "the cache folder lies on a stacked file system (overlayfs); in a container make it a volume"
+    return f"the kernel refused the cache's file: {error.strerror}"
+
+
+# --- in threads ------------------------------------------------------------------------------------------------------
+
+
+def open_again(descriptor: Descriptor) -> Descriptor:
+    """The same file open for reading and writing anywhere, also when its name is gone."""
+    with descriptor.use() as number:
+        return Descriptor(os.open(reach.proc_path(number), os.O_RDWR | os.O_CLOEXEC))
+
+
+def write_both(home: Descriptor, mirror: Descriptor, data: bytes, offset: int) -> None:
+    """Write to the source, then to the backing file at the place where the source took it (O_APPEND moves it)."""
+    with home.use() as to_home, mirror.use() as to_mirror:
+        if fcntl.fcntl(to_home, fcntl.F_GETFL) & os.O_APPEND:
+            offset = os.fstat(to_home).st_size
+        write_at(to_home, data, offset)
+        write_at(to_mirror, data, offset)
+
+
+def write_at(number: int, data: bytes, offset: int) -> None:
+    """All of ``data``, at ``offset``."""
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(number, view, offset)
+        view = view[done:]
+        offset += done
+
+
+def mtime_of(descriptor: Descriptor) -> int:
+    with descriptor.use() as number:
+        return os.fstat(number).st_mtime_ns
+
+
+def copy_back(source_of_truth: Descriptor, home: Descriptor, clean: int | None, *, always: bool) -> int:
+    """Make the source's file equal to the backing file; returns the mtime for which that holds.
+
+    Flushing first makes the kernel notice the next write of a mapping: it sets mtime when a clean page becomes dirty.
+    """
+    with source_of_truth.use() as truth, home.use() as to_home:
+        os.fdatasync(truth)
+        mtime_ns = os.fstat(truth).st_mtime_ns
+        if mtime_ns == clean and not always:
+            return mtime_ns
+        offset = 0
+        while data := os.pread(truth, _COMPARE_BYTES, offset):
+            if os.pread(to_home, len(data), offset) != data:
+                write_at(to_home, data, offset)
+            offset += len(data)
+    return mtime_ns
+
+
+def nobody_writes(descriptor: Descriptor) -> bool:
+    """Whether no handle or mapping can write the file: the kernel grants a read lease only then."""
+    with descriptor.use() as number:
+        try:
+            fcntl.fcntl(number, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        except BlockingIOError:
+            return False
+        fcntl.fcntl(number, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return True

@@ -1,0 +1,62 @@
+"""What ``routing`` keeps of open files: one ``OpenInode`` for each inode, one ``Handle`` for each open(2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from cachefs.descriptors import Descriptor
+from cachefs.fs.backing import Backing
+from cachefs.fs.inodes import Node
+from cachefs.fs.modes import Mode
+from cachefs.fs.source import Source
+from cachefs.model import FileKey
+
+
+@dataclass(slots=True, eq=False)
+class SsdSide:
+    """The SSD file of one entry, open for reading."""
+
+    entry_id: int
+    descriptor: Descriptor
+
+
+@dataclass(slots=True, eq=False)
+class OpenInode:
+    """All that the open handles of one inode share."""
+
+    node: Node
+    source: Source
+    keys: tuple[FileKey, ...]
+    mode: Mode = Mode.IDLE
+    backing: Backing | None = None
+    """In passthrough mode: what the kernel reads."""
+    from_source: Descriptor | None = None
+    from_ssd: SsdSide | None = None
+    readers: int = 0
+    writers: int = 0
+    cache_bytes: int = 0
+    source_bytes: int = 0
+    touched_at: float = float("-inf")
+    opening: trio.Lock = field(default_factory=trio.Lock)
+
+
+@dataclass(slots=True, eq=False)
+class Handle:
+    """One open(2) of the mount. ``own`` is a writer's descriptor on the source; readers share the inode's."""
+
+    inode: OpenInode
+    own: Descriptor | None = None
+    unbar: Callable[[], object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What the kernel is told: the handle's number (which may name a backing file, see ``channel``), whether the pages
+    it has are still the file's, and whether it must ask the daemon for every read and write."""
+
+    handle: int
+    keep_cache: bool = False
+    direct_io: bool = False

@@ -1,0 +1,101 @@
+"""Reads of entries from the SSD for ``routing``: any failure gives the entry up and is the source's to answer."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import TypeVar, TypeVarTuple
+
+import trio
+
+from cachefs.cache.store import Store
+from cachefs.descriptors import Descriptor
+from cachefs.fs import reach
+from cachefs.fs.openfiles import OpenInode, SsdSide
+from cachefs.model import CacheEntry
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+SSD_TIMEOUT_S = 10.0
+"""A healthy SSD answers within milliseconds; past this the source is asked and the entry is given up."""
+_THREADS = 16
+
+
+class Ssd:
+    """The SSD as readers see it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._limiter = trio.CapacityLimiter(_THREADS)
+
+    async def read(self, inode: OpenInode, entry: CacheEntry, start: int, size: int) -> bytes | bytearray | None:
+        """Exactly ``size`` bytes of an entry; None, with the entry given up, when the SSD does not have them."""
+        try:
+            descriptor = await self._side(inode, entry)
+            with descriptor.use():  # another task may swap the inode to a newer entry meanwhile
+                data: bytes | bytearray | None = read_at_once(descriptor, start, size)
+                if data is None:
+                    data = await self.run(reach.read_exactly, descriptor, size, start)
+            if len(data) != size:
+                raise OSError(errno.EIO, f"the file ends early, at {start + len(data)} of {entry.size} bytes")
+        except OSError as error:
+            self._store.fail(entry, error)
+            return None
+        return data
+
+    async def open(self, inode: OpenInode, entry: CacheEntry) -> bool:
+        """Open a complete entry's file and see that it is all there; False, with the entry given up, when it is not."""
+        try:
+            descriptor = await self._side(inode, entry)
+            size = await self.run(_size_of, descriptor)
+            if size != entry.size:
+                raise OSError(errno.EIO, f"the file has {size} bytes instead of {entry.size}")
+        except OSError as error:
+            self._store.fail(entry, error)
+            return False
+        return True
+
+    async def _side(self, inode: OpenInode, entry: CacheEntry) -> Descriptor:
+        side = inode.from_ssd
+        if side is not None and side.entry_id == entry.id:
+            return side.descriptor
+        async with inode.opening:
+            side = inode.from_ssd
+            if side is None or side.entry_id != entry.id:
+                opened = await self.run(_open_file, self._store.file_of(entry))
+                old, side = side, SsdSide(entry.id, opened)
+                inode.from_ssd = side
+                if old is not None:
+                    await self.run(old.descriptor.close)
+        return side.descriptor
+
+    async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        """``function`` in a thread that may touch the SSD; EIO when that does not answer."""
+        with trio.move_on_after(SSD_TIMEOUT_S):
+            return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=self._limiter)
+        raise OSError(errno.EIO, f"no answer within {SSD_TIMEOUT_S:g} s")
+
+
+def read_at_once(descriptor: Descriptor, offset: int, size: int) -> bytearray | None:
+    """All ``size`` bytes if the kernel has them in memory; None when a thread must read them.
+
+    RWF_NOWAIT never waits for a disk; it may come back short, which is not the end of the file, or be unknown to the
+    file system (EOPNOTSUPP on FUSE).
+    """
+    buffer = bytearray(size)
+    try:
+        done = os.preadv(descriptor.number, (buffer,), offset, os.RWF_NOWAIT)
+    except OSError:
+        return None
+    return buffer if done == size else None
+
+
+def _open_file(path: str) -> Descriptor:
+    return Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+
+
+def _size_of(descriptor: Descriptor) -> int:
+    with descriptor.use() as number:
+        return os.fstat(number).st_size
