@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 
 import trio
 
-from cachefs import probes
+from cachefs import nesting, probes
 from cachefs.config import Config, PlexConfig, SourceConfig
 from cachefs.errors import ConfigError, PlexError, PlexRefused
 from cachefs.model import UserReport
@@ -245,15 +245,11 @@ def _compare(config: Config, looks: _Looks) -> None:
     """Folders by identity, so that symbolic links and bind mounts hide nothing."""
     if looks.cache is None:
         return
-    cache = looks.cache.folder
-    for index, source in sorted(looks.sources.items()):
-        if cache.lies_in(source):
-            message = f"{config.cache.path} is really inside the source {source.path}; put the cache on the SSD"
-            looks.add(Severity.ERROR, "cache.path", message)
-        elif source.lies_in(cache) and not looks.cache.to_be_made:
-            message = f"{source.path} is really inside the cache {config.cache.path}; give the cache its own folder"
-            looks.add(Severity.ERROR, f"sources[{index}].path", message)
-        elif source.device is not None and source.device == cache.device:
+    nested = list(nesting.of_cache(config, looks.sources, looks.cache))
+    for problem in nested:
+        looks.add(Severity.ERROR, problem.key, problem.message)
+    for _, source in sorted(looks.sources.items()):
+        if not nested and source.device is not None and source.device == looks.cache.folder.device:
             message = (
                 f"{config.cache.path} is on the same file system as the source {source.path}; it will gain nothing"
             )

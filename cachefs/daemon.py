@@ -2,6 +2,7 @@
 
 The keeper runs it as ``cachefs serve``. Started in the order of the ``AsyncExitStack``, closed in reverse:
 
+    nothing lies in one another                    first of all: the cache folder is not made inside a source
     cache folder locked, index open, recovered     first, so that a second daemon is refused before it touches anything
     leftover mount cleared                         before sources are opened: in place, it lies over the source
     sources opened                                 before the mount: in place, the mount hides them
@@ -25,7 +26,7 @@ from functools import partial
 
 import trio
 
-from cachefs import __version__, leftover, lifeline, logs, probes
+from cachefs import __version__, leftover, lifeline, logs, mounts, nesting, probes
 from cachefs.cache.populate import Copiers, CopySettings
 from cachefs.cache.store import Limits, Store, open_store
 from cachefs.config import Config, PlexConfig
@@ -142,6 +143,7 @@ class _Server:
     async def build(self, stack: AsyncExitStack) -> Parts:
         """Everything but the mount, opened in order."""
         config = self._config
+        await nesting.refuse(config)
         store = await stack.enter_async_context(_store(config))
         await leftover.clear(config.mountpoint)
         union = await stack.enter_async_context(_union(config, store, store.device_tag))
@@ -288,6 +290,10 @@ async def _mounted(config: Config, operations: Operations) -> AsyncIterator[None
         raise CannotMount("fusermount3 is missing, which mounts for ordinary users; install the package fuse3")
     if fuse.others_refused:
         log.info("only you can see the mount: for others, write user_allow_other into %s", probes.FUSE_CONF)
+    other = await trio.to_thread.run_sync(mounts.mounted_at, config.mountpoint)
+    if other is not None and not await trio.to_thread.run_sync(nesting.in_place, config):
+        what = f"{other.source} ({other.fstype})"
+        raise CannotMount(f"{config.mountpoint} is in use: {what} is mounted there; unmount it, or choose another")
     async with mounting.mounted(operations, config.mountpoint, for_others=not fuse.others_refused):
         yield
 

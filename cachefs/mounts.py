@@ -54,6 +54,11 @@ def mounted_at(path: Path) -> Mount | None:
     return topmost(mounts, resolve(path, {mount.path for mount in mounts}))
 
 
+def resolve_now(path: Path) -> Path:
+    """``path`` absolute and with its symbolic links followed, without a call on any mountpoint of this moment."""
+    return resolve(path, {mount.path for mount in parse(_MOUNTINFO.read_bytes())})
+
+
 def parse(table: bytes) -> tuple[Mount, ...]:
     """The mounts of a table in the format of ``/proc/self/mountinfo`` (proc_pid_mountinfo(5)), in its order."""
     return tuple(_parse_line(line) for line in table.splitlines() if line)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import trio
@@ -197,7 +197,7 @@ class Planning:
         wants = tuple(want for want in resolved.wants if want.key not in self._held_back or want.key in pinned)
         playing = (self.resolver.locate(file) for session in snapshot.sessions for file in session.files)
         return PlanRequest(
-            wants=(*self._asked_for.values(), *wants),
+            wants=(*await self._asked(), *wants),
             skips=(*items.skips, *resolved.skips, *self._skips_held_back(resolved, now)),
             watched=self._watched(),
             playing=frozenset(key for key in playing if key is not None),
@@ -223,6 +223,12 @@ class Planning:
             for want in resolved.wants
             if want.key in self._held_back and want.key not in resolved.pinned
         ]
+
+    async def _asked(self) -> list[Want]:
+        """What a person asked for, as it is now: it may have been rewritten since."""
+        entries = {entry.key: entry for entry in self.store.inventory().entries}
+        found = [(want, await self.resolver.known(want.key, entries)) for want in list(self._asked_for.values())]
+        return [replace(want, file=file) for want, file in found if file is not None]
 
     def _forget_wishes(self, now: float) -> None:
         """What a person copied or evicted by hand counts for as long as watched files are kept."""

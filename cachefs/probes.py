@@ -20,6 +20,7 @@ from cachefs.errors import CachefsError
 
 FUSE_DEVICE = Path("/dev/fuse")
 FUSE_CONF = Path("/etc/fuse.conf")
+_FUSE_NUMBER = os.makedev(10, 229)  # Documentation/admin-guide/devices.txt
 
 Identity = tuple[int, int]
 """Device and inode number: equal for the same folder under two names, bind mounts included."""
@@ -161,14 +162,18 @@ def _why_not_writable(folder: Path, to_be_made: bool) -> str:
 
 def _fuse_device_problem() -> str:
     try:
-        os.close(os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+        device = os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            number = os.fstat(device).st_rdev
+        finally:
+            os.close(device)
     except FileNotFoundError:
         return "does not exist; run: modprobe fuse (in a container, start it with --device /dev/fuse)"
     except PermissionError:
         return "may not be opened; in a container, start it with --device /dev/fuse --cap-add SYS_ADMIN"
     except OSError as error:
         return f"cannot be opened: {error.strerror}; run: modprobe fuse"
-    return ""
+    return "" if number == _FUSE_NUMBER else "is no FUSE device; in a container, start it with --device /dev/fuse"
 
 
 def _others_allowed() -> bool:

@@ -200,7 +200,7 @@ class Resolver:
         key = self.locate(item.file)
         if key is None:
             return Skip(item.file.path, f"{item.reason}; no path mapping leads from Plex's path to the mount")
-        file = await self._known(key, cached)
+        file = await self.known(key, cached)
         if file is None:
             path = self.layout.union(key)
             return Skip(str(key), f"{item.reason}; Plex's {item.file.path} would be /{path}, which is not there", key)
@@ -217,7 +217,7 @@ class Resolver:
             beside += [f"{inner.path}/{other}" for other in sidecars.subtitles_in(name, names, sub, inside)]
         found = []
         for path in beside:
-            file = await self._known(FileKey(place.source, path), cached)
+            file = await self.known(FileKey(place.source, path), cached)
             if file is not None and file.key != video.key:
                 found.append(replace(video, file=file, reason=f"{video.reason} (goes with {name})", follows=video.key))
         return found
@@ -230,7 +230,7 @@ class Resolver:
         todo = list(roots)
         while todo and len(found) < _MOST_PINNED:
             here = todo.pop()
-            file = await self._known(here, cached)
+            file = await self.known(here, cached)
             if file is not None:
                 found.append(file)
                 continue
@@ -240,7 +240,8 @@ class Resolver:
 
     # --- what is remembered --------------------------------------------------------------------------------------
 
-    async def _known(self, key: FileKey, cached: dict[FileKey, CacheEntry]) -> SourceFile | None:
+    async def known(self, key: FileKey, cached: dict[FileKey, CacheEntry]) -> SourceFile | None:
+        """The file as its entry knows it, which the store keeps true; without an entry as its source shows it."""
         entry = cached.get(key)
         return entry.source_file if entry is not None else await self._file(key)
 

@@ -17,7 +17,7 @@ from typing import TypeVar, TypeVarTuple
 import trio
 
 from cachefs.descriptors import Descriptor
-from cachefs.errors import SourceOffline, SourceTimeout
+from cachefs.errors import SourceError, SourceOffline, SourceTimeout
 from cachefs.fs import devices, stat
 from cachefs.fs.folders import FOLDER, Folders
 from cachefs.fs.jobs import Job
@@ -126,7 +126,7 @@ class Source:
         """Close a descriptor in a thread: closing may write, and may hang. Errors have been told by ``flush``."""
         try:
             await self.call(descriptor.close)
-        except SourceOffline:
+        except SourceError:  # nobody may have begun to close it; closing twice does no harm
             self._leftover.append(descriptor)
         except OSError as error:
             log.debug("source %s: closing a file failed: %s", self.name, error)

@@ -1,0 +1,94 @@
+"""Whether cache, sources and mountpoint lie in one another, once symbolic links and bind mounts are followed.
+
+``config`` compares names; here the disks are asked, at start by ``daemon`` and at any time by ``check``. A cache inside
+a source would show itself in the mount, and a mountpoint inside a source would show the mount in itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from cachefs import mounts, probes
+from cachefs.config import Config, SourceConfig
+from cachefs.errors import CannotMount, Problem, UserError
+from cachefs.units import format_duration
+
+T = TypeVar("T")
+
+_LOCAL_S = 10.0
+"""For the SSD and the mountpoint."""
+
+
+async def refuse(config: Config) -> None:
+    """Raises ``UserError`` with all that lies in one another, ``CannotMount`` when a source does not even answer.
+
+    What is missing or cannot be read is left to whoever opens it.
+    """
+    covered = await trio.to_thread.run_sync(_covered, config)
+    sources: dict[int, probes.Folder] = {}
+    silent: list[str] = []
+
+    async def look(index: int, source: SourceConfig) -> None:
+        with trio.move_on_after(source.timeout):
+            sources[index] = await _alone(probes.look_at_folder, source.path)
+            return
+        silent.append(f"{source.path} does not answer within {format_duration(source.timeout)}")
+
+    async with trio.open_nursery() as nursery:
+        for index, source in enumerate(config.sources):
+            if source.path not in covered:
+                nursery.start_soon(look, index, source)
+    if silent:
+        raise CannotMount(f"a source cannot be opened: {'; '.join(silent)}")
+    with trio.move_on_after(_LOCAL_S):
+        cache = await _alone(probes.look_at_cache, config.cache.path)
+        above = await _alone(_above, config.mountpoint)
+        problems = [*of_cache(config, sources, cache), *_of_mountpoint(config, sources, above)]
+        if problems:
+            raise UserError("\n".join(str(problem) for problem in problems))
+
+
+def of_cache(config: Config, sources: Mapping[int, probes.Folder], cache: probes.Storage) -> Iterator[Problem]:
+    """Cache inside a source, and the reverse; ``sources`` by their index in the configuration."""
+    for index, source in sorted(sources.items()):
+        if cache.folder.lies_in(source):
+            message = f"{config.cache.path} is really inside the source {source.path}; put the cache on the SSD"
+            yield Problem("cache.path", message)
+        elif source.lies_in(cache.folder) and not cache.to_be_made:
+            message = f"{source.path} is really inside the cache {config.cache.path}; give the cache its own folder"
+            yield Problem(f"sources[{index}].path", message)
+
+
+async def _alone(look: Callable[[Path], T], path: Path) -> T:
+    """In a thread that is left behind when it is stuck, and keeps no other waiting."""
+    return await trio.to_thread.run_sync(look, path, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
+
+
+def in_place(config: Config) -> bool:
+    """Whether the mount lies over a source's own folder, under whatever name. Blocks, but asks no mountpoint."""
+    resolved = mounts.resolve_now(config.mountpoint)
+    return any(mounts.resolve_now(source.path) == resolved for source in config.sources)
+
+
+def _of_mountpoint(
+    config: Config, sources: Mapping[int, probes.Folder], above: frozenset[probes.Identity]
+) -> Iterator[Problem]:
+    for _, source in sorted(sources.items()):
+        if source.identity in above:
+            message = f"{config.mountpoint} is really inside the source {source.path}; mount elsewhere, or over it"
+            yield Problem("mountpoint", message)
+
+
+def _covered(config: Config) -> set[Path]:
+    """The sources that a mount of ours hides: left by an earlier run, or living."""
+    mount = mounts.mounted_at(config.mountpoint)
+    return {config.mountpoint} if mount is not None and mount.is_cachefs else set()
+
+
+def _above(mountpoint: Path) -> frozenset[probes.Identity]:
+    """The folders above the mountpoint, which itself is not asked: a mount there may be dead."""
+    return probes.look_at_folder(mounts.resolve_now(mountpoint).parent).lineage
