@@ -187,6 +187,8 @@ class _Server:
                 nursery.start_soon(supervise, name, self._health, task)
             log.info("cachefs %s is ready: %s shows %s", __version__, self._config.mountpoint, _shown(parts))
             self._line.say(Word.READY)
+        with trio.move_on_after(_STOP_WITHIN_S, shield=True):
+            await parts.routing.close()
 
     def _background(self, parts: Parts) -> dict[str, Callable[[], Awaitable[object]]]:
         tasks: dict[str, Callable[[], Awaitable[object]]] = {

@@ -402,13 +402,9 @@ class Routing:
 
     async def _look_at_mapping(self, inode: OpenInode) -> None:
         held = inode.backing
-        if held is None or inode.writers:
+        if held is None:
             return
-        async with held.lock:
-            mirror, held.mirror = held.mirror, None
-            if mirror is not None:
-                await self._ssd.run(mirror.close)
-            over = await self._ssd.run(backing.nobody_writes, held.descriptor)
+        over = not inode.writers and await self._nobody_writes(held)
         await self._copy_back(inode, always=over)
         if not over or inode.writers or held.home is None:
             return
@@ -418,6 +414,13 @@ class Routing:
             release()
         await inode.source.discard(home)
         await self._unshare(inode)
+
+    async def _nobody_writes(self, held: backing.Backing) -> bool:
+        async with held.lock:
+            mirror, held.mirror = held.mirror, None
+            if mirror is not None:
+                await self._ssd.run(mirror.close)
+            return await self._ssd.run(backing.nobody_writes, held.descriptor)
 
     async def close(self) -> None:
         """Before the mount goes: nothing that a mapping wrote may be lost."""
