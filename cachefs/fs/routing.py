@@ -26,6 +26,7 @@ from cachefs.descriptors import Descriptor
 from cachefs.errors import SourceError
 from cachefs.fs import reach
 from cachefs.fs.inodes import Node
+from cachefs.fs.jobs import Job
 from cachefs.fs.segments import Segment, route, visible
 from cachefs.fs.source import Source
 from cachefs.fs.stat import Stat, look
@@ -225,7 +226,7 @@ class Routing:
         for key in inode.keys:
             self._store.closed(key)
         if inode.from_ssd is not None:
-            await self._on_ssd(inode.from_ssd.descriptor.close)
+            await self._close_ssd(inode.from_ssd)
         if inode.from_source is not None:
             await inode.source.discard(inode.from_source)
 
@@ -290,13 +291,27 @@ class Routing:
                 old, side = side, _SsdSide(entry.id, opened)
                 inode.from_ssd = side
                 if old is not None:
-                    await self._on_ssd(old.descriptor.close)
+                    await self._close_ssd(old)
         return side.descriptor
 
     async def _on_ssd(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
-        with trio.move_on_after(_SSD_TIMEOUT_S):
-            return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=self._ssd_limiter)
-        raise OSError(errno.EIO, f"no answer within {_SSD_TIMEOUT_S:g} s")
+        job = Job(lambda: function(*args))
+        with job.done_or_abandoned():
+            with trio.move_on_after(_SSD_TIMEOUT_S):
+                return await trio.to_thread.run_sync(job.run, abandon_on_cancel=True, limiter=self._ssd_limiter)
+            raise OSError(errno.EIO, f"no answer within {_SSD_TIMEOUT_S:g} s")
+
+    async def _close_ssd(self, side: _SsdSide) -> None:
+        """What the SSD says to a close is no matter of the reader's."""
+        try:
+            await self._on_ssd(side.descriptor.close)
+        except OSError as error:
+            log.debug("closing a file of the SSD failed: %s", error)
+
+    @property
+    def ssd_threads_busy(self) -> int:
+        """Threads that are waiting for the SSD."""
+        return self._ssd_limiter.borrowed_tokens
 
     async def _read_source(self, handle: Handle, start: int, size: int) -> bytes | bytearray:
         inode = handle.inode
@@ -379,6 +394,22 @@ class Routing:
     def state(self, node: Node) -> Visible:
         """The value of ``user.cachefs.state``."""
         return visible(self._entry(node, self._union.keys(node)))
+
+    def attributes_of_cached(self, node: Node) -> Found | None:
+        """What was seen last of a file that somebody reads from the SSD; None for any other.
+
+        Once the TTL is over the kernel asks before each read, which must neither wait for the source nor wake it up.
+        Every lookup and open still asks the source, and a change that they see takes the entry away.
+        """
+        inode = self._inodes.get(node.number)
+        if inode is None or inode.writers or node.seen is None:
+            return None
+        entry = self._entry(node, inode.keys)
+        if entry is None or entry.state is not EntryState.CACHED:
+            return None
+        if (node.seen.size, node.seen.mtime_ns) != (entry.size, entry.fingerprint.mtime_ns):
+            return None
+        return Found(node, node.seen, inode.source.ttl_s)
 
     async def attributes_of_open(self, node: Node) -> Found:
         """The attributes of a file that no name leads to any more, but that somebody holds open; else ESTALE."""
