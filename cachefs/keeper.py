@@ -60,6 +60,11 @@ class _Server:
         *lines, self.heard = (self.heard + data).split(b"\n")
         self.words.update(line.decode() for line in lines)
 
+    def listen_to_the_end(self) -> None:
+        """Take in what a server had said when it ended."""
+        while self.pipe_open and select.select([self.pipe], (), (), 0)[0]:
+            self.listen()
+
 
 class Keeper:
     """Runs servers, one after the other, until told to stop."""
@@ -69,6 +74,7 @@ class Keeper:
         self._mountpoint = config.mountpoint
         self._stop_at: float | None = None
         self._failures = 0
+        self._was_ready = False
         self._wake_out, self._wake_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def run(self) -> int:
@@ -98,10 +104,13 @@ class Keeper:
         while True:
             self._wait(server)
             code = server.process.poll()
-            if code is not None:
-                return self._ended(server, code)
-            if server.is_gone:
+            dead = code is not None or _is_dead(Path(f"/proc/{server.process.pid}/stat"))
+            if dead:
+                server.listen_to_the_end()
+            if code is None and server.is_gone:
                 return self._left_behind(server)
+            if dead:
+                return self._ended(server, -signal.SIGKILL if code is None else code)
             if self._stop_at is not None and time.monotonic() >= self._stop_at:
                 return self._take_away(server)
 
@@ -122,17 +131,21 @@ class Keeper:
                 server.process.send_signal(signal.SIGTERM)
 
     def _ended(self, server: _Server, code: int) -> int | None:
-        while server.pipe_open and select.select([server.pipe], (), (), 0)[0]:
-            server.listen()
         if self._stop_at is not None:
             self._clear_mount()
             return 0
-        if server.is_gone or not server.was_ready:
+        if code == 0 and server.is_gone:
+            return 0
+        if server.was_ready:
+            log.warning("the server ended with %s; its mount is cleared and it is started again", _how(code))
+        elif self._was_ready:
+            log.warning("the server could not start again: it ended with %s; trying until it can", _how(code))
+        else:
             return code if code >= 0 else 128 - code
-        log.warning("the server ended with %s; its mount is cleared and it is started again", _how(code))
+        self._was_ready = True
         return None
 
-    def _left_behind(self, server: _Server) -> int:
+    def _left_behind(self, server: _Server) -> int | None:
         """The server has given everything up; a thread of it may hang in a disk call for ever."""
         try:
             code = server.process.wait(timeout=1.0)
@@ -140,7 +153,7 @@ class Keeper:
             log.warning("a disk call still hangs in process %s; it ends when the disk answers", server.process.pid)
             server.process.kill()
             return 0
-        return 0 if self._stop_at is not None or code < 0 else code
+        return self._ended(server, code)
 
     def _take_away(self, server: _Server) -> int:
         log.warning("the server did not stop within %g s; taking the mount away", STOP_WITHIN_S)
@@ -176,6 +189,19 @@ class Keeper:
             signal.set_wakeup_fd(wakeup)
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _is_dead(stat: Path) -> bool:
+    """Whether the first thread of a process has ended, which in the server never waits for a disk.
+
+    A killed process of which another thread hangs in a disk call cannot be waited for before the disk answers, and
+    until then its mount hangs too.
+    """
+    try:
+        state = stat.read_bytes().rpartition(b")")[2].split()[0]
+    except FileNotFoundError:
+        return False  # reaped just now
+    return state in (b"Z", b"X")
 
 
 def _how(code: int) -> str:

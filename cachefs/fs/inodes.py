@@ -65,6 +65,8 @@ class Node:
     orphan: Descriptor | None = None
     version: tuple[int, int] | None = None
     """Size and mtime of the bytes that the kernel may have pages of."""
+    seen: Stat | None = None
+    """What its source showed last."""
 
 
 @dataclass(slots=True)
@@ -95,7 +97,7 @@ class Inodes:
             node = self._new(number, seen)
         elif not _same(node, seen):
             node = self._substitute(number, seen)
-        node.dev, node.ino = seen.dev, seen.ino
+        node.dev, node.ino, node.seen = seen.dev, seen.ino, seen
         if link is not None and (not node.links or node.links[-1] != link):
             others = (
                 tuple(known for known in node.links if known != link) if seen.nlink > 1 and not seen.is_folder else ()

@@ -154,6 +154,9 @@ class Operations(pyfuse3.Operations):
     @_errors
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         node = self._union.node(inode)
+        known = self._routing.attributes_of_cached(node)
+        if known is not None:
+            return _attributes(known)
         try:
             return _attributes(await self._union.attributes(node))
         except OSError as error:

@@ -247,11 +247,11 @@ class Routing:
         inode.mode, inode.backing = Mode.IDLE, None
         if held is not None:
             self.backings.close(held)
-            for descriptor in (held.descriptor.release, held.mirror.close if held.mirror is not None else None):
-                if descriptor is not None:
-                    await self._ssd.run(descriptor)
+            await self._ssd.close(held.descriptor.release)
+            if held.mirror is not None:
+                await self._ssd.close(held.mirror.close)
         if inode.from_ssd is not None:
-            await self._ssd.run(inode.from_ssd.descriptor.close)
+            await self._ssd.close(inode.from_ssd.descriptor.close)
         if inode.from_source is not None:
             await inode.source.discard(inode.from_source)
 
@@ -419,7 +419,7 @@ class Routing:
         async with held.lock:
             mirror, held.mirror = held.mirror, None
             if mirror is not None:
-                await self._ssd.run(mirror.close)
+                await self._ssd.close(mirror.close)
             return await self._ssd.run(backing.nobody_writes, held.descriptor)
 
     async def close(self) -> None:
@@ -457,6 +457,22 @@ class Routing:
         """The value of ``user.cachefs.state``."""
         return visible(self._entry(node, self._union.keys(node)))
 
+    def attributes_of_cached(self, node: Node) -> Found | None:
+        """What was seen last of a file that somebody reads from the SSD; None for any other.
+
+        Once the TTL is over the kernel asks before each read, which must neither wait for the source nor wake it up.
+        Every lookup and open still asks the source, and a change that they see takes the entry away.
+        """
+        inode = self._inodes.get(node.number)
+        if inode is None or inode.writers or node.seen is None:
+            return None
+        entry = self._entry(node, inode.keys)
+        if entry is None or entry.state is not EntryState.CACHED:
+            return None
+        if (node.seen.size, node.seen.mtime_ns) != (entry.size, entry.fingerprint.mtime_ns):
+            return None
+        return Found(node, node.seen, inode.source.ttl_s)
+
     async def attributes_of_open(self, node: Node) -> Found:
         """The attributes of a file that no name leads to any more, but that somebody holds open; else ESTALE."""
         inode = self._inodes.get(node.number)
@@ -465,6 +481,11 @@ class Routing:
         if inode is None or descriptor is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return Found(node, await inode.source.call(_stat_open, descriptor), inode.source.ttl_s)
+
+    @property
+    def ssd_threads_busy(self) -> int:
+        """Threads that are waiting for the SSD."""
+        return self._ssd.threads_busy
 
     def open_files(self) -> Iterator[OpenFile]:
         """What ``status`` shows of the files that somebody holds open."""

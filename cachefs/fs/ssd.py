@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Callable
 from typing import TypeVar, TypeVarTuple
@@ -12,8 +13,11 @@ import trio
 from cachefs.cache.store import Store
 from cachefs.descriptors import Descriptor
 from cachefs.fs import reach
+from cachefs.fs.jobs import Job
 from cachefs.fs.openfiles import OpenInode, SsdSide
 from cachefs.model import CacheEntry
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -68,14 +72,28 @@ class Ssd:
                 old, side = side, SsdSide(entry.id, opened)
                 inode.from_ssd = side
                 if old is not None:
-                    await self.run(old.descriptor.close)
+                    await self.close(old.descriptor.close)
         return side.descriptor
 
     async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """``function`` in a thread that may touch the SSD; EIO when that does not answer."""
-        with trio.move_on_after(SSD_TIMEOUT_S):
-            return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=self._limiter)
-        raise OSError(errno.EIO, f"no answer within {SSD_TIMEOUT_S:g} s")
+        job = Job(lambda: function(*args))
+        with job.done_or_abandoned():
+            with trio.move_on_after(SSD_TIMEOUT_S):
+                return await trio.to_thread.run_sync(job.run, abandon_on_cancel=True, limiter=self._limiter)
+            raise OSError(errno.EIO, f"no answer within {SSD_TIMEOUT_S:g} s")
+
+    async def close(self, close: Callable[[], None]) -> None:
+        """Close a file in a thread. What the SSD says to it is no matter of the reader's."""
+        try:
+            await self.run(close)
+        except OSError as error:
+            log.debug("closing a file of the SSD failed: %s", error)
+
+    @property
+    def threads_busy(self) -> int:
+        """Threads that are waiting for the SSD."""
+        return self._limiter.borrowed_tokens
 
 
 def read_at_once(descriptor: Descriptor, offset: int, size: int) -> bytearray | None:

@@ -222,6 +222,7 @@ class Union:
 
     def seen(self, node: Node, place: Place, seen: Stat) -> Found:
         """A known node was just seen at its source; tells the witness."""
+        node.seen = seen
         device = self._devices.get((place.source.name, seen.dev))
         if seen.is_file and device is not None:
             for key in place.keys:

@@ -1,0 +1,179 @@
+"""One of two sources hangs for good: nobody but those who wait for it may notice, and it ends when asked to."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cachefs.mounts import mounted_at
+from tests.mount.kit import MIB, STATE, read
+from tests.mount.lives import Reader, is_clean, kill_server, readers, settings_in, wait_until
+from tests.standin.running import RunningCachefs
+from tests.standin.slowdisk_control import SlowDisk
+
+Start = Callable[[dict[str, Any]], RunningCachefs]
+
+TIMEOUT_S = 2
+STOPS_WITHIN_S = 5.0
+PAGE = 4096
+CONTENT = random.Random(3).randbytes(4 * MIB)
+
+
+@pytest.fixture
+def settings(slow_disk: SlowDisk, tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """Two sources: ``slow``, the slow disk, and ``media``, a plain folder. Every ttl is short: nothing is believed."""
+    with settings_in(tmp_path, (slow_disk.mountpoint, tmp_path / "media")) as made:
+        for source in made["sources"]:
+            source |= {"timeout": f"{TIMEOUT_S}s", "ttl": "0s"}
+        for folder in (slow_disk.backing, tmp_path / "media"):
+            for name in ("one.mkv", "two.mkv", "three.mkv"):
+                (folder / name).write_bytes(CONTENT)
+        yield made
+
+
+@pytest.fixture
+def running(settings: dict[str, Any], start_mount: Start, expected_warnings: list[str]) -> RunningCachefs:
+    expected_warnings.append(r"source slow .* is offline")
+    return start_mount(settings)
+
+
+@pytest.fixture
+def start_reader() -> Iterator[Callable[[Path], Reader]]:
+    with readers() as start:
+        yield start
+
+
+def _took_s(function: Callable[..., object], *args: object) -> float:
+    began = time.monotonic()
+    function(*args)
+    return time.monotonic() - began
+
+
+def _errno(function: Callable[..., object], *args: object) -> int:
+    try:
+        function(*args)
+    except OSError as error:
+        return error.errno or 0
+    return 0
+
+
+def test_who_does_not_ask_the_hung_source_notices_nothing(
+    running: RunningCachefs, slow_disk: SlowDisk, start_reader: Callable[[Path], Reader]
+) -> None:
+    slow, media = running.mountpoint / "slow", running.mountpoint / "media"
+    assert running.run("copy", "slow/one.mkv").returncode == 0
+    cached, uncached = start_reader(slow / "one.mkv"), start_reader(slow / "two.mkv")
+    assert cached.read(0) == uncached.read(0) == PAGE
+    in_peace = min(_took_s(read, media / "one.mkv") for _ in range(3))
+
+    slow_disk.hang()
+    waiting = [start_reader(slow / "two.mkv") for _ in range(20)]
+    for reader in waiting:
+        reader.begin(2 * MIB)
+    uncached.begin(2 * MIB)
+    slow_disk.wait_held()
+
+    # Every wait for the hung source is two seconds or more: in a tenth of one, nothing can have waited for it.
+    assert min(_took_s(read, media / name) for name in ("one.mkv", "two.mkv", "three.mkv")) < max(5 * in_peace, 0.2)
+    assert _took_s(os.listdir, running.mountpoint) < TIMEOUT_S / 4
+    assert _took_s(cached.read, 3 * MIB) < TIMEOUT_S / 4
+    assert cached.read(MIB) == PAGE
+    assert uncached.result() == -errno.EIO
+
+    assert {source.name: source.online for source in running.status().sources} == {"slow": False, "media": True}
+    shown = running.run("status")
+    assert shown.returncode == 0
+    assert "no answer within 2 s" in shown.stdout
+    assert uncached.read(3 * MIB) == -errno.EIO
+    assert _took_s(uncached.read, 2 * MIB) < TIMEOUT_S / 4
+    assert _errno(os.listdir, slow) == errno.EIO
+    assert read(media / "one.mkv") == CONTENT
+    assert cached.read(2 * MIB) == PAGE
+    assert _errno(os.statvfs, running.mountpoint) == 0
+
+    slow_disk.release()
+    wait_until(running, lambda: all(source.online for source in running.status().sources), "the source is back")
+    assert uncached.read(MIB) == PAGE
+    assert read(slow / "three.mkv") == CONTENT
+    assert os.getxattr(slow / "one.mkv", STATE) == b"cached"
+    assert running.terminate() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_in_time_while_a_source_hangs(
+    running: RunningCachefs,
+    settings: dict[str, Any],
+    slow_disk: SlowDisk,
+    start_reader: Callable[[Path], Reader],
+    start_mount: Start,
+    expected_warnings: list[str],
+    number: signal.Signals,
+) -> None:
+    expected_warnings.append("a disk call still hangs in process")
+    held = [start_reader(running.mountpoint / "slow" / name) for name in ("one.mkv", "two.mkv")]
+    assert all(reader.read(0) == PAGE for reader in held)
+    assert running.run("copy", "--no-wait", "slow/three.mkv").returncode == 0
+    slow_disk.hang()
+    for reader in held:
+        reader.begin(2 * MIB)
+    slow_disk.wait_held(2)
+
+    running.process.send_signal(number)
+
+    assert running.process.wait(STOPS_WITHIN_S) == 0
+    assert is_clean(running)
+    slow_disk.release()
+    assert read(start_mount(settings).mountpoint / "slow" / "one.mkv") == CONTENT
+
+
+def test_a_server_killed_while_a_source_hangs_is_replaced(
+    running: RunningCachefs,
+    slow_disk: SlowDisk,
+    start_reader: Callable[[Path], Reader],
+    expected_warnings: list[str],
+) -> None:
+    """Its threads cannot end before the disk answers, and it keeps the cache until then; the mount must not hang."""
+    expected_warnings += ["the server ended with signal SIGKILL", "the server could not start again"]
+    reader = start_reader(running.mountpoint / "slow" / "two.mkv")
+    assert reader.read(0) == PAGE
+    slow_disk.hang()
+    reader.begin(2 * MIB)
+    slow_disk.wait_held()
+
+    kill_server(running)
+
+    wait_until(running, lambda: mounted_at(running.mountpoint) is None, "the dead mount is taken away", within_s=5)
+    assert reader.result() < 0
+    slow_disk.release()
+    wait_until(running, lambda: mounted_at(running.mountpoint) is not None, "it is mounted again", within_s=30)
+    wait_until(running, lambda: running.run("status").returncode == 0, "it answers")
+    assert read(running.mountpoint / "slow" / "two.mkv") == CONTENT
+
+
+def test_readers_killed_in_mid_read_do_not_freeze_it(running: RunningCachefs, slow_disk: SlowDisk) -> None:
+    """A client that is killed after the kernel has announced its request and before the server takes it leaves the
+    server with nothing to read: it must not wait there."""
+    with ExitStack() as stack:
+        for name in ("one.mkv", "two.mkv", "three.mkv") * 10:
+            start = stack.enter_context(readers())
+            reader = start(running.mountpoint / "slow" / name)
+            assert reader.read(0) == PAGE
+            slow_disk.hang(name, ("read",))
+            reader.begin(2 * MIB)
+            reader.begin(3 * MIB)
+            reader.kill()
+            slow_disk.release(name)
+            assert running.status().pid
+            assert _errno(os.listdir, running.mountpoint) == 0
+    assert read(running.mountpoint / "media" / "one.mkv") == CONTENT
+    assert read(running.mountpoint / "slow" / "one.mkv") == CONTENT
+    assert running.terminate() == 0
