@@ -81,6 +81,8 @@ class DaemonEngine:
             reads=parts.counters.read_counters(),
             sessions=parts.planning.snapshot.sessions,
             open_files=tuple(parts.routing.open_files()),
+            backing_files=parts.routing.backings.live,
+            fast_path=parts.routing.backings.problem,
             notes=parts.planning.resolver.notes,
         )
 

@@ -489,5 +489,9 @@ class Status:
     reads: ReadCounters
     sessions: tuple[Session, ...]
     open_files: tuple[OpenFile, ...]
+    backing_files: int = 0
+    """Files of the SSD that the kernel reads by itself at this moment."""
+    fast_path: str = ""
+    """Why the kernel does not read cached files by itself; empty when it does."""
     notes: tuple[str, ...] = ()
     """Things worth knowing that are no failure: a path mapping that was learned, a skipped user."""

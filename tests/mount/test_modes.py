@@ -1,0 +1,228 @@
+"""Opens, writes, mappings, evictions, renames and unlinks of the same files at once, in every kernel mode.
+
+Every block has an owner lock: a read under it must show exactly what was last written, whichever handle wrote it and
+whoever serves the read (the kernel from the SSD, the daemon from the SSD or the source, a mapping).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+import struct
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cachefs.control.client import Client
+from cachefs.errors import UserError
+from tests.mount.kit import MIB
+from tests.standin.running import RunningCachefs
+from tests.standin.slowdisk_control import SlowDisk
+
+BLOCK = 4096
+BLOCKS = 64
+FILES = 8
+SECONDS = 30.0
+
+
+def _content(file: int, block: int, version: int) -> bytes:
+    return struct.pack("<III", file, block, version) * (BLOCK // 12) + bytes(BLOCK % 12)
+
+
+@dataclass(slots=True)
+class Shared:
+    """One file that everybody works on. ``names`` is held by whoever renames or replaces it."""
+
+    number: int
+    path: Path
+    versions: list[int] = field(default_factory=lambda: [0] * BLOCKS)
+    blocks: list[threading.Lock] = field(default_factory=lambda: [threading.Lock() for _ in range(BLOCKS)])
+    names: threading.RLock = field(default_factory=threading.RLock)
+
+    def expected(self, block: int) -> bytes:
+        return _content(self.number, block, self.versions[block])
+
+    def open(self, flags: int) -> int:
+        with self.names:
+            return os.open(self.path, flags)
+
+
+class Crowd:
+    """Threads that each do one kind of thing until time is over or somebody failed."""
+
+    def __init__(self, files: list[Shared]) -> None:
+        self.files = files
+        self.done: dict[str, int] = {}
+        self.errors: list[BaseException] = []
+        self._ends = time.monotonic() + SECONDS
+
+    def run(self, jobs: dict[str, Callable[[random.Random, Shared], None]]) -> None:
+        threads = [threading.Thread(target=self._work, args=(name, job)) for name, job in jobs.items()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _work(self, name: str, job: Callable[[random.Random, Shared], None]) -> None:
+        chance = random.Random(name)
+        count = 0
+        try:
+            while time.monotonic() < self._ends and not self.errors:
+                job(chance, chance.choice(self.files))
+                count += 1
+        except BaseException as error:
+            error.add_note(f"in {name}")
+            self.errors.append(error)
+        self.done[name] = count
+
+
+def _check(shared: Shared, block: int, read: Callable[[int], bytes], who: str) -> None:
+    with shared.blocks[block]:
+        data = read(block * BLOCK)
+        assert data == shared.expected(block), (
+            f"{who}: block {block} of {shared.path.name} is version {struct.unpack('<III', data[:12])[2]} "
+            f"instead of {shared.versions[block]}"
+        )
+
+
+def _read(chance: random.Random, shared: Shared) -> None:
+    handle = shared.open(os.O_RDONLY)
+    try:
+        for _ in range(chance.randrange(1, 300)):
+            _check(shared, chance.randrange(BLOCKS), lambda offset: os.pread(handle, BLOCK, offset), "read")
+    finally:
+        os.close(handle)
+
+
+def _map_and_read(chance: random.Random, shared: Shared) -> None:
+    handle = shared.open(os.O_RDONLY)
+    try:
+        with mmap.mmap(handle, BLOCK * BLOCKS, mmap.MAP_SHARED, mmap.PROT_READ) as mapped:
+            for _ in range(chance.randrange(1, 10)):
+                _check(
+                    shared, chance.randrange(BLOCKS), lambda offset: mapped[offset : offset + BLOCK], "mapping read"
+                )
+    finally:
+        os.close(handle)
+
+
+def _write(chance: random.Random, shared: Shared) -> None:
+    handle = shared.open(chance.choice((os.O_WRONLY, os.O_RDWR)))
+    try:
+        for _ in range(chance.randrange(1, 6)):
+            block = chance.randrange(BLOCKS)
+            with shared.blocks[block]:
+                shared.versions[block] += 1
+                assert os.pwrite(handle, shared.expected(block), block * BLOCK) == BLOCK
+        if chance.random() < 0.2:
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+    _let_copies_happen(chance)
+
+
+def _map_and_write(chance: random.Random, shared: Shared) -> None:
+    handle = shared.open(os.O_RDWR)
+    closed = False
+    try:
+        with mmap.mmap(handle, BLOCK * BLOCKS) as mapped:
+            if chance.random() < 0.5:
+                os.close(handle)
+                closed = True
+            for _ in range(chance.randrange(1, 6)):
+                block = chance.randrange(BLOCKS)
+                with shared.blocks[block]:
+                    shared.versions[block] += 1
+                    mapped[block * BLOCK : (block + 1) * BLOCK] = shared.expected(block)
+    finally:
+        if not closed:
+            os.close(handle)
+    _let_copies_happen(chance)
+
+
+def _let_copies_happen(chance: random.Random) -> None:
+    """A file that is written all the time is never cached."""
+    threading.Event().wait(chance.random())
+
+
+def _rename(chance: random.Random, shared: Shared) -> None:
+    with shared.names:
+        other = shared.path.with_suffix(f".{chance.randrange(3)}")
+        if other != shared.path:
+            os.rename(shared.path, other)
+            shared.path = other
+    threading.Event().wait(chance.random() * 0.3)
+
+
+def _replace(chance: random.Random, shared: Shared) -> None:
+    """As an upgrade does: the old file is unlinked by the rename while others read it, and lives on for them."""
+    with shared.names:
+        old = os.open(shared.path, os.O_RDONLY)
+        for lock in shared.blocks:
+            lock.acquire()
+        try:
+            new = shared.path.with_name(f"new{shared.number}")
+            new.write_bytes(b"".join(shared.expected(block) for block in range(BLOCKS)))
+            os.rename(new, shared.path)
+            first = os.pread(old, BLOCK, 0)
+            assert first == shared.expected(0)
+        finally:
+            for lock in shared.blocks:
+                lock.release()
+            os.close(old)
+    threading.Event().wait(chance.random())
+
+
+def _copy_or_evict(client_of: Callable[[], Client]) -> Callable[[random.Random, Shared], None]:
+    def act(chance: random.Random, shared: Shared) -> None:
+        with client_of() as client:
+            try:
+                client.copy(str(shared.path)) if chance.random() < 0.7 else client.evict(str(shared.path))
+            except UserError:
+                return  # renamed meanwhile, or nothing of it is cached
+
+    return act
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.expected_warnings("is not mirrored")
+def test_every_byte_is_right_in_every_mode(
+    cachefs_settings: dict[str, Any], slow_disk: SlowDisk, start_mount: Callable[[dict[str, Any]], RunningCachefs]
+) -> None:
+    cachefs_settings["policy"] = {"keep_watched": "1h"}
+    running = start_mount(cachefs_settings)
+    files = []
+    for number in range(FILES):
+        shared = Shared(number, running.mountpoint / f"film{number}.0")
+        (slow_disk.backing / shared.path.name).write_bytes(
+            b"".join(shared.expected(block) for block in range(BLOCKS))
+        )
+        files.append(shared)
+    crowd = Crowd(files)
+    act = _copy_or_evict(running.client)
+    crowd.run(
+        {
+            "reader 1": _read, "reader 2": _read, "reader 3": _read, "mapper": _map_and_read,
+            "writer": _write, "mapping writer": _map_and_write, "renamer": _rename, "cachefs user": act,
+        }  # fmt: skip
+    )
+    assert not crowd.errors, crowd.errors
+    assert all(crowd.done.values()), crowd.done
+    for shared in files:
+        whole = b"".join(shared.expected(block) for block in range(BLOCKS))
+        assert shared.path.read_bytes() == whole
+    deadline = time.monotonic() + 20
+    while running.status().backing_files and time.monotonic() < deadline:
+        running.process.poll()
+    status = running.status()
+    assert status.backing_files == 0
+    assert status.reads.kernel_opens > 0
+    for shared in files:
+        assert (slow_disk.backing / shared.path.name).read_bytes() == shared.path.read_bytes()
+    print(crowd.done, status.reads, MIB)
