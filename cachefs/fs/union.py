@@ -137,10 +137,11 @@ class Union:
         return Place(source, keys, ref)
 
     def _source_of(self, orphan: Node) -> Source:
-        for name, dev in self._devices:
-            if dev == orphan.dev and self.sources[name].online:
-                return self.sources[name]
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        """A source on the orphan's file system, one that answers if there is any."""
+        found = [self.sources[name] for name, dev in self._devices if dev == orphan.dev]
+        if not found:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return next((source for source in found if source.online), found[0])
 
     def child_key(self, parent: Node, name: str) -> FileKey:
         """The key of a name in a folder; EPERM in the virtual root, ENOENT in a folder that was removed."""
