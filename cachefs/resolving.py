@@ -187,9 +187,8 @@ class Resolver:
             wants.append(found)
             if self.with_sidecars:
                 wants += await self._sidecars(found, cached)
-        pinned = [file for pin in pins if not pin.rating_key for file in await self._below(pin, cached)]
-        wants += [Want(file, InterestKind.PINNED, 0, "pinned", time.time()) for file in pinned]
-        return Resolved(tuple(wants), tuple(skips), frozenset(file.key for file in pinned))
+        pinned = [want for pin in pins if not pin.rating_key for want in await self._pinned(pin, cached)]
+        return Resolved((*wants, *pinned), tuple(skips), frozenset(want.key for want in pinned))
 
     def locate(self, file: PlexFile) -> FileKey | None:
         """Where a Plex file is in the union, as far as the mapping goes."""
@@ -222,10 +221,24 @@ class Resolver:
                 found.append(replace(video, file=file, reason=f"{video.reason} (goes with {name})", follows=video.key))
         return found
 
-    async def _below(self, pin: Pin, cached: dict[FileKey, CacheEntry]) -> list[SourceFile]:
-        """The pinned file, or every file below the pinned folder."""
+    async def _pinned(self, pin: Pin, cached: dict[FileKey, CacheEntry]) -> list[Want]:
+        """The pinned file with its sidecars, or every file below the pinned folder."""
+        roots = self._roots(pin)
+        files = await self._below(roots, cached)
+        wants = [Want(file, InterestKind.PINNED, 0, "pinned", pin.created_at) for file in files]
+        if self.with_sidecars and [file.key for file in files] == roots and sidecars.is_video(roots[0].path):
+            wants += await self._sidecars(wants[0], cached)
+        return wants
+
+    def _roots(self, pin: Pin) -> list[FileKey]:
+        """Where a pin begins; nowhere, when its path is not one of this mount: sources come and go."""
+        if not pin.target:
+            return [FileKey(source, "") for source in self.layout.sources]
         key = self.layout.key(UnionPath(pin.target))
-        roots = [key] if key is not None else [FileKey(source, "") for source in self.layout.sources]
+        return [key] if key is not None else []
+
+    async def _below(self, roots: list[FileKey], cached: dict[FileKey, CacheEntry]) -> list[SourceFile]:
+        """The files there, and all below the folders among them."""
         found: list[SourceFile] = []
         todo = list(roots)
         while todo and len(found) < _MOST_PINNED:
