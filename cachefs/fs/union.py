@@ -186,11 +186,18 @@ class Union:
     async def _missing(self, source: Source, key: FileKey) -> None:
         """A name is not there. Where the cache holds it, that is news, unless the whole source is missing: an empty
         folder where there was a library is a lost disk, not a deletion."""
-        if self._witness.get(key) is None:
+        held = self._witness.get(key) is not None
+        in_root_of_library = "/" not in key.path and source.name in self._was_full
+        if not held and not in_root_of_library:
             return
         if await source.call(_root_is_empty, source):
             raise SourceError(errno.EIO, f"source {source.name}: {source.path} is empty; is its disk mounted?")
-        self._witness.gone(key)
+        if held:
+            self._witness.gone(key)
+
+    def emptied(self, source: Source) -> None:
+        """The last name in a source's root was removed through the mount: that it is empty is what somebody wanted."""
+        self._was_full.discard(source.name)
 
     async def found(self, source: Source, child: Child, parent: Node) -> Found:
         """The node of a file that was just seen in ``parent``; tells the witness."""

@@ -21,7 +21,7 @@ from cachefs.fs.caller import Caller
 from cachefs.fs.changes import Attributes
 from cachefs.fs.inodes import ROOT
 from cachefs.fs.rename import EXCHANGE
-from cachefs.model import Visible
+from cachefs.model import FileKey, Visible
 from tests.engine.fskit import TIMEOUT_S, TTL_S, Rooms, rooms
 
 SRC = b"source" * 100
@@ -609,3 +609,44 @@ async def away(fs: Rooms, clock: MockClock) -> None:
         await asked.wait()
         clock.jump(TIMEOUT_S)
     go.set()
+
+
+# --- missing is not empty --------------------------------------------------------------------------------------------
+
+
+async def test_a_root_that_has_become_empty_is_an_error_for_listing_and_lookup(fs: Rooms) -> None:
+    root = fs.union.node(ROOT)
+    assert await fs.union.names(root) == ["a"]
+    (fs.folder / "a").unlink()
+    with pytest.raises(OSError, match="empty"):
+        await fs.union.names(root)
+    with pytest.raises(OSError, match="empty"):
+        await fs.union.lookup(root, "a")
+    (fs.folder / "b").write_bytes(b"back")
+    assert await fs.union.names(root) == ["b"]
+
+
+async def test_a_missing_root_drops_no_cached_copy(fs: Rooms) -> None:
+    entry = await fs.published("a")
+    (fs.folder / "a").unlink()
+    with pytest.raises(OSError, match="empty"):
+        await fs.union.lookup(fs.union.node(ROOT), "a")
+    assert fs.store.get(entry.key) == entry
+
+
+async def test_a_root_that_was_emptied_through_the_mount_is_empty(fs: Rooms) -> None:
+    root = fs.union.node(ROOT)
+    assert await fs.union.names(root) == ["a"]
+    await fs.changes.unlink(root, "a")
+    assert await fs.union.names(root) == []
+    with pytest.raises(FileNotFoundError):
+        await fs.union.lookup(root, "a")
+
+
+async def test_a_file_deleted_at_its_source_leaves_the_cache(fs: Rooms) -> None:
+    (fs.folder / "other").write_bytes(b"other")
+    await fs.published("a")
+    (fs.folder / "a").unlink()
+    with pytest.raises(FileNotFoundError):
+        await fs.union.lookup(fs.union.node(ROOT), "a")
+    assert fs.store.get(FileKey(fs.source.name, "a")) is None
