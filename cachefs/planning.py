@@ -31,7 +31,7 @@ from cachefs.model import (
     Watched,
 )
 from cachefs.planner import PlanRequest, plan
-from cachefs.resolving import Resolved, Resolver
+from cachefs.resolving import Held, Resolved, Resolver
 from cachefs.status import HealthRegistry
 from cachefs.units import format_duration
 from cachefs.wanting import Policy, WantedItems, wanted_items, watched_files
@@ -226,8 +226,8 @@ class Planning:
 
     async def _asked(self) -> list[Want]:
         """What a person asked for, as it is now: it may have been rewritten since."""
-        entries = {entry.key: entry for entry in self.store.inventory().entries}
-        found = [(want, await self.resolver.known(want.key, entries)) for want in list(self._asked_for.values())]
+        held = Held(self.store.inventory().entries)
+        found = [(want, await self.resolver.known(want.key, held)) for want in list(self._asked_for.values())]
         return [replace(want, file=file) for want, file in found if file is not None]
 
     def _forget_wishes(self, now: float) -> None:

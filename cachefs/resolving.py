@@ -7,15 +7,17 @@ taken from the inventory, what was seen lately is remembered.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
+import trio
+
 from cachefs import paths, sidecars
 from cachefs.model import (
     CacheEntry,
+    EntryState,
     FileKey,
     InterestKind,
     LibraryFolder,
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
 V = TypeVar("V")
 
 _REMEMBER_S = 600.0
+_MOST_REMEMBERED = 50_000
 _MOST_PINNED = 20_000
 """Files below pinned folders; a pinned root of a huge library must not make every plan take minutes."""
 
@@ -65,6 +68,31 @@ class _Seen(Generic[V]):
     at: float
 
 
+class Held:
+    """What is on the SSD, by file and by folder. Built once for every plan."""
+
+    def __init__(self, entries: Iterable[CacheEntry] = ()) -> None:
+        self.entries = {entry.key: entry for entry in entries}
+        self._inside: dict[FileKey, set[str]] = {}
+        for key in self.entries:
+            path = key.path
+            while path:
+                path, _, name = path.rpartition("/")
+                self._inside.setdefault(FileKey(key.source, path), set()).add(name)
+
+    def file(self, key: FileKey) -> SourceFile | None:
+        entry = self.entries.get(key)
+        return entry.source_file if entry is not None else None
+
+    def is_cached(self, key: FileKey) -> bool:
+        entry = self.entries.get(key)
+        return entry is not None and entry.state is EntryState.CACHED
+
+    def names(self, folder: FileKey) -> tuple[str, ...]:
+        """What of this folder is on the SSD."""
+        return tuple(sorted(self._inside.get(folder, ())))
+
+
 @dataclass(slots=True)
 class Resolver:
     """Knows the path mapping, learned or given, and what it saw lately."""
@@ -83,9 +111,12 @@ class Resolver:
     _folders: dict[FileKey, _Seen[tuple[str, ...]]] = field(default_factory=dict)
 
     def forget(self) -> None:
-        """The library has changed: look again."""
-        self._files.clear()
-        self._folders.clear()
+        """The library has changed: look again, but for what lies beside cached videos."""
+        for memory in (self._files, self._folders):
+            if len(memory) > _MOST_REMEMBERED:
+                memory.clear()
+            for seen in memory.values():
+                seen.at = float("-inf")
 
     # --- path mapping --------------------------------------------------------------------------------------------
 
@@ -176,18 +207,19 @@ class Resolver:
         self, items: Iterable[WantedItem], pins: Iterable[Pin], entries: Iterable[CacheEntry]
     ) -> Resolved:
         """Wanted Plex files and pinned paths as files of the union, with their sidecars."""
-        cached = {entry.key: entry for entry in entries}
+        held = Held(entries)
         wants: list[Want] = []
         skips: list[Skip] = []
         for item in items:
-            found = await self._want(item, cached)
+            await trio.lowlevel.checkpoint()  # where all is known, thousands of items would pass without an await
+            found = await self._want(item, held)
             if isinstance(found, Skip):
                 skips.append(found)
                 continue
             wants.append(found)
             if self.with_sidecars:
-                wants += await self._sidecars(found, cached)
-        pinned = [want for pin in pins if not pin.rating_key for want in await self._pinned(pin, cached)]
+                wants += await self._sidecars(found, held)
+        pinned = [want for pin in pins if not pin.rating_key for want in await self._pinned(pin, held)]
         return Resolved((*wants, *pinned), tuple(skips), frozenset(want.key for want in pinned))
 
     def locate(self, file: PlexFile) -> FileKey | None:
@@ -195,39 +227,54 @@ class Resolver:
         path = self.rules.to_union(file.path)
         return self.layout.key(path) if path is not None else None
 
-    async def _want(self, item: WantedItem, cached: dict[FileKey, CacheEntry]) -> Want | Skip:
+    async def _want(self, item: WantedItem, held: Held) -> Want | Skip:
         key = self.locate(item.file)
         if key is None:
             return Skip(item.file.path, f"{item.reason}; no path mapping leads from Plex's path to the mount")
-        file = await self.known(key, cached)
+        file = await self.known(key, held)
         if file is None:
             path = self.layout.union(key)
             return Skip(str(key), f"{item.reason}; Plex's {item.file.path} would be /{path}, which is not there", key)
         return Want(file, item.kind, item.ahead, item.reason, item.since, item.users)
 
-    async def _sidecars(self, video: Want, cached: dict[FileKey, CacheEntry]) -> list[Want]:
+    async def _sidecars(self, video: Want, held: Held) -> list[Want]:
         folder, _, name = video.key.path.rpartition("/")
         place = FileKey(video.key.source, folder)
-        names = await self._names(place, cached, complete=video.key in cached)
+        names = await self._names_beside(video, place, held)
         beside = [f"{folder}/{other}" if folder else other for other in sidecars.sidecars_of(name, names)]
         for sub in sidecars.subtitle_folders(name, names):
             inner = FileKey(place.source, f"{folder}/{sub}" if folder else sub)
-            inside = await self._names(inner, cached, complete=video.key in cached)
+            inside = await self._names_beside(video, inner, held)
             beside += [f"{inner.path}/{other}" for other in sidecars.subtitles_in(name, names, sub, inside)]
         found = []
         for path in beside:
-            file = await self.known(FileKey(place.source, path), cached)
+            file = await self._file_beside(video, FileKey(place.source, path), held)
             if file is not None and file.key != video.key:
                 found.append(replace(video, file=file, reason=f"{video.reason} (goes with {name})", follows=video.key))
         return found
 
-    async def _pinned(self, pin: Pin, cached: dict[FileKey, CacheEntry]) -> list[Want]:
+    async def _names_beside(self, video: Want, folder: FileKey, held: Held) -> tuple[str, ...]:
+        """The names in a folder. Once the video is cached, those that were seen before or are on the SSD are enough:
+        asking the source now and then would never let its disk sleep."""
+        if not held.is_cached(video.key):
+            return await self._names(folder)
+        seen = self._folders.get(folder)
+        return tuple(dict.fromkeys((*(seen.value if seen else ()), *held.names(folder))))
+
+    async def _file_beside(self, video: Want, key: FileKey, held: Held) -> SourceFile | None:
+        """As ``known``; beside a cached video only what was seen before."""
+        if not held.is_cached(video.key):
+            return await self.known(key, held)
+        seen = self._files.get(key)
+        return held.file(key) or (seen.value if seen else None)
+
+    async def _pinned(self, pin: Pin, held: Held) -> list[Want]:
         """The pinned file with its sidecars, or every file below the pinned folder."""
         roots = self._roots(pin)
-        files = await self._below(roots, cached)
+        files = await self._below(roots, held)
         wants = [Want(file, InterestKind.PINNED, 0, "pinned", pin.created_at) for file in files]
         if self.with_sidecars and [file.key for file in files] == roots and sidecars.is_video(roots[0].path):
-            wants += await self._sidecars(wants[0], cached)
+            wants += await self._sidecars(wants[0], held)
         return wants
 
     def _roots(self, pin: Pin) -> list[FileKey]:
@@ -237,38 +284,32 @@ class Resolver:
         key = self.layout.key(UnionPath(pin.target))
         return [key] if key is not None else []
 
-    async def _below(self, roots: list[FileKey], cached: dict[FileKey, CacheEntry]) -> list[SourceFile]:
+    async def _below(self, roots: list[FileKey], held: Held) -> list[SourceFile]:
         """The files there, and all below the folders among them."""
         found: list[SourceFile] = []
         todo = list(roots)
         while todo and len(found) < _MOST_PINNED:
             here = todo.pop()
-            file = await self.known(here, cached)
+            file = await self.known(here, held)
             if file is not None:
                 found.append(file)
                 continue
-            names = await self._names(here, {}, complete=False)
+            names = await self._names(here)
             todo += [FileKey(here.source, f"{here.path}/{name}" if here.path else name) for name in names]
         return found
 
     # --- what is remembered --------------------------------------------------------------------------------------
 
-    async def known(self, key: FileKey, cached: dict[FileKey, CacheEntry]) -> SourceFile | None:
-        """The file as its entry knows it, which the store keeps true; without an entry as its source shows it."""
-        entry = cached.get(key)
-        return entry.source_file if entry is not None else await self._file(key)
+    async def known(self, key: FileKey, held: Held) -> SourceFile | None:
+        """The file as the cache or, lately, its source knows it; None when there is none."""
+        return held.file(key) or await self._file(key)
 
     async def _file(self, key: FileKey) -> SourceFile | None:
         """The file, asked for at most once in ten minutes; None when there is none, or its source does not answer."""
         return await _remembered(self._files, key, self.library.stat, None)
 
-    async def _names(self, folder: FileKey, cached: dict[FileKey, CacheEntry], *, complete: bool) -> tuple[str, ...]:
-        """The names in a folder. Beside a video that is cached (``complete``) its cached sidecars are enough: asking
-        the source would wake its disk for every plan."""
-        if complete and folder not in self._folders:
-            prefix = f"{folder.path}/" if folder.path else ""
-            inside = (key.path.removeprefix(prefix) for key in cached if key.path.startswith(prefix))
-            return tuple(sorted({path.partition("/")[0] for path in inside}))
+    async def _names(self, folder: FileKey) -> tuple[str, ...]:
+        """The names in a folder, asked for at most once in ten minutes; none, when it cannot be read."""
         return await _remembered(self._folders, folder, self._list, ())
 
     async def _list(self, folder: FileKey) -> tuple[str, ...]:
@@ -279,13 +320,15 @@ async def _remembered(
     memory: dict[FileKey, _Seen[V]], key: FileKey, ask: Callable[[FileKey], Awaitable[V]], otherwise: V
 ) -> V:
     seen = memory.get(key)
-    now = time.monotonic()
+    now = trio.current_time()
     if seen is None or now - seen.at > _REMEMBER_S:
         try:
             value = await ask(key)
         except OSError as error:
             log.debug("%s: %s", key, error)
             value = otherwise
+        if len(memory) > _MOST_REMEMBERED:
+            memory.clear()
         seen = memory[key] = _Seen(value, now)
     return seen.value
 
