@@ -203,7 +203,7 @@ class Planning:
             playing=frozenset(key for key in playing if key is not None),
             inventory=self.store.inventory(),
             keep_watched_s=self.policy.keep_watched,
-            complete=snapshot.complete,
+            complete=snapshot.complete and resolved.complete,
             now=now,
             pinned=pinned,
         )

@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import trio
 
 from cachefs import paths, sidecars
+from cachefs.errors import SourceError
 from cachefs.model import (
     CacheEntry,
     EntryState,
@@ -23,6 +25,7 @@ from cachefs.model import (
     LibraryFolder,
     Pin,
     PlexFile,
+    PlexPath,
     Skip,
     SourceFile,
     UnionPath,
@@ -36,7 +39,12 @@ log = logging.getLogger(__name__)
 V = TypeVar("V")
 
 _REMEMBER_S = 600.0
+_LOOK_AGAIN_S = 3600.0
+"""For a library folder that is not in the mount, while others are: it may lie on another disk for good."""
 _MOST_REMEMBERED = 50_000
+_MOST_ENTERED = 64
+_MOST_CANDIDATES = 200
+"""Each place where a library folder may be costs up to two looks at a slow disk; the likeliest come first."""
 _MOST_PINNED = 20_000
 """Files below pinned folders; a pinned root of a huge library must not make every plan take minutes."""
 
@@ -53,11 +61,13 @@ class Library(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """``pinned`` are files pinned by path."""
+    """``pinned`` are files pinned by path. ``complete`` is False when a source did not answer, or nothing of what Plex
+    names can be found in the mount: what is then absent is unknown, not unwanted."""
 
     wants: tuple[Want, ...]
     skips: tuple[Skip, ...]
     pinned: frozenset[FileKey]
+    complete: bool = True
 
 
 @dataclass(slots=True)
@@ -104,14 +114,21 @@ class Resolver:
     rules: PathMap = field(default_factory=lambda: PathMap(()))
     learns: bool = False
     """Whether the rules are to be learned from the library's folders, rather than given."""
-    settled: bool = False
-    notes: tuple[str, ...] = ()
-    """What people should know of the mapping, for ``status`` and ``check``."""
     _files: dict[FileKey, _Seen[SourceFile | None]] = field(default_factory=dict)
     _folders: dict[FileKey, _Seen[tuple[str, ...]]] = field(default_factory=dict)
+    _subfolders_of: dict[FileKey, _Seen[tuple[str, ...]]] = field(default_factory=dict)
+    _unanswered: int = 0
+    """How often a source did not answer so far; two looks at it tell whether one did in between."""
+    _settling: trio.Lock = field(default_factory=trio.Lock)
+    _settled: set[PlexPath] = field(default_factory=set)
+    _look_again_at: dict[PlexPath, float] = field(default_factory=dict)
+    _lost: bool = False
+    """Whether there are folders to be found, and none of them was."""
+    _notes: dict[PlexPath, str] = field(default_factory=dict)
 
     def forget(self) -> None:
         """The library has changed: look again, but for what lies beside cached videos."""
+        self._subfolders_of.clear()
         for memory in (self._files, self._folders):
             if len(memory) > _MOST_REMEMBERED:
                 memory.clear()
@@ -120,37 +137,46 @@ class Resolver:
 
     # --- path mapping --------------------------------------------------------------------------------------------
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know of the mapping, for ``status`` and ``check``."""
+        return tuple(self._notes.values())
+
     async def settle_paths(self, folders: tuple[LibraryFolder, ...]) -> None:
         """Find out where Plex's folders are in the mount, from real files of the library, or check the given rules.
 
-        Once every folder that has files is found, the question is settled until the next start.
+        A folder that was found stays found until the next start. One that was not is looked for again now and then,
+        and at once when its source did not answer.
         """
-        if self.settled or not folders:
-            return
-        known = [folder for folder in folders if folder.samples]
-        if self.learns:
-            tops = await self._top_folders()
-            answers = [(folder, await self._learn_one(folder, tops)) for folder in known]
-            self.rules = PathMap(learned.rule for _, learned in answers if learned.rule is not None)
+        async with self._settling:
+            now = trio.current_time()
+            open_ = [folder for folder in folders if folder.samples and folder.path not in self._settled]
+            for folder in open_:
+                if now >= self._look_again_at.get(folder.path, now):
+                    await self._settle(folder)
+            self._lost = bool(open_) and not self._settled
+
+    async def _settle(self, folder: LibraryFolder) -> None:
+        unanswered = self._unanswered
+        learned = await (self._learn_one(folder) if self.learns else self._check_one(folder))
+        if learned.rule is not None:
+            self._settled.add(folder.path)
+            if self.learns:
+                self.rules = PathMap((*self.rules.rules, learned.rule))
+            self._note(folder, _found(folder, learned.rule), logging.INFO)
         else:
-            answers = [(folder, await self._check_one(folder)) for folder in known]
-        self._note(
-            [_found(folder, learned.rule) for folder, learned in answers if learned.rule is not None], logging.INFO
-        )
-        self._note(
-            [_not_found(folder, learned, self.mountpoint) for folder, learned in answers if learned.rule is None],
-            logging.WARNING,
-        )
-        self.settled = all(learned.rule is not None for _, learned in answers)
+            self._note(folder, _not_found(folder, learned, self.mountpoint), logging.WARNING)
+            if self._unanswered == unanswered:
+                pause_s = _LOOK_AGAIN_S if self._settled else _REMEMBER_S
+                self._look_again_at[folder.path] = trio.current_time() + pause_s
 
-    def _note(self, notes: list[str], level: int) -> None:
-        for note in notes:
-            if note not in self.notes:
-                log.log(level, "%s", note)
-                self.notes = (*self.notes, note)
+    def _note(self, folder: LibraryFolder, note: str, level: int) -> None:
+        if note != self._notes.get(folder.path):
+            log.log(level, "%s", note)
+            self._notes[folder.path] = note
 
-    async def _learn_one(self, folder: LibraryFolder, tops: tuple[UnionPath, ...]) -> paths.Learned:
-        candidates = paths.candidates(folder, tops, self.mountpoint)
+    async def _learn_one(self, folder: LibraryFolder) -> paths.Learned:
+        candidates = paths.candidates(folder, await self._top_folders(), self.mountpoint)[:_MOST_CANDIDATES]
         return paths.choose([await self._probe(rule, folder) for rule in candidates], self.mountpoint)
 
     async def _check_one(self, folder: LibraryFolder) -> paths.Learned:
@@ -179,27 +205,25 @@ class Resolver:
         return file is not None and file.size == size
 
     async def _top_folders(self) -> tuple[UnionPath, ...]:
-        """The union's folders down to the second level."""
+        """The union's folders down to the second level; below a root of very many folders, a library itself, these."""
         found: list[UnionPath] = []
         roots = [FileKey(source, "") for source in self.layout.sources]
         for root in roots:
             top = self.layout.union(root)
             if top:
                 found.append(top)
-            for name in await self._subfolders(root):
-                child = FileKey(root.source, name)
+            names = await self._subfolders(root)
+            for child in (FileKey(root.source, name) for name in names):
                 found.append(self.layout.union(child))
-                found += [
-                    self.layout.union(FileKey(root.source, f"{name}/{below}"))
-                    for below in await self._subfolders(child)
-                ]
+                inside = await self._subfolders(child) if len(names) <= _MOST_ENTERED else ()
+                found += [self.layout.union(FileKey(root.source, f"{child.path}/{name}")) for name in inside]
         return tuple(found)
 
-    async def _subfolders(self, key: FileKey) -> list[str]:
-        try:
-            return await self.library.list_subfolders(key)
-        except OSError:
-            return []
+    async def _subfolders(self, folder: FileKey) -> tuple[str, ...]:
+        return await self._remembered(self._subfolders_of, folder, self._list_subfolders, ())
+
+    async def _list_subfolders(self, folder: FileKey) -> tuple[str, ...]:
+        return tuple(await self.library.list_subfolders(folder))
 
     # --- wants ---------------------------------------------------------------------------------------------------
 
@@ -208,6 +232,7 @@ class Resolver:
     ) -> Resolved:
         """Wanted Plex files and pinned paths as files of the union, with their sidecars."""
         held = Held(entries)
+        unanswered = self._unanswered
         wants: list[Want] = []
         skips: list[Skip] = []
         for item in items:
@@ -220,7 +245,8 @@ class Resolver:
             if self.with_sidecars:
                 wants += await self._sidecars(found, held)
         pinned = [want for pin in pins if not pin.rating_key for want in await self._pinned(pin, held)]
-        return Resolved((*wants, *pinned), tuple(skips), frozenset(want.key for want in pinned))
+        complete = self._unanswered == unanswered and not self._lost
+        return Resolved((*wants, *pinned), tuple(skips), frozenset(want.key for want in pinned), complete)
 
     def locate(self, file: PlexFile) -> FileKey | None:
         """Where a Plex file is in the union, as far as the mapping goes."""
@@ -231,7 +257,10 @@ class Resolver:
         key = self.locate(item.file)
         if key is None:
             return Skip(item.file.path, f"{item.reason}; no path mapping leads from Plex's path to the mount")
+        unanswered = self._unanswered
         file = await self.known(key, held)
+        if file is None and self._unanswered != unanswered:
+            return Skip(str(key), f"{item.reason}; but its source {key.source} does not answer", key)
         if file is None:
             path = self.layout.union(key)
             return Skip(str(key), f"{item.reason}; Plex's {item.file.path} would be /{path}, which is not there", key)
@@ -285,18 +314,21 @@ class Resolver:
         return [key] if key is not None else []
 
     async def _below(self, roots: list[FileKey], held: Held) -> list[SourceFile]:
-        """The files there, and all below the folders among them."""
-        found: list[SourceFile] = []
-        todo = list(roots)
+        """The files there, and all below the folders among them; what is on the SSD of them whatever the sources say:
+        a folder that cannot be read is not empty."""
+        found = {key: entry.source_file for key, entry in held.entries.items() if any(map(partial(_is_in, key), roots))}
+        todo = [root for root in roots if root not in found]
         while todo and len(found) < _MOST_PINNED:
             here = todo.pop()
-            file = await self.known(here, held)
+            if here in found:
+                continue
+            file = await self._file(here)
             if file is not None:
-                found.append(file)
+                found[here] = file
                 continue
             names = await self._names(here)
             todo += [FileKey(here.source, f"{here.path}/{name}" if here.path else name) for name in names]
-        return found
+        return list(found.values())
 
     # --- what is remembered --------------------------------------------------------------------------------------
 
@@ -306,31 +338,40 @@ class Resolver:
 
     async def _file(self, key: FileKey) -> SourceFile | None:
         """The file, asked for at most once in ten minutes; None when there is none, or its source does not answer."""
-        return await _remembered(self._files, key, self.library.stat, None)
+        return await self._remembered(self._files, key, self.library.stat, None)
 
     async def _names(self, folder: FileKey) -> tuple[str, ...]:
         """The names in a folder, asked for at most once in ten minutes; none, when it cannot be read."""
-        return await _remembered(self._folders, folder, self._list, ())
+        return await self._remembered(self._folders, folder, self._list, ())
 
     async def _list(self, folder: FileKey) -> tuple[str, ...]:
         return tuple(await self.library.list_folder(folder))
 
+    async def _remembered(
+        self, memory: dict[FileKey, _Seen[V]], key: FileKey, ask: Callable[[FileKey], Awaitable[V]], otherwise: V
+    ) -> V:
+        seen = memory.get(key)
+        now = trio.current_time()
+        if seen is None or now - seen.at > _REMEMBER_S:
+            try:
+                value = await ask(key)
+            except SourceError as error:
+                log.debug("%s: %s", key, error)
+                self._unanswered += 1
+                return otherwise  # not remembered: it fails fast until it is back, which may be in a second
+            except OSError as error:
+                log.debug("%s: %s", key, error)
+                value = otherwise
+            if len(memory) > _MOST_REMEMBERED:
+                memory.clear()
+            seen = memory[key] = _Seen(value, now)
+        return seen.value
 
-async def _remembered(
-    memory: dict[FileKey, _Seen[V]], key: FileKey, ask: Callable[[FileKey], Awaitable[V]], otherwise: V
-) -> V:
-    seen = memory.get(key)
-    now = trio.current_time()
-    if seen is None or now - seen.at > _REMEMBER_S:
-        try:
-            value = await ask(key)
-        except OSError as error:
-            log.debug("%s: %s", key, error)
-            value = otherwise
-        if len(memory) > _MOST_REMEMBERED:
-            memory.clear()
-        seen = memory[key] = _Seen(value, now)
-    return seen.value
+
+def _is_in(key: FileKey, root: FileKey) -> bool:
+    if key.source != root.source:
+        return False
+    return not root.path or key.path == root.path or key.path.startswith(f"{root.path}/")
 
 
 def _found(folder: LibraryFolder, rule: PathRule) -> str:
