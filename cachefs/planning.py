@@ -80,12 +80,15 @@ class Planning:
     policy: PolicyConfig
     health: HealthRegistry
     follow: Callable[[Plan], None]
+    now: Callable[[], float] = time.time
     plan: Plan = field(default_factory=lambda: Plan(0.0))
     snapshot: Snapshot = field(default_factory=lambda: Snapshot(0.0, complete=False))
+    pinned: frozenset[FileKey] = frozenset()
+    """What must not be evicted by hand, of the newest plan: pinned by path or title, and what goes with it."""
     _dirty: trio.Event = field(default_factory=trio.Event)
+    _wished: trio.Event = field(default_factory=trio.Event)
     _ask_plex: bool = True
     _asked_at: float = float("-inf")
-    pinned: frozenset[FileKey] = frozenset()
     _held_back: dict[FileKey, float] = field(default_factory=dict)
     _asked_for: dict[FileKey, Want] = field(default_factory=dict)
     _next_change_at: float | None = None
@@ -105,32 +108,34 @@ class Planning:
         """Pins changed, or a person asked for a plan."""
         self._ask_plex = True
         self._asked_at = float("-inf")
-        self._dirty.set()
+        self._wished.set()
 
     def hold_back(self, key: FileKey) -> None:
         """A person evicted this file: do not copy it again at once."""
         self._asked_for.pop(key, None)
-        self._held_back[key] = time.time()
+        self._held_back[key] = self.now()
 
     async def copy_now(self, file: SourceFile) -> None:
         """A person wants this file, now and as long as watched ones are kept. ``UserError`` when it gets no room."""
-        self._held_back.pop(file.key, None)
-        self._asked_for[file.key] = Want(file, InterestKind.PLAYING, 0, BY_HAND, time.time())
+        held_back = self._held_back.pop(file.key, None)
+        self._asked_for[file.key] = Want(file, InterestKind.PLAYING, 0, BY_HAND, self.now())
         made = plan(await self._request())
         refused = [skip.reason for skip in made.skips if skip.key == file.key]
         if refused and not any(copy.key == file.key for copy in made.copies):
             self._asked_for.pop(file.key, None)
+            if held_back is not None:
+                self._held_back[file.key] = held_back
             raise UserError(f"{file.key.path}: {refused[0]}")
         self.plan = made
         self.follow(made)
-        self._dirty.set()
+        self._wished.set()
 
     # --- the task ------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Plan, hand over, wait for a reason to do it again. Runs for ever."""
         while True:
-            self._dirty = trio.Event()
+            self._dirty, self._wished = trio.Event(), trio.Event()
             changed = self.store.changed
             await self._look_at_plex()
             request = await self._request()
@@ -142,17 +147,24 @@ class Planning:
 
     async def _wait(self, changed: trio.Event) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_first, self._dirty, nursery.cancel_scope)
+            nursery.start_soon(self._news, nursery.cancel_scope)
+            nursery.start_soon(_first, self._wished, nursery.cancel_scope)
             nursery.start_soon(_first, changed, nursery.cancel_scope)
             await trio.sleep(self._patience_s())
             nursery.cancel_scope.cancel()
         await trio.sleep(_DEBOUNCE_S)
 
+    async def _news(self, scope: trio.CancelScope) -> None:
+        """Return when Plex has news and may be asked for them: without them the plan would be the same."""
+        await self._dirty.wait()
+        await trio.sleep_until(self._asked_at + _ASK_PLEX_EVERY_S)
+        scope.cancel()
+
     def _patience_s(self) -> float:
         """How long a plan stays true when nothing happens: sessions come of age, what was watched becomes due."""
         patience = min(_PLAN_EVERY_S, max(1.0, self.policy.keep_watched / 4))
         if self._next_change_at is not None:
-            patience = min(patience, max(0.0, self._next_change_at - time.time()))
+            patience = min(patience, max(0.0, self._next_change_at - self.now()))
         if self._ask_plex:
             patience = min(patience, max(0.0, self._asked_at + _ASK_PLEX_EVERY_S - trio.current_time()))
         return patience
@@ -185,7 +197,7 @@ class Planning:
 
     async def _request(self) -> PlanRequest:
         """Everything the planner decides from, of this moment."""
-        now = time.time()
+        now = self.now()
         snapshot = self.snapshot
         await self.resolver.settle_paths(snapshot.folders)
         items = wanted_items(snapshot, _policy(self.policy), now)
