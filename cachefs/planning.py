@@ -89,6 +89,8 @@ class Planning:
     _wished: trio.Event = field(default_factory=trio.Event)
     _ask_plex: bool = True
     _asked_at: float = float("-inf")
+    _away: bool = False
+    """Whether Plex has not answered the last time it was asked."""
     _held_back: dict[FileKey, float] = field(default_factory=dict)
     _asked_for: dict[FileKey, Want] = field(default_factory=dict)
     _next_change_at: float | None = None
@@ -187,7 +189,9 @@ class Planning:
             if not self.health.component(PLEX).problem:
                 log.warning("plex: %s; the cache stays as it is until Plex answers", error)
             self.health.degraded(PLEX, str(error))
+            self._away = True
             return
+        self._away = False
         self.health.recovered(PLEX)
 
     async def dry_run(self) -> Plan:
@@ -215,10 +219,15 @@ class Planning:
             playing=frozenset(key for key in playing if key is not None),
             inventory=self.store.inventory(),
             keep_watched_s=self.policy.keep_watched,
-            complete=snapshot.complete and resolved.complete,
+            complete=self._knows_all() and resolved.complete,
+            away=self._away,
             now=now,
             pinned=pinned,
         )
+
+    def _knows_all(self) -> bool:
+        """Whether what is not wanted now is unwanted. Without a Plex there is nothing that could be unknown."""
+        return self.plex is None or (self.snapshot.complete and not self._away)
 
     def _pinned_by_title(self, items: WantedItems) -> frozenset[FileKey]:
         keys = (self.resolver.locate(item.file) for item in items.items if item.pinned)
