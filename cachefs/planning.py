@@ -31,7 +31,7 @@ from cachefs.model import (
     Watched,
 )
 from cachefs.planner import PlanRequest, plan
-from cachefs.resolving import Held, Resolved, Resolver
+from cachefs.resolving import Held, Resolver
 from cachefs.status import HealthRegistry
 from cachefs.units import format_duration
 from cachefs.wanting import Policy, WantedItems, wanted_items, watched_files
@@ -119,6 +119,7 @@ class Planning:
 
     async def copy_now(self, file: SourceFile) -> None:
         """A person wants this file, now and as long as watched ones are kept. ``UserError`` when it gets no room."""
+        self.resolver.saw(file)
         held_back = self._held_back.pop(file.key, None)
         self._asked_for[file.key] = Want(file, InterestKind.PLAYING, 0, BY_HAND, self.now())
         made = plan(await self._request())
@@ -208,13 +209,14 @@ class Planning:
         self._next_change_at = items.next_change_at
         resolved = await self.resolver.resolve(items.items, self.store.pins(), self.store.inventory().entries)
         pinned = resolved.pinned | self._pinned_by_title(items)
+        pinned |= {want.key for want in resolved.wants if want.follows in pinned}
         self.pinned = pinned
         self._forget_wishes(now)
-        wants = tuple(want for want in resolved.wants if want.key not in self._held_back or want.key in pinned)
+        wants = tuple(want for want in resolved.wants if not self._is_held_back(want))
         playing = (self.resolver.locate(file) for session in snapshot.sessions for file in session.files)
         return PlanRequest(
             wants=(*await self._asked(), *wants),
-            skips=(*items.skips, *resolved.skips, *self._skips_held_back(resolved, now)),
+            skips=(*items.skips, *resolved.skips, *self._skips_held_back(resolved.wants, now)),
             watched=self._watched(),
             playing=frozenset(key for key in playing if key is not None),
             inventory=self.store.inventory(),
@@ -233,7 +235,11 @@ class Planning:
         keys = (self.resolver.locate(item.file) for item in items.items if item.pinned)
         return frozenset(key for key in keys if key is not None)
 
-    def _skips_held_back(self, resolved: Resolved, now: float) -> list[Skip]:
+    def _is_held_back(self, want: Want) -> bool:
+        """Whether a person evicted the file, or the video that it goes with, and nobody pinned it."""
+        return want.key not in self.pinned and (want.key in self._held_back or want.follows in self._held_back)
+
+    def _skips_held_back(self, wants: tuple[Want, ...], now: float) -> list[Skip]:
         return [
             Skip(
                 str(want.key),
@@ -241,8 +247,8 @@ class Planning:
                 "(cachefs copy brings it back)",
                 want.key,
             )
-            for want in resolved.wants
-            if want.key in self._held_back and want.key not in resolved.pinned
+            for want in wants
+            if want.key in self._held_back and self._is_held_back(want)
         ]
 
     async def _asked(self) -> list[Want]:

@@ -135,6 +135,10 @@ class Resolver:
             for seen in memory.values():
                 seen.at = float("-inf")
 
+    def saw(self, file: SourceFile) -> None:
+        """Somebody has just looked at this file."""
+        self._files[file.key] = _Seen(file, trio.current_time())
+
     # --- path mapping --------------------------------------------------------------------------------------------
 
     @property
