@@ -133,6 +133,13 @@ class Planning:
         self.follow(made)
         self._wished.set()
 
+    def why_not(self, key: FileKey) -> tuple[str, ...]:
+        """Why the newest plan does not copy this file, though somebody may want it; empty when there is no reason."""
+        named = (*self.snapshot.interests, *self.snapshot.sessions)
+        titles = {one.title for one in named if any(self.resolver.locate(file) == key for file in one.files)}
+        skips = self.plan.skips
+        return tuple(skip.reason for skip in skips if skip.key == key or (skip.key is None and skip.what in titles))
+
     # --- the task ------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
