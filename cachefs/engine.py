@@ -6,6 +6,7 @@ Called by ``control.api`` through its ``Engine`` protocol. Holds no state of its
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from cachefs.model import (
 from cachefs.planning import PLEX, Planning
 from cachefs.plex.client import PlexClient, PlexSettings, TitleMatch
 from cachefs.status import Counters, HealthRegistry
+
+_YEAR = re.compile(r"\s*\(\d{4}\)\s*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +100,14 @@ class DaemonEngine:
 
     async def explain(self, text: str) -> Explanation:
         path, key = self._key(text)
-        file = await self._file(key, text)
         entry = self._parts.store.get(key)
+        file = entry.source_file if entry is not None else await self._file(key, text)
         plan = self._parts.planning.plan
         reasons = [entry.reason] if entry is not None else []
         reasons += [want.reason for want in plan.kept if want.key == key]
         reasons += [f"to be copied: {copy.reason}" for copy in plan.copies if copy.key == key]
         reasons += [f"to be evicted: {eviction.reason}" for eviction in plan.evictions if eviction.key == key]
-        reasons += [f"not copied: {skip.reason}" for skip in plan.skips if skip.key == key]
+        reasons += [f"not copied: {reason}" for reason in self._parts.planning.why_not(key)]
         waiting = [copy.key for copy in plan.copies]
         return Explanation(
             path=path,
@@ -126,17 +129,28 @@ class DaemonEngine:
         return pin
 
     async def unpin(self, text: str) -> bool:
-        names = {text.casefold(), text.strip("/").casefold()}
-        if os.path.isabs(text):
-            names.add(self._path(text).casefold())
-        pins = [pin for pin in self._parts.store.pins() if pin.target.casefold() in names]
+        pins = self._pins_called(text)
         if not pins and self._parts.plex is not None:
             keys = {match.rating_key for match in await self._parts.plex.find(text)}
             pins = [pin for pin in self._parts.store.pins() if pin.rating_key in keys]
         for pin in pins:
             await self._parts.store.remove_pin(pin.target)
-        self._parts.planning.wake()
+        if pins:
+            self._parts.planning.wake()
         return bool(pins)
+
+    def _pins_called(self, text: str) -> list[Pin]:
+        """The pins of this path, or of this title, whose year and capitals may be left out."""
+        try:
+            path: str = self._path(text)
+        except UserError:
+            path = text
+        title = text.strip().casefold()
+        return [
+            pin
+            for pin in self._parts.store.pins()
+            if (title in _title_forms(pin.target) if pin.rating_key else pin.target in (path, text))
+        ]
 
     async def evict(self, text: str) -> tuple[FileKey, ...]:
         path = self._path(text)
@@ -207,6 +221,11 @@ class DaemonEngine:
             return await self._parts.union.exists(key)
         except OSError as error:
             raise UserError(f"{text}: {error.strerror or error}") from error
+
+
+def _title_forms(title: str) -> tuple[str, str]:
+    """``Heat (1995)`` as people may write it."""
+    return title.casefold(), _YEAR.sub("", title).casefold()
 
 
 def _only_match(text: str, matches: tuple[TitleMatch, ...]) -> TitleMatch:

@@ -62,6 +62,7 @@ class PlanRequest:
     ``wants`` may name a file several times (a pin and an interest, a sidecar of two versions). ``skips`` are those
     found earlier, passed through. ``playing`` are the files of all sessions, also of those too young to be wanted;
     ``pinned`` are pinned files whose want says something stronger. ``complete`` False: absence proves nothing.
+    ``away``: Plex does not answer, so that nothing goes for time alone.
     """
 
     wants: tuple[Want, ...]
@@ -73,6 +74,7 @@ class PlanRequest:
     complete: bool
     now: float
     pinned: frozenset[FileKey] = frozenset()
+    away: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +208,7 @@ def _expired(scene: _Scene) -> tuple[PlannedEviction, ...]:
 
 def _due(scene: _Scene, entry: CacheEntry) -> _Due | None:
     """When time alone will evict an entry: never while it is wanted, playing, pinned or open."""
-    if scene.is_wanted(entry.key) or entry.key in scene.safe:
+    if scene.request.away or scene.is_wanted(entry.key) or entry.key in scene.safe:
         return None
     leader = scene.entries.get(scene.leader(entry.key), entry)
     if leader is not entry:

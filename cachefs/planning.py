@@ -31,7 +31,7 @@ from cachefs.model import (
     Watched,
 )
 from cachefs.planner import PlanRequest, plan
-from cachefs.resolving import Resolved, Resolver
+from cachefs.resolving import Held, Resolver
 from cachefs.status import HealthRegistry
 from cachefs.units import format_duration
 from cachefs.wanting import Policy, WantedItems, wanted_items, watched_files
@@ -80,12 +80,17 @@ class Planning:
     policy: PolicyConfig
     health: HealthRegistry
     follow: Callable[[Plan], None]
+    now: Callable[[], float] = time.time
     plan: Plan = field(default_factory=lambda: Plan(0.0))
     snapshot: Snapshot = field(default_factory=lambda: Snapshot(0.0, complete=False))
+    pinned: frozenset[FileKey] = frozenset()
+    """What must not be evicted by hand, of the newest plan: pinned by path or title, and what goes with it."""
     _dirty: trio.Event = field(default_factory=trio.Event)
+    _wished: trio.Event = field(default_factory=trio.Event)
     _ask_plex: bool = True
     _asked_at: float = float("-inf")
-    pinned: frozenset[FileKey] = frozenset()
+    _away: bool = False
+    """Whether Plex has not answered the last time it was asked."""
     _held_back: dict[FileKey, float] = field(default_factory=dict)
     _asked_for: dict[FileKey, Want] = field(default_factory=dict)
     _next_change_at: float | None = None
@@ -105,32 +110,42 @@ class Planning:
         """Pins changed, or a person asked for a plan."""
         self._ask_plex = True
         self._asked_at = float("-inf")
-        self._dirty.set()
+        self._wished.set()
 
     def hold_back(self, key: FileKey) -> None:
         """A person evicted this file: do not copy it again at once."""
         self._asked_for.pop(key, None)
-        self._held_back[key] = time.time()
+        self._held_back[key] = self.now()
 
     async def copy_now(self, file: SourceFile) -> None:
         """A person wants this file, now and as long as watched ones are kept. ``UserError`` when it gets no room."""
-        self._held_back.pop(file.key, None)
-        self._asked_for[file.key] = Want(file, InterestKind.PLAYING, 0, BY_HAND, time.time())
+        self.resolver.saw(file)
+        held_back = self._held_back.pop(file.key, None)
+        self._asked_for[file.key] = Want(file, InterestKind.PLAYING, 0, BY_HAND, self.now())
         made = plan(await self._request())
         refused = [skip.reason for skip in made.skips if skip.key == file.key]
         if refused and not any(copy.key == file.key for copy in made.copies):
             self._asked_for.pop(file.key, None)
+            if held_back is not None:
+                self._held_back[file.key] = held_back
             raise UserError(f"{file.key.path}: {refused[0]}")
         self.plan = made
         self.follow(made)
-        self._dirty.set()
+        self._wished.set()
+
+    def why_not(self, key: FileKey) -> tuple[str, ...]:
+        """Why the newest plan does not copy this file, though somebody may want it; empty when there is no reason."""
+        named = (*self.snapshot.interests, *self.snapshot.sessions)
+        titles = {one.title for one in named if any(self.resolver.locate(file) == key for file in one.files)}
+        skips = self.plan.skips
+        return tuple(skip.reason for skip in skips if skip.key == key or (skip.key is None and skip.what in titles))
 
     # --- the task ------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Plan, hand over, wait for a reason to do it again. Runs for ever."""
         while True:
-            self._dirty = trio.Event()
+            self._dirty, self._wished = trio.Event(), trio.Event()
             changed = self.store.changed
             await self._look_at_plex()
             request = await self._request()
@@ -142,17 +157,24 @@ class Planning:
 
     async def _wait(self, changed: trio.Event) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_first, self._dirty, nursery.cancel_scope)
+            nursery.start_soon(self._news, nursery.cancel_scope)
+            nursery.start_soon(_first, self._wished, nursery.cancel_scope)
             nursery.start_soon(_first, changed, nursery.cancel_scope)
             await trio.sleep(self._patience_s())
             nursery.cancel_scope.cancel()
         await trio.sleep(_DEBOUNCE_S)
 
+    async def _news(self, scope: trio.CancelScope) -> None:
+        """Return when Plex has news and may be asked for them: without them the plan would be the same."""
+        await self._dirty.wait()
+        await trio.sleep_until(self._asked_at + _ASK_PLEX_EVERY_S)
+        scope.cancel()
+
     def _patience_s(self) -> float:
         """How long a plan stays true when nothing happens: sessions come of age, what was watched becomes due."""
         patience = min(_PLAN_EVERY_S, max(1.0, self.policy.keep_watched / 4))
         if self._next_change_at is not None:
-            patience = min(patience, max(0.0, self._next_change_at - time.time()))
+            patience = min(patience, max(0.0, self._next_change_at - self.now()))
         if self._ask_plex:
             patience = min(patience, max(0.0, self._asked_at + _ASK_PLEX_EVERY_S - trio.current_time()))
         return patience
@@ -175,7 +197,9 @@ class Planning:
             if not self.health.component(PLEX).problem:
                 log.warning("plex: %s; the cache stays as it is until Plex answers", error)
             self.health.degraded(PLEX, str(error))
+            self._away = True
             return
+        self._away = False
         self.health.recovered(PLEX)
 
     async def dry_run(self) -> Plan:
@@ -185,34 +209,44 @@ class Planning:
 
     async def _request(self) -> PlanRequest:
         """Everything the planner decides from, of this moment."""
-        now = time.time()
+        now = self.now()
         snapshot = self.snapshot
         await self.resolver.settle_paths(snapshot.folders)
         items = wanted_items(snapshot, _policy(self.policy), now)
         self._next_change_at = items.next_change_at
         resolved = await self.resolver.resolve(items.items, self.store.pins(), self.store.inventory().entries)
         pinned = resolved.pinned | self._pinned_by_title(items)
+        pinned |= {want.key for want in resolved.wants if want.follows in pinned}
         self.pinned = pinned
         self._forget_wishes(now)
-        wants = tuple(want for want in resolved.wants if want.key not in self._held_back or want.key in pinned)
+        wants = tuple(want for want in resolved.wants if not self._is_held_back(want))
         playing = (self.resolver.locate(file) for session in snapshot.sessions for file in session.files)
         return PlanRequest(
             wants=(*await self._asked(), *wants),
-            skips=(*items.skips, *resolved.skips, *self._skips_held_back(resolved, now)),
+            skips=(*items.skips, *resolved.skips, *self._skips_held_back(resolved.wants, now)),
             watched=self._watched(),
             playing=frozenset(key for key in playing if key is not None),
             inventory=self.store.inventory(),
             keep_watched_s=self.policy.keep_watched,
-            complete=snapshot.complete,
+            complete=self._knows_all() and resolved.complete,
+            away=self._away,
             now=now,
             pinned=pinned,
         )
+
+    def _knows_all(self) -> bool:
+        """Whether what is not wanted now is unwanted. Without a Plex there is nothing that could be unknown."""
+        return self.plex is None or (self.snapshot.complete and not self._away)
 
     def _pinned_by_title(self, items: WantedItems) -> frozenset[FileKey]:
         keys = (self.resolver.locate(item.file) for item in items.items if item.pinned)
         return frozenset(key for key in keys if key is not None)
 
-    def _skips_held_back(self, resolved: Resolved, now: float) -> list[Skip]:
+    def _is_held_back(self, want: Want) -> bool:
+        """Whether a person evicted the file, or the video that it goes with, and nobody pinned it."""
+        return want.key not in self.pinned and (want.key in self._held_back or want.follows in self._held_back)
+
+    def _skips_held_back(self, wants: tuple[Want, ...], now: float) -> list[Skip]:
         return [
             Skip(
                 str(want.key),
@@ -220,14 +254,14 @@ class Planning:
                 "(cachefs copy brings it back)",
                 want.key,
             )
-            for want in resolved.wants
-            if want.key in self._held_back and want.key not in resolved.pinned
+            for want in wants
+            if want.key in self._held_back and self._is_held_back(want)
         ]
 
     async def _asked(self) -> list[Want]:
         """What a person asked for, as it is now: it may have been rewritten since."""
-        entries = {entry.key: entry for entry in self.store.inventory().entries}
-        found = [(want, await self.resolver.known(want.key, entries)) for want in list(self._asked_for.values())]
+        held = Held(self.store.inventory().entries)
+        found = [(want, await self.resolver.known(want.key, held)) for want in list(self._asked_for.values())]
         return [replace(want, file=file) for want, file in found if file is not None]
 
     def _forget_wishes(self, now: float) -> None:

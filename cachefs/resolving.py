@@ -7,20 +7,25 @@ taken from the inventory, what was seen lately is remembered.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
+import trio
+
 from cachefs import paths, sidecars
+from cachefs.errors import SourceError
 from cachefs.model import (
     CacheEntry,
+    EntryState,
     FileKey,
     InterestKind,
     LibraryFolder,
     Pin,
     PlexFile,
+    PlexPath,
     Skip,
     SourceFile,
     UnionPath,
@@ -34,6 +39,12 @@ log = logging.getLogger(__name__)
 V = TypeVar("V")
 
 _REMEMBER_S = 600.0
+_LOOK_AGAIN_S = 3600.0
+"""For a library folder that is not in the mount, while others are: it may lie on another disk for good."""
+_MOST_REMEMBERED = 50_000
+_MOST_ENTERED = 64
+_MOST_CANDIDATES = 200
+"""Each place where a library folder may be costs up to two looks at a slow disk; the likeliest come first."""
 _MOST_PINNED = 20_000
 """Files below pinned folders; a pinned root of a huge library must not make every plan take minutes."""
 
@@ -50,11 +61,13 @@ class Library(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """``pinned`` are files pinned by path."""
+    """``pinned`` are files pinned by path. ``complete`` is False when a source did not answer, or nothing of what Plex
+    names can be found in the mount: what is then absent is unknown, not unwanted."""
 
     wants: tuple[Want, ...]
     skips: tuple[Skip, ...]
     pinned: frozenset[FileKey]
+    complete: bool = True
 
 
 @dataclass(slots=True)
@@ -63,6 +76,31 @@ class _Seen(Generic[V]):
 
     value: V
     at: float
+
+
+class Held:
+    """What is on the SSD, by file and by folder. Built once for every plan."""
+
+    def __init__(self, entries: Iterable[CacheEntry] = ()) -> None:
+        self.entries = {entry.key: entry for entry in entries}
+        self._inside: dict[FileKey, set[str]] = {}
+        for key in self.entries:
+            path = key.path
+            while path:
+                path, _, name = path.rpartition("/")
+                self._inside.setdefault(FileKey(key.source, path), set()).add(name)
+
+    def file(self, key: FileKey) -> SourceFile | None:
+        entry = self.entries.get(key)
+        return entry.source_file if entry is not None else None
+
+    def is_cached(self, key: FileKey) -> bool:
+        entry = self.entries.get(key)
+        return entry is not None and entry.state is EntryState.CACHED
+
+    def names(self, folder: FileKey) -> tuple[str, ...]:
+        """What of this folder is on the SSD."""
+        return tuple(sorted(self._inside.get(folder, ())))
 
 
 @dataclass(slots=True)
@@ -76,50 +114,73 @@ class Resolver:
     rules: PathMap = field(default_factory=lambda: PathMap(()))
     learns: bool = False
     """Whether the rules are to be learned from the library's folders, rather than given."""
-    settled: bool = False
-    notes: tuple[str, ...] = ()
-    """What people should know of the mapping, for ``status`` and ``check``."""
     _files: dict[FileKey, _Seen[SourceFile | None]] = field(default_factory=dict)
     _folders: dict[FileKey, _Seen[tuple[str, ...]]] = field(default_factory=dict)
+    _subfolders_of: dict[FileKey, _Seen[tuple[str, ...]]] = field(default_factory=dict)
+    _unanswered: int = 0
+    """How often a source did not answer so far; two looks at it tell whether one did in between."""
+    _settling: trio.Lock = field(default_factory=trio.Lock)
+    _settled: set[PlexPath] = field(default_factory=set)
+    _look_again_at: dict[PlexPath, float] = field(default_factory=dict)
+    _lost: bool = False
+    """Whether there are folders to be found, and none of them was."""
+    _notes: dict[PlexPath, str] = field(default_factory=dict)
 
     def forget(self) -> None:
-        """The library has changed: look again."""
-        self._files.clear()
-        self._folders.clear()
+        """The library has changed: look again, but for what lies beside cached videos."""
+        self._subfolders_of.clear()
+        for memory in (self._files, self._folders):
+            if len(memory) > _MOST_REMEMBERED:
+                memory.clear()
+            for seen in memory.values():
+                seen.at = float("-inf")
+
+    def saw(self, file: SourceFile) -> None:
+        """Somebody has just looked at this file."""
+        self._files[file.key] = _Seen(file, trio.current_time())
 
     # --- path mapping --------------------------------------------------------------------------------------------
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know of the mapping, for ``status`` and ``check``."""
+        return tuple(self._notes.values())
 
     async def settle_paths(self, folders: tuple[LibraryFolder, ...]) -> None:
         """Find out where Plex's folders are in the mount, from real files of the library, or check the given rules.
 
-        Once every folder that has files is found, the question is settled until the next start.
+        A folder that was found stays found until the next start. One that was not is looked for again now and then,
+        and at once when its source did not answer.
         """
-        if self.settled or not folders:
-            return
-        known = [folder for folder in folders if folder.samples]
-        if self.learns:
-            tops = await self._top_folders()
-            answers = [(folder, await self._learn_one(folder, tops)) for folder in known]
-            self.rules = PathMap(learned.rule for _, learned in answers if learned.rule is not None)
+        async with self._settling:
+            now = trio.current_time()
+            open_ = [folder for folder in folders if folder.samples and folder.path not in self._settled]
+            for folder in open_:
+                if now >= self._look_again_at.get(folder.path, now):
+                    await self._settle(folder)
+            self._lost = bool(open_) and not self._settled
+
+    async def _settle(self, folder: LibraryFolder) -> None:
+        unanswered = self._unanswered
+        learned = await (self._learn_one(folder) if self.learns else self._check_one(folder))
+        if learned.rule is not None:
+            self._settled.add(folder.path)
+            if self.learns:
+                self.rules = PathMap((*self.rules.rules, learned.rule))
+            self._note(folder, _found(folder, learned.rule), logging.INFO)
         else:
-            answers = [(folder, await self._check_one(folder)) for folder in known]
-        self._note(
-            [_found(folder, learned.rule) for folder, learned in answers if learned.rule is not None], logging.INFO
-        )
-        self._note(
-            [_not_found(folder, learned, self.mountpoint) for folder, learned in answers if learned.rule is None],
-            logging.WARNING,
-        )
-        self.settled = all(learned.rule is not None for _, learned in answers)
+            self._note(folder, _not_found(folder, learned, self.mountpoint), logging.WARNING)
+            if self._unanswered == unanswered:
+                pause_s = _LOOK_AGAIN_S if self._settled else _REMEMBER_S
+                self._look_again_at[folder.path] = trio.current_time() + pause_s
 
-    def _note(self, notes: list[str], level: int) -> None:
-        for note in notes:
-            if note not in self.notes:
-                log.log(level, "%s", note)
-                self.notes = (*self.notes, note)
+    def _note(self, folder: LibraryFolder, note: str, level: int) -> None:
+        if note != self._notes.get(folder.path):
+            log.log(level, "%s", note)
+            self._notes[folder.path] = note
 
-    async def _learn_one(self, folder: LibraryFolder, tops: tuple[UnionPath, ...]) -> paths.Learned:
-        candidates = paths.candidates(folder, tops, self.mountpoint)
+    async def _learn_one(self, folder: LibraryFolder) -> paths.Learned:
+        candidates = paths.candidates(folder, await self._top_folders(), self.mountpoint)[:_MOST_CANDIDATES]
         return paths.choose([await self._probe(rule, folder) for rule in candidates], self.mountpoint)
 
     async def _check_one(self, folder: LibraryFolder) -> paths.Learned:
@@ -148,27 +209,25 @@ class Resolver:
         return file is not None and file.size == size
 
     async def _top_folders(self) -> tuple[UnionPath, ...]:
-        """The union's folders down to the second level."""
+        """The union's folders down to the second level; below a root of very many folders, a library itself, these."""
         found: list[UnionPath] = []
         roots = [FileKey(source, "") for source in self.layout.sources]
         for root in roots:
             top = self.layout.union(root)
             if top:
                 found.append(top)
-            for name in await self._subfolders(root):
-                child = FileKey(root.source, name)
+            names = await self._subfolders(root)
+            for child in (FileKey(root.source, name) for name in names):
                 found.append(self.layout.union(child))
-                found += [
-                    self.layout.union(FileKey(root.source, f"{name}/{below}"))
-                    for below in await self._subfolders(child)
-                ]
+                inside = await self._subfolders(child) if len(names) <= _MOST_ENTERED else ()
+                found += [self.layout.union(FileKey(root.source, f"{child.path}/{name}")) for name in inside]
         return tuple(found)
 
-    async def _subfolders(self, key: FileKey) -> list[str]:
-        try:
-            return await self.library.list_subfolders(key)
-        except OSError:
-            return []
+    async def _subfolders(self, folder: FileKey) -> tuple[str, ...]:
+        return await self._remembered(self._subfolders_of, folder, self._list_subfolders, ())
+
+    async def _list_subfolders(self, folder: FileKey) -> tuple[str, ...]:
+        return tuple(await self.library.list_subfolders(folder))
 
     # --- wants ---------------------------------------------------------------------------------------------------
 
@@ -176,105 +235,147 @@ class Resolver:
         self, items: Iterable[WantedItem], pins: Iterable[Pin], entries: Iterable[CacheEntry]
     ) -> Resolved:
         """Wanted Plex files and pinned paths as files of the union, with their sidecars."""
-        cached = {entry.key: entry for entry in entries}
+        held = Held(entries)
+        unanswered = self._unanswered
         wants: list[Want] = []
         skips: list[Skip] = []
         for item in items:
-            found = await self._want(item, cached)
+            await trio.lowlevel.checkpoint()  # where all is known, thousands of items would pass without an await
+            found = await self._want(item, held)
             if isinstance(found, Skip):
                 skips.append(found)
                 continue
             wants.append(found)
             if self.with_sidecars:
-                wants += await self._sidecars(found, cached)
-        pinned = [file for pin in pins if not pin.rating_key for file in await self._below(pin, cached)]
-        wants += [Want(file, InterestKind.PINNED, 0, "pinned", time.time()) for file in pinned]
-        return Resolved(tuple(wants), tuple(skips), frozenset(file.key for file in pinned))
+                wants += await self._sidecars(found, held)
+        pinned = [want for pin in pins if not pin.rating_key for want in await self._pinned(pin, held)]
+        complete = self._unanswered == unanswered and not self._lost
+        return Resolved((*wants, *pinned), tuple(skips), frozenset(want.key for want in pinned), complete)
 
     def locate(self, file: PlexFile) -> FileKey | None:
         """Where a Plex file is in the union, as far as the mapping goes."""
         path = self.rules.to_union(file.path)
         return self.layout.key(path) if path is not None else None
 
-    async def _want(self, item: WantedItem, cached: dict[FileKey, CacheEntry]) -> Want | Skip:
+    async def _want(self, item: WantedItem, held: Held) -> Want | Skip:
         key = self.locate(item.file)
         if key is None:
             return Skip(item.file.path, f"{item.reason}; no path mapping leads from Plex's path to the mount")
-        file = await self.known(key, cached)
+        unanswered = self._unanswered
+        file = await self.known(key, held)
+        if file is None and self._unanswered != unanswered:
+            return Skip(str(key), f"{item.reason}; but its source {key.source} does not answer", key)
         if file is None:
             path = self.layout.union(key)
             return Skip(str(key), f"{item.reason}; Plex's {item.file.path} would be /{path}, which is not there", key)
         return Want(file, item.kind, item.ahead, item.reason, item.since, item.users)
 
-    async def _sidecars(self, video: Want, cached: dict[FileKey, CacheEntry]) -> list[Want]:
+    async def _sidecars(self, video: Want, held: Held) -> list[Want]:
         folder, _, name = video.key.path.rpartition("/")
         place = FileKey(video.key.source, folder)
-        names = await self._names(place, cached, complete=video.key in cached)
+        names = await self._names_beside(video, place, held)
         beside = [f"{folder}/{other}" if folder else other for other in sidecars.sidecars_of(name, names)]
         for sub in sidecars.subtitle_folders(name, names):
             inner = FileKey(place.source, f"{folder}/{sub}" if folder else sub)
-            inside = await self._names(inner, cached, complete=video.key in cached)
+            inside = await self._names_beside(video, inner, held)
             beside += [f"{inner.path}/{other}" for other in sidecars.subtitles_in(name, names, sub, inside)]
         found = []
         for path in beside:
-            file = await self.known(FileKey(place.source, path), cached)
+            file = await self._file_beside(video, FileKey(place.source, path), held)
             if file is not None and file.key != video.key:
                 found.append(replace(video, file=file, reason=f"{video.reason} (goes with {name})", follows=video.key))
         return found
 
-    async def _below(self, pin: Pin, cached: dict[FileKey, CacheEntry]) -> list[SourceFile]:
-        """The pinned file, or every file below the pinned folder."""
+    async def _names_beside(self, video: Want, folder: FileKey, held: Held) -> tuple[str, ...]:
+        """The names in a folder. Once the video is cached, those that were seen before or are on the SSD are enough:
+        asking the source now and then would never let its disk sleep."""
+        if not held.is_cached(video.key):
+            return await self._names(folder)
+        seen = self._folders.get(folder)
+        return tuple(dict.fromkeys((*(seen.value if seen else ()), *held.names(folder))))
+
+    async def _file_beside(self, video: Want, key: FileKey, held: Held) -> SourceFile | None:
+        """As ``known``; beside a cached video only what was seen before."""
+        if not held.is_cached(video.key):
+            return await self.known(key, held)
+        seen = self._files.get(key)
+        return held.file(key) or (seen.value if seen else None)
+
+    async def _pinned(self, pin: Pin, held: Held) -> list[Want]:
+        """The pinned file with its sidecars, or every file below the pinned folder."""
+        roots = self._roots(pin)
+        files = await self._below(roots, held)
+        wants = [Want(file, InterestKind.PINNED, 0, "pinned", pin.created_at) for file in files]
+        if self.with_sidecars and [file.key for file in files] == roots and sidecars.is_video(roots[0].path):
+            wants += await self._sidecars(wants[0], held)
+        return wants
+
+    def _roots(self, pin: Pin) -> list[FileKey]:
+        """Where a pin begins; nowhere, when its path is not one of this mount: sources come and go."""
+        if not pin.target:
+            return [FileKey(source, "") for source in self.layout.sources]
         key = self.layout.key(UnionPath(pin.target))
-        roots = [key] if key is not None else [FileKey(source, "") for source in self.layout.sources]
-        found: list[SourceFile] = []
-        todo = list(roots)
+        return [key] if key is not None else []
+
+    async def _below(self, roots: list[FileKey], held: Held) -> list[SourceFile]:
+        """The files there, and all below the folders among them; what is on the SSD of them whatever the sources say:
+        a folder that cannot be read is not empty."""
+        found = {key: entry.source_file for key, entry in held.entries.items() if any(map(partial(_is_in, key), roots))}
+        todo = [root for root in roots if root not in found]
         while todo and len(found) < _MOST_PINNED:
             here = todo.pop()
-            file = await self.known(here, cached)
-            if file is not None:
-                found.append(file)
+            if here in found:
                 continue
-            names = await self._names(here, {}, complete=False)
+            file = await self._file(here)
+            if file is not None:
+                found[here] = file
+                continue
+            names = await self._names(here)
             todo += [FileKey(here.source, f"{here.path}/{name}" if here.path else name) for name in names]
-        return found
+        return list(found.values())
 
     # --- what is remembered --------------------------------------------------------------------------------------
 
-    async def known(self, key: FileKey, cached: dict[FileKey, CacheEntry]) -> SourceFile | None:
-        """The file as its entry knows it, which the store keeps true; without an entry as its source shows it."""
-        entry = cached.get(key)
-        return entry.source_file if entry is not None else await self._file(key)
+    async def known(self, key: FileKey, held: Held) -> SourceFile | None:
+        """The file as the cache or, lately, its source knows it; None when there is none."""
+        return held.file(key) or await self._file(key)
 
     async def _file(self, key: FileKey) -> SourceFile | None:
         """The file, asked for at most once in ten minutes; None when there is none, or its source does not answer."""
-        return await _remembered(self._files, key, self.library.stat, None)
+        return await self._remembered(self._files, key, self.library.stat, None)
 
-    async def _names(self, folder: FileKey, cached: dict[FileKey, CacheEntry], *, complete: bool) -> tuple[str, ...]:
-        """The names in a folder. Beside a video that is cached (``complete``) its cached sidecars are enough: asking
-        the source would wake its disk for every plan."""
-        if complete and folder not in self._folders:
-            prefix = f"{folder.path}/" if folder.path else ""
-            inside = (key.path.removeprefix(prefix) for key in cached if key.path.startswith(prefix))
-            return tuple(sorted({path.partition("/")[0] for path in inside}))
-        return await _remembered(self._folders, folder, self._list, ())
+    async def _names(self, folder: FileKey) -> tuple[str, ...]:
+        """The names in a folder, asked for at most once in ten minutes; none, when it cannot be read."""
+        return await self._remembered(self._folders, folder, self._list, ())
 
     async def _list(self, folder: FileKey) -> tuple[str, ...]:
         return tuple(await self.library.list_folder(folder))
 
+    async def _remembered(
+        self, memory: dict[FileKey, _Seen[V]], key: FileKey, ask: Callable[[FileKey], Awaitable[V]], otherwise: V
+    ) -> V:
+        seen = memory.get(key)
+        now = trio.current_time()
+        if seen is None or now - seen.at > _REMEMBER_S:
+            try:
+                value = await ask(key)
+            except SourceError as error:
+                log.debug("%s: %s", key, error)
+                self._unanswered += 1
+                return otherwise  # not remembered: it fails fast until it is back, which may be in a second
+            except OSError as error:
+                log.debug("%s: %s", key, error)
+                value = otherwise
+            if len(memory) > _MOST_REMEMBERED:
+                memory.clear()
+            seen = memory[key] = _Seen(value, now)
+        return seen.value
 
-async def _remembered(
-    memory: dict[FileKey, _Seen[V]], key: FileKey, ask: Callable[[FileKey], Awaitable[V]], otherwise: V
-) -> V:
-    seen = memory.get(key)
-    now = time.monotonic()
-    if seen is None or now - seen.at > _REMEMBER_S:
-        try:
-            value = await ask(key)
-        except OSError as error:
-            log.debug("%s: %s", key, error)
-            value = otherwise
-        seen = memory[key] = _Seen(value, now)
-    return seen.value
+
+def _is_in(key: FileKey, root: FileKey) -> bool:
+    if key.source != root.source:
+        return False
+    return not root.path or key.path == root.path or key.path.startswith(f"{root.path}/")
 
 
 def _found(folder: LibraryFolder, rule: PathRule) -> str:

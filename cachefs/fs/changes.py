@@ -19,6 +19,7 @@ from cachefs.fs.inodes import Link, Node
 from cachefs.fs.reach import Child, Opened, Ref
 from cachefs.fs.rename import Moved, Step, carry_out
 from cachefs.fs.routing import Routing
+from cachefs.fs.source import is_empty
 from cachefs.fs.stat import Stat, look
 from cachefs.fs.union import Found, Place, Union
 from cachefs.model import DropCause, FileKey, Targets
@@ -50,6 +51,8 @@ class Removed:
 
     descriptor: Descriptor
     stat: Stat
+    emptied_root: bool = False
+    """It was the last one in its source's root."""
 
     def close(self) -> None:
         self.descriptor.close()
@@ -109,6 +112,8 @@ class Changes:
         removed = await self._routing.change(
             place.source, targets, _remove, place.ref, name, remove, cause=DropCause.GONE
         )
+        if removed.emptied_root:
+            self._union.emptied(place.source)
         await self._lost_name(place, removed, Link(parent.number, name))
         self._routing.names_changed()
 
@@ -244,12 +249,13 @@ def _remove(parent: Ref, name: str, remove: Callable[..., None]) -> Removed:
         try:
             remove(name, dir_fd=folder)
             seen = look(held.number)
+            emptied_root = parent.paths[:1] == ("",) and is_empty(folder)
         except OSError:
             held.close()
             raise
     if seen.is_folder and parent.paths:
         parent.folders.forget(f"{parent.paths[0]}/{name}".lstrip("/"))
-    return Removed(held, seen)
+    return Removed(held, seen, emptied_root)
 
 
 def _set_attributes(ref: Ref, wanted: Attributes) -> Stat:

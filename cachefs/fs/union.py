@@ -137,10 +137,11 @@ class Union:
         return Place(source, keys, ref)
 
     def _source_of(self, orphan: Node) -> Source:
-        for name, dev in self._devices:
-            if dev == orphan.dev and self.sources[name].online:
-                return self.sources[name]
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        """A source on the orphan's file system, one that answers if there is any."""
+        found = [self.sources[name] for name, dev in self._devices if dev == orphan.dev]
+        if not found:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return next((source for source in found if source.online), found[0])
 
     def child_key(self, parent: Node, name: str) -> FileKey:
         """The key of a name in a folder; EPERM in the virtual root, ENOENT in a folder that was removed."""
@@ -185,11 +186,18 @@ class Union:
     async def _missing(self, source: Source, key: FileKey) -> None:
         """A name is not there. Where the cache holds it, that is news, unless the whole source is missing: an empty
         folder where there was a library is a lost disk, not a deletion."""
-        if self._witness.get(key) is None:
+        held = self._witness.get(key) is not None
+        in_root_of_library = "/" not in key.path and source.name in self._was_full
+        if not held and not in_root_of_library:
             return
         if await source.call(_root_is_empty, source):
             raise SourceError(errno.EIO, f"source {source.name}: {source.path} is empty; is its disk mounted?")
-        self._witness.gone(key)
+        if held:
+            self._witness.gone(key)
+
+    def emptied(self, source: Source) -> None:
+        """The last name in a source's root was removed through the mount: that it is empty is what somebody wanted."""
+        self._was_full.discard(source.name)
 
     async def found(self, source: Source, child: Child, parent: Node) -> Found:
         """The node of a file that was just seen in ``parent``; tells the witness."""

@@ -41,6 +41,34 @@ TIMEOUT_S = 30.0
 TTL_S = 5.0
 
 
+class GatedSource(Source):
+    """A source that notes what it is asked, and whose threads stop at ``gate`` before they do it."""
+
+    def __init__(self, name: SourceName, path: str, *, timeout_s: float, ttl_s: float) -> None:
+        super().__init__(name, path, timeout_s=timeout_s, ttl_s=ttl_s)
+        self.asked: list[str] = []
+        self.gate: Callable[[str], object] = _open_gate
+
+    def _gated(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        name = getattr(function, "__name__", repr(function))
+        self.asked.append(name)
+        self.gate(name)
+        return function(*args)
+
+    async def call(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        return await super().call(self._gated, function, *args)
+
+    async def call_gently(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        return await super().call_gently(self._gated, function, *args)
+
+    async def change(self, finished: Callable[[], object], function: Callable[[*Ts], T], *args: *Ts) -> T:
+        return await super().change(finished, self._gated, function, *args)
+
+
+def _open_gate(_: str) -> None:
+    """Nothing is held up."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rooms:
     """Everything behind the operations, as the daemon puts it together."""
@@ -58,8 +86,8 @@ class Rooms:
         return next(iter(self.folders.values()))
 
     @property
-    def source(self) -> Source:
-        return next(iter(self.union.sources.values()))
+    def source(self) -> GatedSource:
+        return cast(GatedSource, next(iter(self.union.sources.values())))
 
     def key(self, path: str) -> FileKey:
         found = self.union.layout.key(UnionPath(path))
@@ -108,7 +136,7 @@ async def rooms(
         folder.mkdir(parents=True, exist_ok=True)
     paths = {name: str(folder) for name, folder in folders.items()}
     async with open_store(tmp_path / "ssd", ROOMY, paths) as store:
-        slow = [Source(name, path, timeout_s=timeout_s, ttl_s=ttl_s) for name, path in paths.items()]
+        slow = [GatedSource(name, path, timeout_s=timeout_s, ttl_s=ttl_s) for name, path in paths.items()]
         union = Union(slow, Layout(tuple(folders)), store, store.device_tag)
         await union.open_sources()
         counters = Counters()
