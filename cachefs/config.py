@@ -253,6 +253,8 @@ class Config(Section):
     policy: PolicyConfig = PolicyConfig()
     copying: CopyingConfig = CopyingConfig()
     control: ControlConfig = Field(default_factory=ControlConfig)
+    fast_path: Literal["auto", "off"] = "auto"
+    """Whether the kernel may read cached files by itself, past the daemon (FUSE passthrough)."""
     _warnings: tuple[str, ...] = PrivateAttr(default=())
 
     @property

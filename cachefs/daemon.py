@@ -34,6 +34,7 @@ from cachefs.control import api
 from cachefs.engine import DaemonEngine, Parts
 from cachefs.errors import CacheError, CachefsError, CannotMount
 from cachefs.fs import mounting
+from cachefs.fs.backing import Backings
 from cachefs.fs.changes import Changes
 from cachefs.fs.operations import Operations
 from cachefs.fs.routing import Routing
@@ -147,7 +148,12 @@ class _Server:
         store = await stack.enter_async_context(_store(config))
         await leftover.clear(config.mountpoint)
         union = await stack.enter_async_context(_union(config, store, store.device_tag))
-        routing = Routing(union, store, self._counters)
+        routing = Routing(
+            union,
+            store,
+            self._counters,
+            Backings("it is switched off (fast_path: off)" if config.fast_path == "off" else ""),
+        )
         settings = CopySettings(config.copying.workers, config.copying.bandwidth, config.copying.hours)
         copiers = Copiers(store, union, settings)
         plex_settings = await _plex_settings(config.plex)

@@ -63,6 +63,7 @@ def status(value: Status, now: float, name_of: Naming = str) -> RenderableType:
         facts.add_row("source", _source(source))
     facts.add_row("cache", _space(value.space, value.entries_cached, value.entries_copying))
     facts.add_row("reads", _reads(value.reads))
+    facts.add_row("kernel", _kernel(value))
     for session in value.sessions:
         facts.add_row("playing", _session(session))
     for component in value.components:
@@ -260,6 +261,17 @@ def _space(space: Space, cached: int, copying: int) -> Text:
     if space.room_bytes >= 0:
         return text.append(f"room for {format_size(space.room_bytes)}")
     return text.append(f"{format_size(-space.room_bytes)} over its limits", style=BUSY)
+
+
+def _kernel(value: Status) -> Text:
+    """What the daemon does not see: opens are counted, bytes cannot be."""
+    if value.fast_path:
+        return Text(f"reads go through the daemon: {value.fast_path}", style=DIM)
+    opens = value.reads.kernel_opens
+    return Text(
+        f"{opens} opens of cached files ({format_size(value.reads.kernel_size)}) read by the kernel itself, "
+        f"not counted above; {value.backing_files} open now"
+    )
 
 
 def _reads(reads: ReadCounters) -> Text:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ import trio
 
 from cachefs.descriptors import Descriptor
 from cachefs.fs import channel, reach
+
+log = logging.getLogger(__name__)
 
 _COMPARE_BYTES = 1 << 20
 
@@ -58,30 +61,35 @@ class Backings:
         """A backing file for an entry whose SSD file is open; None when the kernel takes none."""
         if self.problem:
             return None
-        if not channel.has_passthrough():
-            self.problem = "the kernel offers no passthrough (it came with Linux 6.9)"
-            return None
         try:
-            number = channel.open_backing(descriptor.number)
+            number = self._tell_kernel(descriptor)
         except OSError as error:
-            self.problem = _why_not(error)
+            self.problem = error.strerror or str(error)
+            log.info("cached files are read through the daemon, not by the kernel itself: %s", self.problem)
             return None
         descriptor.acquire()
         self.live += 1
         return Backing(number, entry_id, descriptor)
 
+    def _tell_kernel(self, descriptor: Descriptor) -> int:
+        if channel.problem():
+            raise OSError(errno.ENOSYS, channel.problem())
+        if not channel.has_passthrough():
+            raise OSError(errno.ENOSYS, "this kernel has no passthrough, which came with Linux 6.9")
+        try:
+            return channel.open_backing(descriptor.number)
+        except PermissionError as error:
+            raise OSError(error.errno, "the daemon lacks CAP_SYS_ADMIN") from error
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                text = "the cache folder is on a stacked file system (overlayfs); in a container, make it a volume"
+                raise OSError(error.errno, text) from error
+            raise
+
     def close(self, backing: Backing) -> None:
         """Nobody has its inode open any more. Its descriptors are the caller's to close, in a thread."""
         self.live -= 1
         channel.close_backing(backing.id)
-
-
-def _why_not(error: OSError) -> str:
-    if isinstance(error, PermissionError):
-        return "the daemon lacks CAP_SYS_ADMIN"
-    if error.errno == errno.ELOOP:
-        return "the cache folder lies on a stacked file system (overlayfs); in a container make it a volume"
-    return f"the kernel refused the cache's file: {error.strerror}"
 
 
 # --- in threads ------------------------------------------------------------------------------------------------------

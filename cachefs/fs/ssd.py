@@ -6,11 +6,10 @@ import errno
 import logging
 import os
 from collections.abc import Callable
-from typing import TypeVar, TypeVarTuple
+from typing import Protocol, TypeVar, TypeVarTuple
 
 import trio
 
-from cachefs.cache.store import Store
 from cachefs.descriptors import Descriptor
 from cachefs.fs import reach
 from cachefs.fs.jobs import Job
@@ -27,10 +26,18 @@ SSD_TIMEOUT_S = 10.0
 _THREADS = 16
 
 
+class Entries(Protocol):
+    """What is needed of the store."""
+
+    def file_of(self, entry: CacheEntry) -> str: ...
+
+    def fail(self, entry: CacheEntry, error: OSError) -> None: ...
+
+
 class Ssd:
     """The SSD as readers see it."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Entries) -> None:
         self._store = store
         self._limiter = trio.CapacityLimiter(_THREADS)
 

@@ -13,6 +13,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import pytest
 
 from cachefs.control.client import Client
 from cachefs.errors import UserError
-from tests.mount.kit import MIB
+from tests.mount.kit import wait_until
 from tests.standin.running import RunningCachefs
 from tests.standin.slowdisk_control import SlowDisk
 
@@ -53,33 +54,30 @@ class Shared:
             return os.open(self.path, flags)
 
 
-class Crowd:
-    """Threads that each do one kind of thing until time is over or somebody failed."""
+Job = Callable[[random.Random, Shared], None]
 
-    def __init__(self, files: list[Shared]) -> None:
-        self.files = files
-        self.done: dict[str, int] = {}
-        self.errors: list[BaseException] = []
-        self._ends = time.monotonic() + SECONDS
 
-    def run(self, jobs: dict[str, Callable[[random.Random, Shared], None]]) -> None:
-        threads = [threading.Thread(target=self._work, args=(name, job)) for name, job in jobs.items()]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+def run_together(files: list[Shared], jobs: dict[str, Job]) -> dict[str, int]:
+    """Each job in a thread of its own, again and again until the time is over; how often each was done."""
+    ends = time.monotonic() + SECONDS
+    failed = threading.Event()
 
-    def _work(self, name: str, job: Callable[[random.Random, Shared], None]) -> None:
+    def work(name: str) -> int:
         chance = random.Random(name)
         count = 0
+        finished = False
         try:
-            while time.monotonic() < self._ends and not self.errors:
-                job(chance, chance.choice(self.files))
+            while time.monotonic() < ends and not failed.is_set():
+                jobs[name](chance, chance.choice(files))
                 count += 1
-        except BaseException as error:
-            error.add_note(f"in {name}")
-            self.errors.append(error)
-        self.done[name] = count
+            finished = True
+        finally:
+            if not finished:
+                failed.set()  # the others need not go on
+        return count
+
+    with ThreadPoolExecutor(len(jobs)) as threads:
+        return dict(zip(jobs, threads.map(work, jobs), strict=True))
 
 
 def _check(shared: Shared, block: int, read: Callable[[int], bytes], who: str) -> None:
@@ -105,9 +103,7 @@ def _map_and_read(chance: random.Random, shared: Shared) -> None:
     try:
         with mmap.mmap(handle, BLOCK * BLOCKS, mmap.MAP_SHARED, mmap.PROT_READ) as mapped:
             for _ in range(chance.randrange(1, 10)):
-                _check(
-                    shared, chance.randrange(BLOCKS), lambda offset: mapped[offset : offset + BLOCK], "mapping read"
-                )
+                _check(shared, chance.randrange(BLOCKS), lambda offset: mapped[offset : offset + BLOCK], "mapping read")
     finally:
         os.close(handle)
 
@@ -179,7 +175,7 @@ def _replace(chance: random.Random, shared: Shared) -> None:
     threading.Event().wait(chance.random())
 
 
-def _copy_or_evict(client_of: Callable[[], Client]) -> Callable[[random.Random, Shared], None]:
+def _copy_or_evict(client_of: Callable[[], Client]) -> Job:
     def act(chance: random.Random, shared: Shared) -> None:
         with client_of() as client:
             try:
@@ -191,7 +187,6 @@ def _copy_or_evict(client_of: Callable[[], Client]) -> Callable[[random.Random, 
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.expected_warnings("is not mirrored")
 def test_every_byte_is_right_in_every_mode(
     cachefs_settings: dict[str, Any], slow_disk: SlowDisk, start_mount: Callable[[dict[str, Any]], RunningCachefs]
 ) -> None:
@@ -200,29 +195,27 @@ def test_every_byte_is_right_in_every_mode(
     files = []
     for number in range(FILES):
         shared = Shared(number, running.mountpoint / f"film{number}.0")
-        (slow_disk.backing / shared.path.name).write_bytes(
-            b"".join(shared.expected(block) for block in range(BLOCKS))
-        )
+        (slow_disk.backing / shared.path.name).write_bytes(b"".join(shared.expected(block) for block in range(BLOCKS)))
         files.append(shared)
-    crowd = Crowd(files)
-    act = _copy_or_evict(running.client)
-    crowd.run(
+    done = run_together(
+        files,
         {
-            "reader 1": _read, "reader 2": _read, "reader 3": _read, "mapper": _map_and_read,
-            "writer": _write, "mapping writer": _map_and_write, "renamer": _rename, "cachefs user": act,
-        }  # fmt: skip
+            "reader 1": _read,
+            "reader 2": _read,
+            "reader 3": _read,
+            "mapper": _map_and_read,
+            "writer": _write,
+            "mapping writer": _map_and_write,
+            "renamer": _rename,
+            "replacer": _replace,
+            "cachefs user": _copy_or_evict(running.client),
+        },
     )
-    assert not crowd.errors, crowd.errors
-    assert all(crowd.done.values()), crowd.done
+    assert all(done.values()), done
     for shared in files:
         whole = b"".join(shared.expected(block) for block in range(BLOCKS))
         assert shared.path.read_bytes() == whole
-    deadline = time.monotonic() + 20
-    while running.status().backing_files and time.monotonic() < deadline:
-        running.process.poll()
-    status = running.status()
-    assert status.backing_files == 0
-    assert status.reads.kernel_opens > 0
+    wait_until(running, lambda: running.status().backing_files == 0, "no backing file is left")
+    assert running.status().reads.kernel_opens > 0
     for shared in files:
         assert (slow_disk.backing / shared.path.name).read_bytes() == shared.path.read_bytes()
-    print(crowd.done, status.reads, MIB)
