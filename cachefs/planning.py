@@ -18,12 +18,14 @@ from cachefs.config import PolicyConfig
 from cachefs.errors import PlexError, UserError
 from cachefs.model import (
     FileKey,
+    Interest,
     InterestKind,
     Inventory,
     Pin,
     Plan,
     PlexEvent,
     PlexEventKind,
+    Session,
     Skip,
     Snapshot,
     SourceFile,
@@ -135,7 +137,7 @@ class Planning:
 
     def why_not(self, key: FileKey) -> tuple[str, ...]:
         """Why the newest plan does not copy this file, though somebody may want it; empty when there is no reason."""
-        named = (*self.snapshot.interests, *self.snapshot.sessions)
+        named: tuple[Interest | Session, ...] = (*self.snapshot.interests, *self.snapshot.sessions)
         titles = {one.title for one in named if any(self.resolver.locate(file) == key for file in one.files)}
         skips = self.plan.skips
         return tuple(skip.reason for skip in skips if skip.key == key or (skip.key is None and skip.what in titles))

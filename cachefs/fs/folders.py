@@ -31,6 +31,8 @@ class Folders:
         self._max_age_s = max_age_s
         self._open: OrderedDict[str, tuple[Descriptor, float]] = OrderedDict()
         self._lock = threading.Lock()
+        self._forgotten = 0
+        """How often folders were forgotten: one that was being opened meanwhile may have another name by now."""
 
     @contextmanager
     def at(self, path: str) -> Iterator[int]:
@@ -46,6 +48,7 @@ class Folders:
         """Close ``path`` and everything below it: it was renamed or removed."""
         below = path + "/"
         with self._lock:
+            self._forgotten += 1
             gone = [key for key in self._open if key == path or key.startswith(below) or not path]
             doomed = [self._open.pop(key)[0] for key in gone]
         for descriptor in doomed:
@@ -62,6 +65,7 @@ class Folders:
 
     def _take(self, path: str) -> Descriptor:
         """A descriptor with one use taken."""
+        forgotten = self._forgotten
         start, descriptor = self._nearest(path)
         for name in _names(path[len(start) :]):
             start = f"{start}/{name}" if start else name
@@ -70,7 +74,7 @@ class Folders:
             finally:
                 descriptor.release()
             opened.acquire()
-            self._keep(start, opened)
+            self._keep(start, opened, forgotten)
             descriptor = opened
         return descriptor
 
@@ -89,13 +93,16 @@ class Folders:
         self._root.acquire()
         return "", self._root
 
-    def _keep(self, path: str, descriptor: Descriptor) -> None:
+    def _keep(self, path: str, descriptor: Descriptor, forgotten: int) -> None:
         doomed = []
         with self._lock:
-            old = self._open.pop(path, None)
-            if old is not None:
-                doomed.append(old[0])
-            self._open[path] = (descriptor, time.monotonic())
+            if self._forgotten == forgotten:
+                old = self._open.pop(path, None)
+                if old is not None:
+                    doomed.append(old[0])
+                self._open[path] = (descriptor, time.monotonic())
+            else:
+                doomed.append(descriptor)
             while len(self._open) > self._most:
                 doomed.append(self._open.popitem(last=False)[1][0])
         for descriptor_ in doomed:

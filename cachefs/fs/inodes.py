@@ -94,7 +94,7 @@ class Inodes:
         """
         node = self._nodes.get(number)
         if node is None:
-            node = self._new(number, seen)
+            node = self._known_substitute(number, seen) or self._new(number, seen)
         elif not _same(node, seen):
             node = self._substitute(number, seen)
         node.dev, node.ino, node.seen = seen.dev, seen.ino, seen
@@ -107,6 +107,11 @@ class Inodes:
 
     def _new(self, number: int, seen: Stat) -> Node:
         return Node(number, seen.dev, seen.ino, S_IFMT(seen.mode), seen.birth_ns)
+
+    def _known_substitute(self, number: int, seen: Stat) -> Node | None:
+        """The number is free again, but the kernel knows the file by another."""
+        nodes = (node for node in self._substitutes.get(number, ()) if node.number in self._nodes)
+        return next((node for node in nodes if _same(node, seen)), None)
 
     def _substitute(self, number: int, seen: Stat) -> Node:
         for node in self._substitutes.get(number, ()):
