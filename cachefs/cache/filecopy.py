@@ -106,6 +106,8 @@ class FileCopy:
         if (seen.size, seen.mtime_ns) != (fingerprint.size, fingerprint.mtime_ns):
             return Outcome.CHANGED
         target = await self._store.open_partial(self.entry)
+        if target is None:
+            return Outcome.DROPPED
         try:
             outcome = await self._copy_missing(source, target)
             if outcome is Outcome.PUBLISHED:

@@ -78,12 +78,14 @@ class Intake:
         self._shelf.note_change()
         return entry
 
-    async def open_partial(self, entry: CacheEntry) -> Descriptor:
+    async def open_partial(self, entry: CacheEntry) -> Descriptor | None:
         """See ``Store.open_partial``."""
         shelf = self._shelf
         try:
             number = await shelf.on_disk(os.open, shelf.folder.partial(entry.id), os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
+            if shelf.holdings.by_id(entry.id) is None:
+                return None  # dropped, and its file removed, on the way here
             raise shelf.failed(entry, error) from error
         return Descriptor(number)
 

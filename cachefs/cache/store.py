@@ -198,8 +198,9 @@ class Store:
         """
         return await self._intake.begin(file, reason, now)
 
-    async def open_partial(self, entry: CacheEntry) -> Descriptor:
-        """The partial file of a copying entry, for writing. Raises ``CacheError``; the entry is dropped then."""
+    async def open_partial(self, entry: CacheEntry) -> Descriptor | None:
+        """The partial file of a copying entry, for writing; None when the entry was dropped meanwhile. Raises
+        ``CacheError``; the entry is dropped then."""
         return await self._intake.open_partial(entry)
 
     async def on_ssd(self, function: Callable[[*Ts], T], *args: *Ts) -> T:

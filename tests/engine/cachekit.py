@@ -53,6 +53,7 @@ async def begun(store: Store, file: SourceFile, reason: str = "because") -> Cach
 async def write(store: Store, entry: CacheEntry, data: bytes, at: int = 0) -> None:
     """Put bytes into the partial file as the copiers do."""
     target = await store.open_partial(entry)
+    assert target is not None
     with target.use() as number:
         os.pwrite(number, data, at)
     target.close()

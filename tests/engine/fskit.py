@@ -112,6 +112,7 @@ class Rooms:
         """Bring bytes of the source's file to the SSD, or ``data`` in their place."""
         content = (self.folders[entry.key.source] / entry.key.path).read_bytes()[start:end] if data is None else data
         target = await self.store.open_partial(entry)
+        assert target is not None
         with target.use() as number:
             os.pwrite(number, content, start)
         target.close()

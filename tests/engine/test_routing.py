@@ -180,10 +180,19 @@ def _is_a_symlink(path: Path) -> None:
 
 @SSD_FAILED
 @pytest.mark.parametrize("fault", [_vanishes, _is_truncated, _is_a_folder, _is_a_symlink])
-async def test_an_ssd_that_fails_breaks_no_read(fs: Rooms, fault: Callable[[Path], None]) -> None:
+async def test_an_ssd_that_fails_breaks_no_open(fs: Rooms, fault: Callable[[Path], None]) -> None:
+    entry = await fs.published("a", data=SSD)
+    fault(Path(fs.store.file_of(entry)))
+    handle = await opened(fs)
+    assert fs.store.get(fs.key("a")) is None
+    assert await read(fs, handle) == SRC
+
+
+@SSD_FAILED
+async def test_an_ssd_that_fails_breaks_no_read(fs: Rooms) -> None:
     entry = await fs.published("a", data=SSD)
     handle = await opened(fs)
-    fault(Path(fs.store.file_of(entry)))
+    _is_truncated(Path(fs.store.file_of(entry)))
     assert await read(fs, handle, 6, SIZE) == SRC[6:]
     assert fs.store.get(fs.key("a")) is None
     assert fs.counters.read_counters().fallbacks == 1
@@ -203,14 +212,13 @@ async def test_a_copy_in_flight_that_fails_breaks_no_read(fs: Rooms) -> None:
 @SSD_FAILED
 async def test_an_ssd_that_hangs_delays_one_read_and_is_given_up(fs: Rooms, mock_clock: MockClock) -> None:
     entry = await fs.published("a", data=SSD)
-    handle = await opened(fs)
     path = fs.store.file_of(entry)
     os.unlink(path)
     os.mkfifo(path)  # opening it waits for a writer
     found: list[bytes] = []
 
     async def reading() -> None:
-        found.append(await read(fs, handle))
+        found.append(await read(fs, await opened(fs)))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reading)

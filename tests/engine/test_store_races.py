@@ -203,3 +203,11 @@ async def test_removal_of_a_file_spares_a_folder_of_its_name(tmp_path: Path) -> 
         entry = await cached(store, "a/b", b"below")
         await store.remove_doomed()
         assert content(store, entry) == b"below"
+
+
+async def test_copy_dropped_before_its_file_is_opened_is_no_failure_of_the_ssd(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        entry = await begun(store, source_file("a"))
+        await store.drop(names("a"), DropCause.CHANGED)
+        await store.remove_doomed()
+        assert await store.open_partial(entry) is None

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tests.mount.lives import wait_until
 from tests.standin.library import SampleFile, SampleLibrary
 from tests.standin.library_in_plex import PlexItems
 from tests.standin.plex import StandInPlex
-from tests.standin.running import POLL_S, CachefsFailed, RunningCachefs
+from tests.standin.running import RunningCachefs
 from tests.standin.slowdisk_control import SlowDisk
 
 STATE = "user.cachefs.state"
@@ -44,15 +43,7 @@ class Household:
 
     def wait_until(self, condition: Callable[[], bool], what: str, within_s: float = 30.0) -> None:
         """Poll with a deadline; fails at once when cachefs has ended."""
-        deadline = time.monotonic() + within_s
-        while not condition():
-            try:
-                code = self.cachefs.process.wait(POLL_S)
-            except subprocess.TimeoutExpired:
-                if time.monotonic() > deadline:
-                    raise CachefsFailed(f"not within {within_s:g} s: {what}\n{self.cachefs.tail()}") from None
-            else:
-                raise CachefsFailed(f"cachefs ended with {code} before: {what}\n{self.cachefs.tail()}")
+        wait_until(self.cachefs, condition, what, within_s)
 
     def wait_until_idle(self) -> None:
         """Until nothing is being copied and nothing is left to copy: the disk belongs to the test alone."""

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import pytest
 
 from cachefs.control.client import Client
 from cachefs.errors import UserError
-from tests.mount.kit import wait_until
+from tests.mount.lives import wait_until
 from tests.standin.running import RunningCachefs
 from tests.standin.slowdisk_control import SlowDisk
 
@@ -45,13 +46,46 @@ class Shared:
     versions: list[int] = field(default_factory=lambda: [0] * BLOCKS)
     blocks: list[threading.Lock] = field(default_factory=lambda: [threading.Lock() for _ in range(BLOCKS)])
     names: threading.RLock = field(default_factory=threading.RLock)
+    generation: int = 0
+    """How often the file was replaced: an open of an earlier one goes on with what that was."""
+
+    def whole(self) -> bytes:
+        return b"".join(self.expected(block) for block in range(BLOCKS))
 
     def expected(self, block: int) -> bytes:
         return _content(self.number, block, self.versions[block])
 
-    def open(self, flags: int) -> int:
+    def open(self, flags: int) -> Opened:
         with self.names:
-            return os.open(self.path, flags)
+            return Opened(self, os.open(self.path, flags), self.generation)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A handle, and which of the files that had this name it is on."""
+
+    shared: Shared
+    handle: int
+    generation: int
+
+    def check(self, block: int, read: Callable[[int], bytes], who: str) -> None:
+        shared = self.shared
+        with shared.blocks[block]:
+            data = read(block * BLOCK)
+            assert shared.generation != self.generation or data == shared.expected(block), (
+                f"{who}: block {block} of {shared.path.name} is version {struct.unpack('<III', data[:12])[2]} "
+                f"instead of {shared.versions[block]}"
+            )
+
+    def change(self, block: int, write: Callable[[int, bytes], object]) -> None:
+        shared = self.shared
+        with shared.blocks[block]:
+            if shared.generation == self.generation:
+                shared.versions[block] += 1
+                write(block * BLOCK, shared.expected(block))
+
+    def close(self) -> None:
+        os.close(self.handle)
 
 
 Job = Callable[[random.Random, Shared], None]
@@ -80,65 +114,45 @@ def run_together(files: list[Shared], jobs: dict[str, Job]) -> dict[str, int]:
         return dict(zip(jobs, threads.map(work, jobs), strict=True))
 
 
-def _check(shared: Shared, block: int, read: Callable[[int], bytes], who: str) -> None:
-    with shared.blocks[block]:
-        data = read(block * BLOCK)
-        assert data == shared.expected(block), (
-            f"{who}: block {block} of {shared.path.name} is version {struct.unpack('<III', data[:12])[2]} "
-            f"instead of {shared.versions[block]}"
-        )
-
-
 def _read(chance: random.Random, shared: Shared) -> None:
-    handle = shared.open(os.O_RDONLY)
-    try:
+    with closing(shared.open(os.O_RDONLY)) as opened:
         for _ in range(chance.randrange(1, 300)):
-            _check(shared, chance.randrange(BLOCKS), lambda offset: os.pread(handle, BLOCK, offset), "read")
-    finally:
-        os.close(handle)
+            opened.check(chance.randrange(BLOCKS), lambda offset: os.pread(opened.handle, BLOCK, offset), "read")
 
 
 def _map_and_read(chance: random.Random, shared: Shared) -> None:
-    handle = shared.open(os.O_RDONLY)
-    try:
-        with mmap.mmap(handle, BLOCK * BLOCKS, mmap.MAP_SHARED, mmap.PROT_READ) as mapped:
-            for _ in range(chance.randrange(1, 10)):
-                _check(shared, chance.randrange(BLOCKS), lambda offset: mapped[offset : offset + BLOCK], "mapping read")
-    finally:
-        os.close(handle)
+    with (
+        closing(shared.open(os.O_RDONLY)) as opened,
+        mmap.mmap(opened.handle, BLOCK * BLOCKS, mmap.MAP_SHARED, mmap.PROT_READ) as mapped,
+    ):
+        for _ in range(chance.randrange(1, 10)):
+            opened.check(chance.randrange(BLOCKS), lambda offset: mapped[offset : offset + BLOCK], "mapping")
 
 
 def _write(chance: random.Random, shared: Shared) -> None:
-    handle = shared.open(chance.choice((os.O_WRONLY, os.O_RDWR)))
-    try:
+    with closing(shared.open(chance.choice((os.O_WRONLY, os.O_RDWR)))) as opened:
         for _ in range(chance.randrange(1, 6)):
-            block = chance.randrange(BLOCKS)
-            with shared.blocks[block]:
-                shared.versions[block] += 1
-                assert os.pwrite(handle, shared.expected(block), block * BLOCK) == BLOCK
+            opened.change(chance.randrange(BLOCKS), lambda offset, data: os.pwrite(opened.handle, data, offset))
         if chance.random() < 0.2:
-            os.fsync(handle)
-    finally:
-        os.close(handle)
+            os.fsync(opened.handle)
     _let_copies_happen(chance)
 
 
 def _map_and_write(chance: random.Random, shared: Shared) -> None:
-    handle = shared.open(os.O_RDWR)
-    closed = False
-    try:
-        with mmap.mmap(handle, BLOCK * BLOCKS) as mapped:
-            if chance.random() < 0.5:
-                os.close(handle)
-                closed = True
-            for _ in range(chance.randrange(1, 6)):
-                block = chance.randrange(BLOCKS)
-                with shared.blocks[block]:
-                    shared.versions[block] += 1
-                    mapped[block * BLOCK : (block + 1) * BLOCK] = shared.expected(block)
-    finally:
-        if not closed:
-            os.close(handle)
+    """Half of the time through a mapping that outlives its handle."""
+    opened = shared.open(os.O_RDWR)
+    with mmap.mmap(opened.handle, BLOCK * BLOCKS) as mapped:
+
+        def write(offset: int, data: bytes) -> None:
+            mapped[offset : offset + BLOCK] = data
+
+        early = chance.random() < 0.5
+        if early:
+            opened.close()
+        for _ in range(chance.randrange(1, 6)):
+            opened.change(chance.randrange(BLOCKS), write)
+        if not early:
+            opened.close()
     _let_copies_happen(chance)
 
 
@@ -158,21 +172,16 @@ def _rename(chance: random.Random, shared: Shared) -> None:
 
 def _replace(chance: random.Random, shared: Shared) -> None:
     """As an upgrade does: the old file is unlinked by the rename while others read it, and lives on for them."""
-    with shared.names:
-        old = os.open(shared.path, os.O_RDONLY)
+    with shared.names, ExitStack() as stack:
+        opened = stack.enter_context(closing(shared.open(os.O_RDONLY)))
         for lock in shared.blocks:
-            lock.acquire()
-        try:
-            new = shared.path.with_name(f"new{shared.number}")
-            new.write_bytes(b"".join(shared.expected(block) for block in range(BLOCKS)))
-            os.rename(new, shared.path)
-            first = os.pread(old, BLOCK, 0)
-            assert first == shared.expected(0)
-        finally:
-            for lock in shared.blocks:
-                lock.release()
-            os.close(old)
-    threading.Event().wait(chance.random())
+            stack.enter_context(lock)
+        new = shared.path.with_name(f"new{shared.number}")
+        new.write_bytes(shared.whole())
+        os.rename(new, shared.path)
+        shared.generation += 1
+        assert os.pread(opened.handle, BLOCK, 0) == shared.expected(0)
+    threading.Event().wait(2 * chance.random())
 
 
 def _copy_or_evict(client_of: Callable[[], Client]) -> Job:
@@ -213,8 +222,7 @@ def test_every_byte_is_right_in_every_mode(
     )
     assert all(done.values()), done
     for shared in files:
-        whole = b"".join(shared.expected(block) for block in range(BLOCKS))
-        assert shared.path.read_bytes() == whole
+        assert shared.path.read_bytes() == shared.whole()
     wait_until(running, lambda: running.status().backing_files == 0, "no backing file is left")
     assert running.status().reads.kernel_opens > 0
     for shared in files:

@@ -9,7 +9,9 @@ import pytest
 from cachefs.fs.modes import TABLE, Answer, Mode, Wish
 
 POSSIBLE = [
-    (mode, wish) for mode, wish in itertools.product(Mode, Wish) if not (wish is Wish.SAME and mode is not Mode.PASSTHROUGH)
+    (mode, wish)
+    for mode, wish in itertools.product(Mode, Wish)
+    if not (wish is Wish.SAME and mode is not Mode.PASSTHROUGH)
 ]
 
 
