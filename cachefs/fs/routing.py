@@ -48,10 +48,11 @@ _TOUCH_EVERY_S = 60.0
 
 @dataclass(slots=True, eq=False)
 class _SsdSide:
-    """The SSD file of one entry, open for reading."""
+    """The SSD file of one entry, open for reading. ``whole``: the last read found it published and without fault."""
 
     entry_id: int
     descriptor: Descriptor
+    whole: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -68,7 +69,16 @@ class OpenInode:
     cache_bytes: int = 0
     source_bytes: int = 0
     touched_at: float = float("-inf")
+    changed: bool = False
+    """Through the mount, since it was opened: what the SSD had of it is its content no more."""
     opening: trio.Lock = field(default_factory=trio.Lock)
+
+    @property
+    def kept_by_ssd(self) -> Descriptor | None:
+        """The whole content of a file that was deleted or replaced behind the mount: who has it open goes on reading
+        the file that was opened, as on any file system."""
+        side = self.from_ssd
+        return side.descriptor if side is not None and side.whole and not self.changed else None
 
 
 @dataclass(slots=True, eq=False)
@@ -110,6 +120,8 @@ class Routing:
         No copy of them begins or is published until the thread has really returned, however late.
         """
         bar = self._store.bar(targets)
+        for number in targets.inodes & self._inodes.keys():
+            self._inodes[number].changed = True
         try:
             await self._store.drop(targets, cause)
         except BaseException:
@@ -277,7 +289,9 @@ class Routing:
                 raise OSError(errno.EIO, f"the file ends early, at {start + len(data)} of {entry.size} bytes")
         except OSError as error:
             self._store.fail(entry, error)
+            _judge(inode, entry, whole=False)
             return None
+        _judge(inode, entry, whole=entry.state is EntryState.CACHED)
         return data
 
     async def _ssd_side(self, inode: OpenInode, entry: CacheEntry) -> Descriptor:
@@ -317,7 +331,13 @@ class Routing:
         inode = handle.inode
         descriptor = handle.own if handle.own is not None else inode.from_source
         if descriptor is None:
-            await self._open_source(inode)
+            try:
+                await self._open_source(inode)
+            except OSError as error:
+                kept = inode.kept_by_ssd
+                if error.errno != errno.ESTALE or kept is None:
+                    raise
+                return await self._on_ssd(reach.read_exactly, kept, size, start)
             descriptor = inode.from_source
         if descriptor is None:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -416,6 +436,8 @@ class Routing:
         inode = self._inodes.get(node.number)
         writers = (handle.own for handle in self._handles.values() if handle.inode is inode and handle.own)
         descriptor = next(writers, inode.from_source if inode is not None else None)
+        if inode is not None and descriptor is None and inode.kept_by_ssd is not None and node.seen is not None:
+            return Found(node, node.seen._replace(nlink=0), inode.source.ttl_s)
         if inode is None or descriptor is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return Found(node, await inode.source.call(_stat_open, descriptor), inode.source.ttl_s)
@@ -432,6 +454,12 @@ class Routing:
                 cache_bytes=inode.cache_bytes,
                 source_bytes=inode.source_bytes,
             )
+
+
+def _judge(inode: OpenInode, entry: CacheEntry, *, whole: bool) -> None:
+    side = inode.from_ssd
+    if side is not None and side.entry_id == entry.id:
+        side.whole = whole
 
 
 def read_at_once(descriptor: Descriptor, offset: int, size: int) -> bytearray | None:

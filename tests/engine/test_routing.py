@@ -486,6 +486,48 @@ async def test_a_file_replaced_behind_the_mount_is_another_file(fs: Rooms) -> No
     assert await read(fs, await opened(fs)) == b"replaced"
     with pytest.raises(OSError, match="Stale"):
         await fs.union.attributes(node)
+    assert fs.store.get(fs.key("a")) is None
+    await fs.store.remove_doomed()
+    assert await read(fs, old, 6, SIZE) == SSD[6:]
+    assert (await fs.routing.attributes_of_open(node)).stat.size == SIZE
+    await fs.published("a", data=b"REPLACED")
+    assert await read(fs, old) == SSD
+    await fs.routing.release(old)
+
+
+async def test_a_file_deleted_behind_the_mount_is_readable_while_it_is_open(fs: Rooms) -> None:
+    (fs.folder / "other").write_bytes(b"other")
+    await fs.published("a", data=SSD)
+    handle = await opened(fs)
+    assert await read(fs, handle, 0, 6) == b"SOURCE"
+    (fs.folder / "a").unlink()
+    with pytest.raises(FileNotFoundError):
+        await fs.node("a")
+    await fs.store.remove_doomed()
+    assert await read(fs, handle) == SSD
+
+
+@pytest.mark.parametrize("copied", [SIZE, SIZE - 1])
+async def test_what_was_written_to_or_never_whole_is_not_read_from_the_ssd_for_want_of_a_source(
+    fs: Rooms, copied: int
+) -> None:
+    (fs.folder / "other").write_bytes(b"other")
+    entry = await fs.begun("a")
+    await fs.copy(entry, 0, copied, data=SSD[:copied])
+    if copied == SIZE:
+        await fs.store.publish(entry, await fs.union.stat(entry.key))
+    handle = await opened(fs)
+    assert await read(fs, handle, 0, 6) == b"SOURCE"
+    if copied == SIZE:
+        await _opens_for_writing(fs)
+    (fs.folder / "a").unlink()
+    with pytest.raises(FileNotFoundError):
+        await fs.node("a")
+    if copied == SIZE:
+        with pytest.raises(OSError, match="Stale"):
+            await read(fs, handle)
+    else:
+        assert await read(fs, handle) == SRC
 
 
 async def test_pages_are_kept_only_while_the_file_is_unchanged(fs: Rooms) -> None:
