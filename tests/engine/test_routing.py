@@ -17,6 +17,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from cachefs.cache.store import EvictResult, Refused
+from cachefs.descriptors import Descriptor
+from cachefs.fs import routing
 from cachefs.fs.caller import Caller
 from cachefs.fs.changes import Attributes
 from cachefs.fs.inodes import ROOT
@@ -201,12 +203,21 @@ async def test_a_copy_in_flight_that_fails_breaks_no_read(fs: Rooms) -> None:
 
 
 @SSD_FAILED
-async def test_an_ssd_that_hangs_delays_one_read_and_is_given_up(fs: Rooms, mock_clock: MockClock) -> None:
+async def test_an_ssd_that_hangs_delays_one_read_and_is_given_up(
+    fs: Rooms, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     entry = await fs.published("a", data=SSD)
     handle = await opened(fs)
-    path = fs.store.file_of(entry)
-    os.unlink(path)
-    os.mkfifo(path)  # opening it waits for a writer
+    go, opening = threading.Event(), trio.Event()
+    token = trio.lowlevel.current_trio_token()
+    really_open = routing._open_file
+
+    def hangs(path: str) -> Descriptor:
+        token.run_sync_soon(opening.set)
+        go.wait(30)
+        return really_open(path)
+
+    monkeypatch.setattr(routing, "_open_file", hangs)
     found: list[bytes] = []
 
     async def reading() -> None:
@@ -214,16 +225,14 @@ async def test_an_ssd_that_hangs_delays_one_read_and_is_given_up(fs: Rooms, mock
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reading)
-        while not found:
-            mock_clock.jump(11)
-            await trio.to_thread.run_sync(threading.get_ident)
-            await wait_all_tasks_blocked()
+        await opening.wait()
+        mock_clock.jump(60)
     assert found == [SRC]
     assert fs.store.get(fs.key("a")) is None
-    os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))  # lets the hung thread go
+    go.set()
     while fs.routing.ssd_threads_busy:
         await trio.to_thread.run_sync(threading.get_ident)
-    assert await trio.to_thread.run_sync(_open_at, path) == []
+    assert await trio.to_thread.run_sync(_open_at, fs.store.file_of(entry)) == []
 
 
 def _open_at(path: str) -> list[str]:
