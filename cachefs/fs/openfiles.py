@@ -17,10 +17,11 @@ from cachefs.model import FileKey
 
 @dataclass(slots=True, eq=False)
 class SsdSide:
-    """The SSD file of one entry, open for reading."""
+    """The SSD file of one entry, open for reading. ``whole``: the last read found it published and without fault."""
 
     entry_id: int
     descriptor: Descriptor
+    whole: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +41,16 @@ class OpenInode:
     cache_bytes: int = 0
     source_bytes: int = 0
     touched_at: float = float("-inf")
+    changed: bool = False
+    """Through the mount, since it was opened: what the SSD had of it is its content no more."""
     opening: trio.Lock = field(default_factory=trio.Lock)
+
+    @property
+    def kept_by_ssd(self) -> Descriptor | None:
+        """The whole content of a file that was deleted or replaced behind the mount: who has it open goes on reading
+        the file that was opened, as on any file system."""
+        side = self.from_ssd
+        return side.descriptor if side is not None and side.whole and not self.changed else None
 
 
 @dataclass(slots=True, eq=False)

@@ -74,6 +74,8 @@ class Routing:
         No copy of them begins or is published until the thread has really returned, however late.
         """
         bar = self._store.bar(targets)
+        for number in targets.inodes & self._inodes.keys():
+            self._inodes[number].changed = True
         try:
             await self._store.drop(targets, cause)
         except BaseException:
@@ -302,7 +304,13 @@ class Routing:
         inode = handle.inode
         descriptor = handle.own if handle.own is not None else inode.from_source
         if descriptor is None:
-            await self._open_source(inode)
+            try:
+                await self._open_source(inode)
+            except OSError as error:
+                kept = inode.kept_by_ssd
+                if error.errno != errno.ESTALE or kept is None:
+                    raise
+                return await self._ssd.run(reach.read_exactly, kept, size, start)
             descriptor = inode.from_source
         if descriptor is None:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -478,6 +486,8 @@ class Routing:
         inode = self._inodes.get(node.number)
         writers = (handle.own for handle in self._handles.values() if handle.inode is inode and handle.own)
         descriptor = next(writers, inode.from_source if inode is not None else None)
+        if inode is not None and descriptor is None and inode.kept_by_ssd is not None and node.seen is not None:
+            return Found(node, node.seen._replace(nlink=0), inode.source.ttl_s)
         if inode is None or descriptor is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return Found(node, await inode.source.call(_stat_open, descriptor), inode.source.ttl_s)

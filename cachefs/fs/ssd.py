@@ -14,7 +14,7 @@ from cachefs.descriptors import Descriptor
 from cachefs.fs import reach
 from cachefs.fs.jobs import Job
 from cachefs.fs.openfiles import OpenInode, SsdSide
-from cachefs.model import CacheEntry
+from cachefs.model import CacheEntry, EntryState
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,9 @@ class Ssd:
                 raise OSError(errno.EIO, f"the file ends early, at {start + len(data)} of {entry.size} bytes")
         except OSError as error:
             self._store.fail(entry, error)
+            _judge(inode, entry, whole=False)
             return None
+        _judge(inode, entry, whole=entry.state is EntryState.CACHED)
         return data
 
     async def open(self, inode: OpenInode, entry: CacheEntry) -> bool:
@@ -65,7 +67,9 @@ class Ssd:
                 raise OSError(errno.EIO, f"the file has {size} bytes instead of {entry.size}")
         except OSError as error:
             self._store.fail(entry, error)
+            _judge(inode, entry, whole=False)
             return False
+        _judge(inode, entry, whole=True)
         return True
 
     async def _side(self, inode: OpenInode, entry: CacheEntry) -> Descriptor:
@@ -101,6 +105,12 @@ class Ssd:
     def threads_busy(self) -> int:
         """Threads that are waiting for the SSD."""
         return self._limiter.borrowed_tokens
+
+
+def _judge(inode: OpenInode, entry: CacheEntry, *, whole: bool) -> None:
+    side = inode.from_ssd
+    if side is not None and side.entry_id == entry.id:
+        side.whole = whole
 
 
 def read_at_once(descriptor: Descriptor, offset: int, size: int) -> bytearray | None:

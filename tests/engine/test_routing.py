@@ -17,6 +17,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from cachefs.cache.store import EvictResult, Refused
+from cachefs.descriptors import Descriptor
+from cachefs.fs import ssd
 from cachefs.fs.caller import Caller
 from cachefs.fs.changes import Attributes
 from cachefs.fs.inodes import ROOT
@@ -210,11 +212,20 @@ async def test_a_copy_in_flight_that_fails_breaks_no_read(fs: Rooms) -> None:
 
 
 @SSD_FAILED
-async def test_an_ssd_that_hangs_delays_one_read_and_is_given_up(fs: Rooms, mock_clock: MockClock) -> None:
+async def test_an_ssd_that_hangs_delays_one_open_and_is_given_up(
+    fs: Rooms, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     entry = await fs.published("a", data=SSD)
-    path = fs.store.file_of(entry)
-    os.unlink(path)
-    os.mkfifo(path)  # opening it waits for a writer
+    go, opening = threading.Event(), trio.Event()
+    token = trio.lowlevel.current_trio_token()
+    really_open = ssd._open_file
+
+    def hangs(path: str) -> Descriptor:
+        token.run_sync_soon(opening.set)
+        go.wait(30)
+        return really_open(path)
+
+    monkeypatch.setattr(ssd, "_open_file", hangs)
     found: list[bytes] = []
 
     async def reading() -> None:
@@ -222,16 +233,14 @@ async def test_an_ssd_that_hangs_delays_one_read_and_is_given_up(fs: Rooms, mock
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reading)
-        while not found:
-            mock_clock.jump(11)
-            await trio.to_thread.run_sync(threading.get_ident)
-            await wait_all_tasks_blocked()
+        await opening.wait()
+        mock_clock.jump(60)
     assert found == [SRC]
     assert fs.store.get(fs.key("a")) is None
-    os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))  # lets the hung thread go
+    go.set()
     while fs.routing.ssd_threads_busy:
         await trio.to_thread.run_sync(threading.get_ident)
-    assert await trio.to_thread.run_sync(_open_at, path) == []
+    assert await trio.to_thread.run_sync(_open_at, fs.store.file_of(entry)) == []
 
 
 def _open_at(path: str) -> list[str]:
@@ -494,6 +503,48 @@ async def test_a_file_replaced_behind_the_mount_is_another_file(fs: Rooms) -> No
     assert await read(fs, await opened(fs)) == b"replaced"
     with pytest.raises(OSError, match="Stale"):
         await fs.union.attributes(node)
+    assert fs.store.get(fs.key("a")) is None
+    await fs.store.remove_doomed()
+    assert await read(fs, old, 6, SIZE) == SSD[6:]
+    assert (await fs.routing.attributes_of_open(node)).stat.size == SIZE
+    await fs.published("a", data=b"REPLACED")
+    assert await read(fs, old) == SSD
+    await fs.routing.release(old)
+
+
+async def test_a_file_deleted_behind_the_mount_is_readable_while_it_is_open(fs: Rooms) -> None:
+    (fs.folder / "other").write_bytes(b"other")
+    await fs.published("a", data=SSD)
+    handle = await opened(fs)
+    assert await read(fs, handle, 0, 6) == b"SOURCE"
+    (fs.folder / "a").unlink()
+    with pytest.raises(FileNotFoundError):
+        await fs.node("a")
+    await fs.store.remove_doomed()
+    assert await read(fs, handle) == SSD
+
+
+@pytest.mark.parametrize("copied", [SIZE, SIZE - 1])
+async def test_what_was_written_to_or_never_whole_is_not_read_from_the_ssd_for_want_of_a_source(
+    fs: Rooms, copied: int
+) -> None:
+    (fs.folder / "other").write_bytes(b"other")
+    entry = await fs.begun("a")
+    await fs.copy(entry, 0, copied, data=SSD[:copied])
+    if copied == SIZE:
+        await fs.store.publish(entry, await fs.union.stat(entry.key))
+    handle = await opened(fs)
+    assert await read(fs, handle, 0, 6) == b"SOURCE"
+    if copied == SIZE:
+        await _opens_for_writing(fs)
+    (fs.folder / "a").unlink()
+    with pytest.raises(FileNotFoundError):
+        await fs.node("a")
+    if copied == SIZE:
+        with pytest.raises(OSError, match="Stale"):
+            await read(fs, handle)
+    else:
+        assert await read(fs, handle) == SRC
 
 
 async def test_pages_are_kept_only_while_the_file_is_unchanged(fs: Rooms) -> None:
