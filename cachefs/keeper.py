@@ -10,6 +10,7 @@ Plain blocking code without trio: signals, one pipe, one child.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import signal
@@ -30,6 +31,10 @@ log = logging.getLogger(__name__)
 STOP_WITHIN_S = 4.0
 """From SIGTERM to the moment when the keeper takes the mount away itself; Docker kills after 10 s."""
 _RESTART_AFTER_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
+_ENDS_WITHIN_S = 1.0
+"""From GONE to the end of a server that nothing holds up."""
+_REAPED_WITHIN_S = 0.2
+"""From the end of its first thread to that of a process of which no thread hangs."""
 _STEADY_S = 60.0
 """A server that ran so long did not fail at its start: begin again with the first delay."""
 
@@ -44,6 +49,7 @@ class _Server:
     heard: bytes = b""
     pipe_open: bool = True
     started_at: float = field(default_factory=time.monotonic)
+    gone_at: float = math.inf
 
     @property
     def was_ready(self) -> bool:
@@ -59,6 +65,8 @@ class _Server:
         self.pipe_open = bool(data)
         *lines, self.heard = (self.heard + data).split(b"\n")
         self.words.update(line.decode() for line in lines)
+        if self.is_gone:
+            self.gone_at = min(self.gone_at, time.monotonic())
 
     def listen_to_the_end(self) -> None:
         """Take in what a server had said when it ended."""
@@ -103,19 +111,18 @@ class Keeper:
         """Until the server has ended. An exit code, or None when it is to be started again."""
         while True:
             self._wait(server)
-            code = server.process.poll()
-            dead = code is not None or _is_dead(Path(f"/proc/{server.process.pid}/stat"))
-            if dead:
+            code = _exit_code(server.process)
+            if code is not None:
                 server.listen_to_the_end()
-            if code is None and server.is_gone:
+                return self._ended(server, code)
+            if time.monotonic() >= server.gone_at + _ENDS_WITHIN_S:
                 return self._left_behind(server)
-            if dead:
-                return self._ended(server, -signal.SIGKILL if code is None else code)
             if self._stop_at is not None and time.monotonic() >= self._stop_at:
                 return self._take_away(server)
 
     def _wait(self, server: _Server) -> None:
         timeout = 1.0 if self._stop_at is None else max(0.0, self._stop_at - time.monotonic())
+        timeout = min(timeout, 0.05) if server.is_gone else timeout
         watched = [self._wake_out, server.pipe] if server.pipe_open else [self._wake_out]
         readable, _, _ = select.select(watched, (), (), min(timeout, 1.0))
         if server.pipe in readable:
@@ -145,15 +152,11 @@ class Keeper:
         self._was_ready = True
         return None
 
-    def _left_behind(self, server: _Server) -> int | None:
-        """The server has given everything up; a thread of it may hang in a disk call for ever."""
-        try:
-            code = server.process.wait(timeout=1.0)
-        except subprocess.TimeoutExpired:
-            log.warning("a disk call still hangs in process %s; it ends when the disk answers", server.process.pid)
-            server.process.kill()
-            return 0
-        return self._ended(server, code)
+    def _left_behind(self, server: _Server) -> int:
+        """The server has given everything up, but does not end."""
+        log.warning("process %s has unmounted and does not end: it is left behind", server.process.pid)
+        server.process.kill()
+        return 0
 
     def _take_away(self, server: _Server) -> int:
         log.warning("the server did not stop within %g s; taking the mount away", STOP_WITHIN_S)
@@ -191,17 +194,31 @@ class Keeper:
                 signal.signal(number, handler)
 
 
-def _is_dead(stat: Path) -> bool:
-    """Whether the first thread of a process has ended, which in the server never waits for a disk.
+def _exit_code(process: subprocess.Popen[bytes]) -> int | None:
+    """As ``poll``, but a process whose first thread has ended counts as ended.
 
-    A killed process of which another thread hangs in a disk call cannot be waited for before the disk answers, and
-    until then its mount hangs too.
+    While another thread of it hangs in a disk call it cannot be waited for, and if it was killed its mount hangs too.
     """
+    code = process.poll()
+    if code is not None:
+        return code
+    code = _code_of_the_dead(Path(f"/proc/{process.pid}/stat"))
+    if code is None:
+        return None
     try:
-        state = stat.read_bytes().rpartition(b")")[2].split()[0]
+        return process.wait(_REAPED_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        log.warning("a disk call still hangs in process %s; it ends when the disk answers", process.pid)
+        return code
+
+
+def _code_of_the_dead(stat: Path) -> int | None:
+    """The exit code in a process's ``stat`` once its first thread has ended (proc_pid_stat(5)); None before that."""
+    try:
+        fields = stat.read_bytes().rpartition(b")")[2].split()
     except FileNotFoundError:
-        return False  # reaped just now
-    return state in (b"Z", b"X")
+        return None  # reaped just now
+    return os.waitstatus_to_exitcode(int(fields[-1])) if fields[0] in (b"Z", b"X") else None
 
 
 def _how(code: int) -> str:

@@ -42,7 +42,7 @@ _REMEMBER_S = 600.0
 _LOOK_AGAIN_S = 3600.0
 """For a library folder that is not in the mount, while others are: it may lie on another disk for good."""
 _MOST_REMEMBERED = 50_000
-_MOST_ENTERED = 64
+_MOST_IN_FOLDER = 64
 _MOST_CANDIDATES = 200
 """Each place where a library folder may be costs up to two looks at a slow disk; the likeliest come first."""
 _MOST_PINNED = 20_000
@@ -209,22 +209,22 @@ class Resolver:
         return file is not None and file.size == size
 
     async def _top_folders(self) -> tuple[UnionPath, ...]:
-        """The union's folders down to the second level; below a root of very many folders, a library itself, these."""
+        """The union's folders down to the second level, but for those in a folder of very many: that is a library
+        itself, and what is in it are films and shows."""
         found: list[UnionPath] = []
         roots = [FileKey(source, "") for source in self.layout.sources]
         for root in roots:
             top = self.layout.union(root)
             if top:
                 found.append(top)
-            names = await self._subfolders(root)
-            for child in (FileKey(root.source, name) for name in names):
+            for child in await self._few_subfolders(root):
                 found.append(self.layout.union(child))
-                inside = await self._subfolders(child) if len(names) <= _MOST_ENTERED else ()
-                found += [self.layout.union(FileKey(root.source, f"{child.path}/{name}")) for name in inside]
+                found += map(self.layout.union, await self._few_subfolders(child))
         return tuple(found)
 
-    async def _subfolders(self, folder: FileKey) -> tuple[str, ...]:
-        return await self._remembered(self._subfolders_of, folder, self._list_subfolders, ())
+    async def _few_subfolders(self, folder: FileKey) -> list[FileKey]:
+        names = await self._remembered(self._subfolders_of, folder, self._list_subfolders, ())
+        return [_child(folder, name) for name in names] if len(names) <= _MOST_IN_FOLDER else []
 
     async def _list_subfolders(self, folder: FileKey) -> tuple[str, ...]:
         return tuple(await self.library.list_subfolders(folder))
@@ -274,14 +274,14 @@ class Resolver:
         folder, _, name = video.key.path.rpartition("/")
         place = FileKey(video.key.source, folder)
         names = await self._names_beside(video, place, held)
-        beside = [f"{folder}/{other}" if folder else other for other in sidecars.sidecars_of(name, names)]
+        beside = [_child(place, other) for other in sidecars.sidecars_of(name, names)]
         for sub in sidecars.subtitle_folders(name, names):
-            inner = FileKey(place.source, f"{folder}/{sub}" if folder else sub)
+            inner = _child(place, sub)
             inside = await self._names_beside(video, inner, held)
-            beside += [f"{inner.path}/{other}" for other in sidecars.subtitles_in(name, names, sub, inside)]
+            beside += [_child(inner, other) for other in sidecars.subtitles_in(name, names, sub, inside)]
         found = []
-        for path in beside:
-            file = await self._file_beside(video, FileKey(place.source, path), held)
+        for key in beside:
+            file = await self._file_beside(video, key, held)
             if file is not None and file.key != video.key:
                 found.append(replace(video, file=file, reason=f"{video.reason} (goes with {name})", follows=video.key))
         return found
@@ -306,8 +306,9 @@ class Resolver:
         roots = self._roots(pin)
         files = await self._below(roots, held)
         wants = [Want(file, InterestKind.PINNED, 0, "pinned", pin.created_at) for file in files]
-        if self.with_sidecars and [file.key for file in files] == roots and sidecars.is_video(roots[0].path):
-            wants += await self._sidecars(wants[0], held)
+        for want in wants[:1]:
+            if self.with_sidecars and [want.key] == roots and sidecars.is_video(want.key.path):
+                wants += await self._sidecars(want, held)
         return wants
 
     def _roots(self, pin: Pin) -> list[FileKey]:
@@ -331,7 +332,7 @@ class Resolver:
                 found[here] = file
                 continue
             names = await self._names(here)
-            todo += [FileKey(here.source, f"{here.path}/{name}" if here.path else name) for name in names]
+            todo += [_child(here, name) for name in names]
         return list(found.values())
 
     # --- what is remembered --------------------------------------------------------------------------------------
@@ -370,6 +371,10 @@ class Resolver:
                 memory.clear()
             seen = memory[key] = _Seen(value, now)
         return seen.value
+
+
+def _child(folder: FileKey, name: str) -> FileKey:
+    return FileKey(folder.source, f"{folder.path}/{name}" if folder.path else name)
 
 
 def _is_in(key: FileKey, root: FileKey) -> bool:

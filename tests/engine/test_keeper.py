@@ -110,16 +110,24 @@ def test_a_server_that_ignores_the_signal_is_killed(
 
 
 def test_a_server_that_is_gone_but_cannot_end_is_not_waited_for(judge: Judge, expected_warnings: list[str]) -> None:
-    expected_warnings.append("a disk call still hangs in process")
+    expected_warnings.append("has unmounted and does not end")
     assert judge(f"{READY} {GONE} signal.pause()") == 0
 
 
 def test_a_dead_first_thread_is_a_dead_process(tmp_path: Path) -> None:
+    """Field 3 of proc_pid_stat(5) is the state, after a name that may hold anything; the last is what waitpid says."""
     stat = tmp_path / "stat"
-    for text, dead in (("1 (a) S 0", False), ("1 (a) D 0", False), ("1 (a (b) Z) R 0", False), ("1 (a) Z 0", True)):
+    for text, code in (
+        ("1 (a) S 0 0", None),
+        ("1 (a) D 0 9", None),
+        ("1 (a) Z) R 0 0", None),
+        ("1 (a) Z 0 768", 3),
+        ("1 (a) Z 0 9", -9),
+        ("1 (a) X 0 0", 0),
+    ):
         stat.write_text(text)
-        assert keeper._is_dead(stat) is dead
-    assert not keeper._is_dead(tmp_path / "nothing")
+        assert keeper._code_of_the_dead(stat) == code
+    assert keeper._code_of_the_dead(tmp_path / "nothing") is None
 
 
 # --- the server's end of the line ------------------------------------------------------------------------------------

@@ -77,21 +77,20 @@ def attempt(config: Path, settings: dict[str, Any], before: Sequence[str] = ()) 
 
 
 def attempt_file(config: Path, before: Sequence[str] = ()) -> Attempt:
-    process = subprocess.Popen(
-        [*before, sys.executable, "-m", "cachefs", "mount", "-c", str(config)],
-        cwd=REPOSITORY,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=ENDS_WITHIN_S)
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.communicate(timeout=ENDS_WITHIN_S)
-    return Attempt(process.returncode, output)
+    """As ``attempt``, with the file as it is."""
+    command = [*before, sys.executable, "-m", "cachefs", "mount", "-c", str(config)]
+    with tempfile.TemporaryFile() as output:  # no pipe: a server that hangs in a disk would hold it open
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            code = process.wait(ENDS_WITHIN_S)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(ENDS_WITHIN_S)
+        output.seek(0)
+        return Attempt(code, output.read().decode())
 
 
 @contextmanager

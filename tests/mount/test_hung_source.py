@@ -6,6 +6,8 @@ import errno
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cachefs.mounts import mounted_at
 from tests.mount.kit import MIB, STATE, read
-from tests.mount.lives import Reader, is_clean, kill_server, readers, settings_in, wait_until
-from tests.standin.running import RunningCachefs
+from tests.mount.lives import Reader, attempt, is_clean, kill_server, readers, settings_in, wait_until
+from tests.standin.running import REPOSITORY, RunningCachefs
 from tests.standin.slowdisk_control import SlowDisk
 
 Start = Callable[[dict[str, Any]], RunningCachefs]
 
+MOUNT = 3
 TIMEOUT_S = 2
 STOPS_WITHIN_S = 5.0
 PAGE = 4096
@@ -135,6 +139,30 @@ def test_it_ends_in_time_while_a_source_hangs(
     assert read(start_mount(settings).mountpoint / "slow" / "one.mkv") == CONTENT
 
 
+def test_a_start_over_a_hung_source_is_refused_when_its_time_is_over(
+    tmp_path: Path, settings: dict[str, Any], slow_disk: SlowDisk
+) -> None:
+    slow_disk.hang()
+    made = attempt(tmp_path / "cachefs.yaml", settings)
+    assert made.code == MOUNT
+    assert f"a source cannot be opened: {slow_disk.mountpoint} does not answer within {TIMEOUT_S}s" in made.output
+    assert mounted_at(Path(settings["mountpoint"])) is None
+
+
+def test_a_start_over_a_hung_source_can_be_stopped(
+    tmp_path: Path, settings: dict[str, Any], slow_disk: SlowDisk
+) -> None:
+    settings["sources"][0]["timeout"] = "60s"
+    config = tmp_path / "cachefs.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    slow_disk.hang()
+    with subprocess.Popen([sys.executable, "-m", "cachefs", "mount", "-c", str(config)], cwd=REPOSITORY) as process:
+        slow_disk.wait_held()
+        process.terminate()
+        assert process.wait(STOPS_WITHIN_S) == 0
+    assert mounted_at(Path(settings["mountpoint"])) is None
+
+
 def test_a_server_killed_while_a_source_hangs_is_replaced(
     running: RunningCachefs,
     slow_disk: SlowDisk,
@@ -143,6 +171,7 @@ def test_a_server_killed_while_a_source_hangs_is_replaced(
 ) -> None:
     """Its threads cannot end before the disk answers, and it keeps the cache until then; the mount must not hang."""
     expected_warnings += ["the server ended with signal SIGKILL", "the server could not start again"]
+    expected_warnings.append("a disk call still hangs in process")
     reader = start_reader(running.mountpoint / "slow" / "two.mkv")
     assert reader.read(0) == PAGE
     slow_disk.hang()
