@@ -226,10 +226,16 @@ def _make(parent: Ref, name: str, caller: Caller, maker: Maker) -> Stat:
 
 
 def _create(parent: Ref, name: str, flags: int, mode: int, caller: Caller) -> Opened:
-    kept = flags & (os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_EXCL | os.O_SYNC | os.O_DSYNC)
-    flags = kept | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    kept = flags & (os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_SYNC | os.O_DSYNC)
+    new = kept | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with reach.folder_of(parent) as folder, acting_as(caller):
-        descriptor = Descriptor(os.open(name, flags, mode, dir_fd=folder))
+        try:
+            descriptor = Descriptor(os.open(name, new, mode, dir_fd=folder))
+        except FileExistsError as error:
+            if flags & os.O_EXCL:
+                raise
+            # It appeared behind the mount: ESTALE makes the kernel look it up and open it, rights and all.
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), name) from error
     try:
         return Opened(descriptor, look(descriptor.number))
     except OSError:

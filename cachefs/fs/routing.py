@@ -24,7 +24,6 @@ import trio
 
 from cachefs.cache.store import Store
 from cachefs.descriptors import Descriptor
-from cachefs.errors import SourceError
 from cachefs.fs import backing, channel, reach
 from cachefs.fs.backing import Backings
 from cachefs.fs.inodes import Node
@@ -163,7 +162,9 @@ class Routing:
             return entry
         try:
             await self._union.attributes(node)
-        except SourceError as error:
+        except OSError as error:
+            if error.errno == errno.ESTALE:
+                raise
             log.info("%s is served from the SSD unchecked: %s", entry.key, error)
         return self._entry(node, place.keys)
 
