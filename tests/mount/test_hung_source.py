@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cachefs.mounts import mounted_at
+from cachefs.mounts import mounted_at, parse
 from tests.mount.kit import MIB, STATE, read
 from tests.mount.lives import Reader, attempt, is_clean, kill_server, readers, settings_in, wait_until
 from tests.standin.running import REPOSITORY, RunningCachefs
@@ -206,3 +206,39 @@ def test_readers_killed_in_mid_read_do_not_freeze_it(running: RunningCachefs, sl
     assert read(running.mountpoint / "media" / "one.mkv") == CONTENT
     assert read(running.mountpoint / "slow" / "one.mkv") == CONTENT
     assert running.terminate() == 0
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "unmount", "killed"])
+def test_in_place_over_a_hung_source_it_ends_in_time(
+    cachefs_settings: dict[str, Any],
+    slow_disk: SlowDisk,
+    start_reader: Callable[[Path], Reader],
+    start_mount: Start,
+    expected_warnings: list[str],
+    how: str,
+) -> None:
+    """The mountpoint is the hung disk's own: whoever looks below the mount hangs as well."""
+    expected_warnings += ["source Media .* is offline", "a disk call still hangs", "does not end", "SIGKILL"]
+    place = slow_disk.mountpoint
+    (slow_disk.backing / "one.mkv").write_bytes(CONTENT)
+    cachefs_settings["mountpoint"] = cachefs_settings["sources"][0]["path"] = str(place)
+    cachefs_settings["sources"][0]["timeout"] = f"{TIMEOUT_S}s"
+    running = start_mount(cachefs_settings)
+    reader = start_reader(place / "one.mkv")
+    assert reader.read(0) == PAGE
+    slow_disk.hang()
+    reader.begin(2 * MIB)
+    slow_disk.wait_held()
+
+    if how == "unmount":
+        assert running.run("unmount").returncode == 0
+    elif how == "killed":
+        kill_server(running)
+    if how != "unmount":
+        running.process.send_signal(signal.SIGTERM)
+
+    assert running.process.wait(STOPS_WITHIN_S) == 0
+    mounted = parse(Path("/proc/self/mountinfo").read_bytes())
+    assert not any(mount.is_cachefs and mount.path == place for mount in mounted)
+    slow_disk.release()
+    assert read(place / "one.mkv") == CONTENT
