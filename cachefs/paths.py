@@ -33,8 +33,10 @@ class Layout:
 
     def key(self, path: UnionPath) -> FileKey | None:
         """Where a path of the union lives; None for the root of several sources and for what cannot be in the union."""
-        if path and not _is_clean(path):
-            return None
+        return None if path and not _is_clean(path) else self.key_below(path)
+
+    def key_below(self, path: UnionPath) -> FileKey | None:
+        """As ``key``, for a path that was put together from names of the union: it cannot lead anywhere else."""
         if len(self.sources) == 1:
             return FileKey(self.sources[0], path)
         first, _, rest = path.partition("/")

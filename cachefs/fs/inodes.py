@@ -158,6 +158,9 @@ class Inodes:
         """Union paths under which the node was seen, the latest first; empty for an orphan."""
         if node.number == ROOT:
             return ("",)
+        if len(node.links) == 1:
+            path = self._path(node.links[0])
+            return () if path is None else (path,)
         found = (self._path(link) for link in reversed(node.links))
         return tuple(path for path in found if path is not None)
 

@@ -276,24 +276,32 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         listing = self._listings[fh]
         if start_id == 0:
-            listing.names = [*_DOTS, *await self._union.names(listing.folder)]
-            listing.found = [await self._union.attributes(folder) for folder in self._dots(listing.folder)]
-        for index in range(start_id, len(listing.names)):
-            while index >= len(listing.found):
+            await self._read_folder(listing)
+        names, found = listing.names, listing.found
+        looked_up = self._union.inodes.looked_up
+        for index in range(start_id, len(names)):
+            while index >= len(found):
                 await self._extend(listing)
-            found = listing.found[index]
-            if found is None:
+            item = found[index]
+            if item is None:
                 continue
-            name = os.fsencode(listing.names[index])
-            if not pyfuse3.readdir_reply(token, name, _attributes(found), index + 1):
+            if not pyfuse3.readdir_reply(token, os.fsencode(names[index]), _attributes(item), index + 1):
                 break
             if index >= len(_DOTS):
-                self._union.inodes.looked_up(found.node)
+                looked_up(item.node)
 
-    def _dots(self, folder: Node) -> tuple[Node, Node]:
-        """What ``.`` and ``..`` are: the root, and a removed folder, are their own parents."""
-        parent = self._union.inodes.get(folder.links[-1].parent) if folder.links else None
-        return (folder, parent or folder)
+    async def _read_folder(self, listing: _Listing) -> None:
+        """Everything but a very large folder's end, in one thread hop."""
+        listed = await self._union.listing(listing.folder, _STAT_AT_ONCE)
+        listing.names = [*_DOTS, *listed.names]
+        first = [listed.children.get(name) for name in listed.names[:_STAT_AT_ONCE]]
+        listing.found = [listed.own, self._above(listed.own), *first]
+
+    def _above(self, own: Found) -> Found:
+        """What ``..`` is: the root, and a removed folder, are their own parents. Only its number is told."""
+        links = own.node.links
+        parent = self._union.inodes.get(links[-1].parent) if links else None
+        return own if parent is None else own._replace(node=parent)
 
     async def _extend(self, listing: _Listing) -> None:
         """Attributes of the next names, in one thread hop."""

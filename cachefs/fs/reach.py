@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cachefs.descriptors import Descriptor
 from cachefs.fs.folders import Folders
@@ -125,33 +126,47 @@ def stat_child(ref: Ref, name: str) -> Stat:
         return look(folder, name)
 
 
-def list_names(ref: Ref) -> list[str]:
-    """All names in the folder that ``ref`` means, in the file system's order, without ``.`` and ``..``."""
-    with folder_of(ref) as folder:
-        readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
-    try:
-        return os.listdir(readable)
-    finally:
-        os.close(readable)
-
-
-@dataclass(frozen=True, slots=True)
-class Child:
+class Child(NamedTuple):
     """One entry of a folder."""
 
     name: str
     stat: Stat
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A folder's own attributes, all its names in the file system's order (without ``.`` and ``..``), and the
+    attributes of the first of them."""
+
+    stat: Stat
+    names: list[str]
+    children: list[Child]
+
+
+def list_folder(ref: Ref, most: int) -> Listed:
+    """What is in the folder that ``ref`` means, with the attributes of at most ``most`` names."""
+    with folder_of(ref) as folder:
+        readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            names = os.listdir(readable)
+            return Listed(look(readable), names, _stat_all(readable, names[:most]))
+        finally:
+            os.close(readable)
+
+
 def stat_names(ref: Ref, names: Sequence[str]) -> list[Child]:
     """Attributes of several names of one folder; a name that is gone by now is left out."""
-    found = []
     with folder_of(ref) as folder:
-        for name in names:
-            try:
-                found.append(Child(name, look(folder, name)))
-            except FileNotFoundError:
-                continue
+        return _stat_all(folder, names)
+
+
+def _stat_all(folder: int, names: Sequence[str]) -> list[Child]:
+    found = []
+    for name in names:
+        try:
+            found.append(Child(name, look(folder, name)))
+        except FileNotFoundError:
+            continue
     return found
 
 

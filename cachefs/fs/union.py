@@ -13,7 +13,7 @@ import stat as st
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, TypeVarTuple
+from typing import NamedTuple, Protocol, TypeVar, TypeVarTuple
 
 from cachefs.descriptors import Descriptor
 from cachefs.errors import SourceError
@@ -42,13 +42,21 @@ class Witness(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """A node and its attributes of this moment, which the kernel may believe for ``ttl_s``."""
 
     node: Node
     stat: Stat
     ttl_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A folder, all names in it, and what the first of them are; a name that was gone by then has nothing."""
+
+    own: Found
+    names: list[str]
+    children: dict[str, Found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +130,9 @@ class Union:
 
     def keys(self, node: Node) -> tuple[FileKey, ...]:
         """Every key under which the node was seen and that it may still have, the likeliest first."""
-        paths = (UnionPath(path) for path in self.inodes.paths(node))
-        keys = tuple(key for path in paths if (key := self.layout.key(path)) is not None)
-        return tuple(key for key in keys if key.source == keys[0].source)
+        key_below = self.layout.key_below
+        keys = [key for path in self.inodes.paths(node) if (key := key_below(UnionPath(path))) is not None]
+        return tuple(keys) if len(keys) < 2 else tuple(key for key in keys if key.source == keys[0].source)
 
     def place(self, node: Node) -> Place:
         """Where the node lives; EPERM for the virtual root, ESTALE for a file that no name leads to any more."""
@@ -201,13 +209,27 @@ class Union:
 
     async def found(self, source: Source, child: Child, parent: Node) -> Found:
         """The node of a file that was just seen in ``parent``; tells the witness."""
-        device = self._devices.get((source.name, child.stat.dev))
-        if device is None:
-            device = await self._meet_device(source, parent, child)
-        node = self.inodes.meet(number_of(device.tag, child.stat.ino), child.stat, Link(parent.number, child.name))
-        if child.stat.is_file:
-            self._report(source, node, child.stat, self.child_key(parent, child.name), device)
-        return Found(node, child.stat, source.ttl_s)
+        (found,) = (await self._found_all(source, (child,), parent)).values()
+        return found
+
+    async def _found_all(self, source: Source, children: Iterable[Child], parent: Node) -> dict[str, Found]:
+        """The nodes of files that were just seen in one folder. A library is walked through here: what is the same
+        for all of them is worked out once."""
+        keys = self.keys(parent)
+        prefix = f"{keys[0].path}/" if keys and keys[0].path else ""
+        witness, devices, meet = self._witness, self._devices, self.inodes.meet
+        ttl_s, name_of_source, number_of_parent = source.ttl_s, source.name, parent.number
+        found: dict[str, Found] = {}
+        for child in children:
+            name, seen = child
+            device = devices.get((name_of_source, seen.dev)) or await self._meet_device(source, parent, child)
+            node = meet(number_of(device.tag, seen.ino), seen, Link(number_of_parent, name))
+            if keys and st.S_ISREG(seen.mode):
+                key = FileKey(name_of_source, prefix + name)
+                if witness.get(key) is not None:
+                    witness.observe(_source_file(key, node.number, seen, device))
+            found[name] = Found(node, seen, ttl_s)
+        return found
 
     async def _meet_device(self, source: Source, parent: Node, child: Child) -> _Device:
         """A file system below a source that was not seen before: a nested mount, a btrfs subvolume."""
@@ -237,26 +259,30 @@ class Union:
                 self._report(place.source, node, seen, key, device)
         return Found(node, seen, place.source.ttl_s)
 
-    async def names(self, folder: Node) -> list[str]:
-        """All names in a folder. An empty root where there was a library is an error, not an empty library."""
+    async def listing(self, folder: Node, most: int) -> Listing:
+        """What is in a folder, in one hop, with at most ``most`` of its files. An empty root where there was a library
+        is an error, not an empty library."""
         if self.is_virtual(folder):
-            return list(self.sources)
+            found = {name: self._source_root(name) for name in self.sources}
+            return Listing(Found(folder, self._virtual, _VIRTUAL_TTL_S), list(self.sources), found)
         place = self.place(folder)
-        names = await place.source.call(reach.list_names, place.ref)
+        listed = await place.source.call(reach.list_folder, place.ref, most)
         if place.ref.paths[:1] == ("",):
-            if names:
-                self._was_full.add(place.source.name)
-            elif place.source.name in self._was_full:
-                raise SourceError(errno.EIO, f"source {place.source.name}: {place.source.path} has become empty")
-        return names
+            self._judge_root(place.source, listed.names)
+        own = self.seen(folder, place, listed.stat)
+        return Listing(own, listed.names, await self._found_all(place.source, listed.children, folder))
+
+    def _judge_root(self, source: Source, names: list[str]) -> None:
+        if names:
+            self._was_full.add(source.name)
+        elif source.name in self._was_full:
+            raise SourceError(errno.EIO, f"source {source.name}: {source.path} has become empty")
 
     async def children(self, folder: Node, names: list[str]) -> dict[str, Found]:
         """Nodes and attributes of several names of one folder, in one hop; what is gone by now is left out."""
-        if self.is_virtual(folder):
-            return {name: self._source_root(name) for name in names}
         place = self.place(folder)
         seen = await place.source.call(reach.stat_names, place.ref, names)
-        return {child.name: await self.found(place.source, child, folder) for child in seen}
+        return await self._found_all(place.source, seen, folder)
 
     async def discard(self, orphan: Node, descriptor: Descriptor) -> None:
         """Close a descriptor of a file that the kernel has forgotten."""
