@@ -35,6 +35,7 @@ from cachefs.engine import DaemonEngine, Parts
 from cachefs.errors import CacheError, CachefsError, CannotMount
 from cachefs.fs import mounting
 from cachefs.fs.backing import Backings
+from cachefs.fs.behind import Behind
 from cachefs.fs.changes import Changes
 from cachefs.fs.operations import Operations
 from cachefs.fs.routing import Routing
@@ -205,8 +206,11 @@ class _Server:
             "housekeeping": parts.store.run_housekeeping,
             "idle folders": partial(_close_idle_folders, parts.union),
         }
+        behind = Behind(parts.union)
         for source in parts.union.sources.values():
             tasks[f"probe of {source.name}"] = source.probe
+            if source.watches is not None:
+                tasks[f"changes behind {source.name}"] = partial(behind.listen, source)
         if parts.plex_settings is not None:
             listen = partial(watcher.listen, parts.plex_settings, parts.planning.on_event, _POLL_PLEX_EVERY_S)
             tasks["plex events"] = listen

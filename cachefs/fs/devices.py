@@ -14,6 +14,8 @@ _FS_IOC_GETFSUUID = 0x80111500
 """linux/fs.h, since Linux 6.9; answers a length byte and 16 bytes."""
 _LASTING = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "jfs", "nilfs2", "ntfs3"})
 """Types whose inode numbers stay the same over a remount."""
+_LOCAL = _LASTING | {"vfat", "exfat", "tmpfs", "ramfs"}
+"""Types that no other machine can change; FUSE (mergerfs, Unraid's /mnt/user) hides what changes behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,8 @@ class Device:
 
     identity: str
     filesystem: str | None
+    local: bool = False
+    """Whether every change of it is made on this machine, so that inotify sees it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +42,7 @@ def identify(folder: int) -> Device:
         status = os.fstatvfs(folder)
         return Device(f"unknown:{status.f_fsid:x}", None)
     uuid = _uuid(folder, row.kind) if row.kind in _LASTING else None
-    if uuid is None:
-        return Device(f"{row.kind}:{row.source}", None)
-    return Device(f"{row.kind}:{uuid}", uuid)
+    return Device(f"{row.kind}:{uuid or row.source}", uuid, row.kind in _LOCAL)
 
 
 def _uuid(folder: int, kind: str) -> str | None:

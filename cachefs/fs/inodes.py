@@ -17,6 +17,7 @@ from stat import S_IFMT
 
 from cachefs.descriptors import Descriptor
 from cachefs.fs.stat import Stat
+from cachefs.model import SourceName
 
 ROOT = 1
 """pyfuse3.ROOT_INODE: the mount's own root, whatever the source calls it."""
@@ -47,6 +48,19 @@ class Link:
 
 
 @dataclass(slots=True, eq=False)
+class FolderWatch:
+    """A folder whose changes are seen as they happen, since ``since`` (trio time). ``changes`` counts them: who asks
+    the source and finds another count afterwards may have been told what is over already. ``listed`` is the count at
+    which the kernel was told all names in the folder."""
+
+    id: int
+    source: SourceName
+    since: float
+    changes: int = 0
+    listed: int = -1
+
+
+@dataclass(slots=True, eq=False)
 class Node:
     """One inode that the kernel may know.
 
@@ -67,6 +81,8 @@ class Node:
     """Size and mtime of the bytes that the kernel may have pages of."""
     seen: Stat | None = None
     """What its source showed last."""
+    watch: FolderWatch | None = None
+    """Of a folder: how its changes are seen; None where they are not."""
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from cachefs.fs.caller import Caller
 from cachefs.fs.changes import Attributes, Changes
 from cachefs.fs.inodes import Node
 from cachefs.fs.routing import Opening, Routing
-from cachefs.fs.union import Found, Union
+from cachefs.fs.union import Found, NotThere, Union
 
 log = logging.getLogger(__name__)
 
@@ -84,14 +84,21 @@ class Operations(pyfuse3.Operations):
 
     @_errors
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        found = await self._union.lookup(self._union.node(parent_inode), os.fsdecode(name))
-        return self._told(found)
+        try:
+            return self._told(await self._union.lookup(self._union.node(parent_inode), os.fsdecode(name)))
+        except NotThere as absence:
+            if not absence.name_s:
+                raise
+            answer = pyfuse3.EntryAttributes()
+            answer.st_ino = 0  # the kernel remembers that there is no such name
+            answer.entry_timeout = absence.name_s
+            return answer
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for number, count in inode_list:
             node = self._union.inodes.forgotten(number, count)
-            if node is not None and node.orphan is not None:
-                await self._union.discard(node, node.orphan)
+            if node is not None:
+                await self._union.let_go(node)
 
     @_errors
     async def mkdir(
@@ -341,7 +348,8 @@ def _attributes(found: Found) -> pyfuse3.EntryAttributes:
     answer.st_atime_ns = seen.atime_ns
     answer.st_mtime_ns = seen.mtime_ns
     answer.st_ctime_ns = seen.ctime_ns
-    answer.entry_timeout = answer.attr_timeout = found.ttl_s
+    answer.entry_timeout = found.name_s
+    answer.attr_timeout = found.attributes_s
     return answer
 
 

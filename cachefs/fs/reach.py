@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from cachefs.descriptors import Descriptor
 from cachefs.fs.folders import Folders
@@ -120,10 +120,29 @@ def open_node(ref: Ref, flags: int) -> Opened:
         raise
 
 
-def stat_child(ref: Ref, name: str) -> Stat:
+class FolderWatcher(Protocol):
+    """What can watch an open folder; None when it cannot."""
+
+    def add(self, folder: int) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """A name in a folder: its attributes (None: there is no such name), and the watch that was put on the folder just
+    before."""
+
+    stat: Stat | None
+    watch: int | None
+
+
+def look_up(ref: Ref, name: str, watcher: FolderWatcher | None) -> Looked:
     """Attributes of ``name`` in the folder that ``ref`` means."""
     with folder_of(ref) as folder:
-        return look(folder, name)
+        watch = watcher.add(folder) if watcher is not None else None
+        try:
+            return Looked(look(folder, name), watch)
+        except FileNotFoundError:
+            return Looked(None, watch)
 
 
 class Child(NamedTuple):
@@ -135,21 +154,23 @@ class Child(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A folder's own attributes, all its names in the file system's order (without ``.`` and ``..``), and the
-    attributes of the first of them."""
+    """A folder's own attributes, all its names in the file system's order (without ``.`` and ``..``), the attributes
+    of the first of them, and the watch that was put on it just before."""
 
     stat: Stat
     names: list[str]
     children: list[Child]
+    watch: int | None
 
 
-def list_folder(ref: Ref, most: int) -> Listed:
+def list_folder(ref: Ref, most: int, watcher: FolderWatcher | None) -> Listed:
     """What is in the folder that ``ref`` means, with the attributes of at most ``most`` names."""
     with folder_of(ref) as folder:
+        watch = watcher.add(folder) if watcher is not None else None
         readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
         try:
             names = os.listdir(readable)
-            return Listed(look(readable), names, _stat_all(readable, names[:most]))
+            return Listed(look(readable), names, _stat_all(readable, names[:most]), watch)
         finally:
             os.close(readable)
 

@@ -158,7 +158,7 @@ class Routing:
     async def _fresh_entry(self, node: Node, place: Place) -> CacheEntry | None:
         """The file's entry if it may be served: seen at its source within the TTL, or asked now."""
         entry = self._entry(node, place.keys)
-        if entry is None or self._store.is_fresh(entry.key, place.source.ttl_s):
+        if entry is None or self._store.is_fresh(entry.key, self._union.trust_s(node, place.source)):
             return entry
         try:
             await self._union.attributes(node)
@@ -480,7 +480,7 @@ class Routing:
             return None
         if (node.seen.size, node.seen.mtime_ns) != (entry.size, entry.fingerprint.mtime_ns):
             return None
-        return Found(node, node.seen, inode.source.ttl_s)
+        return _unbelieved(node, node.seen, inode)
 
     async def attributes_of_open(self, node: Node) -> Found:
         """The attributes of a file that no name leads to any more, but that somebody holds open; else ESTALE."""
@@ -488,10 +488,10 @@ class Routing:
         writers = (handle.own for handle in self._handles.values() if handle.inode is inode and handle.own)
         descriptor = next(writers, inode.from_source if inode is not None else None)
         if inode is not None and descriptor is None and inode.kept_by_ssd is not None and node.seen is not None:
-            return Found(node, node.seen._replace(nlink=0), inode.source.ttl_s)
+            return _unbelieved(node, node.seen._replace(nlink=0), inode)
         if inode is None or descriptor is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        return Found(node, await inode.source.call(_stat_open, descriptor), inode.source.ttl_s)
+        return _unbelieved(node, await inode.source.call(_stat_open, descriptor), inode)
 
     @property
     def ssd_threads_busy(self) -> int:
@@ -510,6 +510,11 @@ class Routing:
                 cache_bytes=inode.cache_bytes,
                 source_bytes=inode.source_bytes,
             )
+
+
+def _unbelieved(node: Node, seen: Stat, inode: OpenInode) -> Found:
+    """What is known of an open file without its name; to be asked again soon."""
+    return Found(node, seen, inode.source.ttl_s, inode.source.ttl_s)
 
 
 # --- in threads ------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from cachefs.errors import SourceError, SourceOffline, SourceTimeout
 from cachefs.fs import devices, stat
 from cachefs.fs.folders import FOLDER, Folders
 from cachefs.fs.jobs import Job
+from cachefs.fs.watch import Watches
 from cachefs.model import SourceHealth, SourceName
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,8 @@ class Source:
         self._down = trio.Event()
         self._last_read = float("-inf")
         self._leftover: list[Descriptor] = []
+        self.watches: Watches | None = None
+        """None until something of the source is found to be local."""
 
     @property
     def folders(self) -> Folders:
@@ -81,10 +84,20 @@ class Source:
 
     def close(self) -> None:
         """Let go of the folder; threads that still hang in it keep their own descriptors."""
+        if self.watches is not None:
+            self.watches.close()
+            self.watches = None
         if self._folders is not None and self._descriptor is not None:
             self._folders.forget("")
             self._descriptor.close()
             self._folders = self._descriptor = None
+
+    def watch(self) -> None:
+        """Make it possible to watch folders of this source: some of it is local."""
+        try:
+            self.watches = Watches(self.name)
+        except OSError as error:
+            log.info("source %s: changes behind the mount cannot be watched: %s", self.name, error)
 
     async def call(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """``function(*args)`` in a worker thread, for somebody who waits.

@@ -15,6 +15,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar, TypeVarTuple
 
+import trio
+
 from cachefs.descriptors import Descriptor
 from cachefs.errors import SourceError
 from cachefs.fs import devices, reach
@@ -23,8 +25,16 @@ from cachefs.fs.reach import Child, Ref
 from cachefs.fs.source import Source, is_empty
 from cachefs.fs.space import Space, total
 from cachefs.fs.stat import Stat, look
+from cachefs.fs.watched import Asked, Watched
 from cachefs.model import FileKey, Fingerprint, SourceFile, SourceName, UnionPath
 from cachefs.paths import Layout
+
+VIRTUAL_S = 60.0
+"""The root over several sources changes only with the configuration."""
+BELIEVED_S = 3600.0
+"""How long the kernel may believe what it was told of a watched folder: a change is told to it as it happens."""
+NAME_NOT_THERE_S = 60.0
+"""The same for a name that is not there; shorter, for after a loss of events nobody knows which names these were."""
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -43,11 +53,29 @@ class Witness(Protocol):
 
 
 class Found(NamedTuple):
-    """A node and its attributes of this moment, which the kernel may believe for ``ttl_s``."""
+    """A node and its attributes of this moment; how long the kernel may believe its name, and them."""
 
     node: Node
     stat: Stat
-    ttl_s: float
+    name_s: float
+    attributes_s: float
+
+
+class NotThere(FileNotFoundError):
+    """There is no such name, which the kernel may believe for ``name_s``."""
+
+    def __init__(self, name: str, name_s: float) -> None:
+        super().__init__(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        self.name_s = name_s
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A file as it is now, and as it was known before (None: the kernel does not know it)."""
+
+    node: Node
+    before: Stat | None
+    stat: Stat
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +102,7 @@ class _Device:
 
     tag: int
     filesystem: str | None
+    local: bool
 
 
 class Union:
@@ -94,6 +123,7 @@ class Union:
         self._devices: dict[tuple[SourceName, int], _Device] = {}
         self._roots: dict[SourceName, Stat] = {}
         self._was_full: set[SourceName] = set()
+        self.watched = Watched()
         self._virtual = Stat(st.S_IFDIR | 0o755, ROOT, 0, 2, os.geteuid(), os.getegid(), 0, 0, 0, 4096, *_now4())
 
     # --- start ---------------------------------------------------------------------------------------------------
@@ -102,7 +132,7 @@ class Union:
         """Open every source's folder; OSError when one cannot be. To be called before the mount is made."""
         for source in self.sources.values():
             root = await source.open()
-            self._devices[source.name, root.stat.dev] = await self._tagged(root.device)
+            await self._learn_device(source, root.stat.dev, root.device)
             self._roots[source.name] = root.stat
             if not root.empty:
                 self._was_full.add(source.name)
@@ -112,8 +142,12 @@ class Union:
         else:
             self.inodes.looked_up(self.inodes.meet(ROOT, self._virtual, None))
 
-    async def _tagged(self, device: devices.Device) -> _Device:
-        return _Device(await self._tag_of(device.identity), device.filesystem)
+    async def _learn_device(self, source: Source, dev: int, device: devices.Device) -> _Device:
+        learned = _Device(await self._tag_of(device.identity), device.filesystem, device.local)
+        self._devices[source.name, dev] = learned
+        if device.local and source.watches is None:
+            source.watch()
+        return learned
 
     # --- where things are ----------------------------------------------------------------------------------------
 
@@ -176,12 +210,19 @@ class Union:
         if self.is_virtual(parent):
             return self._source_root(name)
         place = self.place(parent)
-        try:
-            seen = await place.source.call(reach.stat_child, place.ref, name)
-        except FileNotFoundError:
+        asked = self._ask(place.source, parent)
+        looked = await place.source.call(reach.look_up, place.ref, name, asked.watcher)
+        steady = self.watched.is_steady(asked, looked.watch)
+        if looked.stat is None:
             await self._missing(place.source, self.child_key(parent, name))
-            raise
-        return await self.found(place.source, Child(name, seen), parent)
+            raise NotThere(name, NAME_NOT_THERE_S if steady else 0.0)
+        (found,) = (await self._found_all(place.source, (Child(name, looked.stat),), parent, steady=steady)).values()
+        return found
+
+    def _ask(self, source: Source, folder: Node) -> Asked:
+        device = self._devices.get((source.name, folder.dev))
+        watches = source.watches if device is not None and device.local else None
+        return self.watched.ask(source.name, folder, watches)
 
     def _source_root(self, name: str) -> Found:
         root = self._roots.get(SourceName(name))
@@ -189,7 +230,8 @@ class Union:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         tag = self._devices[SourceName(name), root.dev].tag
         node = self.inodes.meet(number_of(tag, root.ino), root, Link(ROOT, name))
-        return Found(node, root, self.sources[SourceName(name)].ttl_s)
+        ttl_s = self.sources[SourceName(name)].ttl_s
+        return Found(node, root, VIRTUAL_S, BELIEVED_S if node.watch is not None else ttl_s)
 
     async def _missing(self, source: Source, key: FileKey) -> None:
         """A name is not there. Where the cache holds it, that is news, unless the whole source is missing: an empty
@@ -209,35 +251,38 @@ class Union:
 
     async def found(self, source: Source, child: Child, parent: Node) -> Found:
         """The node of a file that was just seen in ``parent``; tells the witness."""
-        (found,) = (await self._found_all(source, (child,), parent)).values()
+        (found,) = (await self._found_all(source, (child,), parent, steady=False)).values()
         return found
 
-    async def _found_all(self, source: Source, children: Iterable[Child], parent: Node) -> dict[str, Found]:
+    async def _found_all(
+        self, source: Source, children: Iterable[Child], parent: Node, *, steady: bool
+    ) -> dict[str, Found]:
         """The nodes of files that were just seen in one folder. A library is walked through here: what is the same
-        for all of them is worked out once."""
+        for all of them is worked out once. ``steady``: their folder is watched, and nothing happened in it since it was
+        asked."""
         keys = self.keys(parent)
         prefix = f"{keys[0].path}/" if keys and keys[0].path else ""
         witness, devices, meet = self._witness, self._devices, self.inodes.meet
         ttl_s, name_of_source, number_of_parent = source.ttl_s, source.name, parent.number
+        name_s = BELIEVED_S if steady else ttl_s
         found: dict[str, Found] = {}
         for child in children:
             name, seen = child
             device = devices.get((name_of_source, seen.dev)) or await self._meet_device(source, parent, child)
             node = meet(number_of(device.tag, seen.ino), seen, Link(number_of_parent, name))
+            alone = seen.nlink == 1 if not seen.is_folder else node.watch is not None
             if keys and st.S_ISREG(seen.mode):
                 key = FileKey(name_of_source, prefix + name)
                 if witness.get(key) is not None:
                     witness.observe(_source_file(key, node.number, seen, device))
-            found[name] = Found(node, seen, ttl_s)
+            found[name] = Found(node, seen, name_s, name_s if alone else ttl_s)
         return found
 
     async def _meet_device(self, source: Source, parent: Node, child: Child) -> _Device:
         """A file system below a source that was not seen before: a nested mount, a btrfs subvolume."""
         place = self.place(parent)
         identified = await source.call(_identify_child, place.ref, child.name)
-        device = await self._tagged(identified)
-        self._devices[source.name, child.stat.dev] = device
-        return device
+        return await self._learn_device(source, child.stat.dev, identified)
 
     def _report(self, source: Source, node: Node, seen: Stat, key: FileKey, device: _Device) -> None:
         if self._witness.get(key) is not None:
@@ -246,31 +291,44 @@ class Union:
     async def attributes(self, node: Node) -> Found:
         """The node's attributes now; tells the witness."""
         if self.is_virtual(node):
-            return Found(node, self._virtual, _VIRTUAL_TTL_S)
+            return Found(node, self._virtual, VIRTUAL_S, VIRTUAL_S)
         place = self.place(node)
-        return self.seen(node, place, await place.source.call(reach.stat_node, place.ref))
+        watch = self.watched.over(node, self.inodes)
+        changes = watch.changes if watch is not None else 0
+        seen = await place.source.call(reach.stat_node, place.ref)
+        return self.seen(node, place, seen, steady=watch is not None and watch.changes == changes)
 
-    def seen(self, node: Node, place: Place, seen: Stat) -> Found:
+    def trust_s(self, node: Node, source: Source) -> float:
+        """How old what the source showed of a file may be: on a watched folder as old as the watch, for every change
+        since would have been heard."""
+        watch = self.watched.over(node, self.inodes)
+        return source.ttl_s if watch is None else trio.current_time() - watch.since
+
+    def seen(self, node: Node, place: Place, seen: Stat, *, steady: bool = False) -> Found:
         """A known node was just seen at its source; tells the witness."""
         node.seen = seen
         device = self._devices.get((place.source.name, seen.dev))
         if seen.is_file and device is not None:
             for key in place.keys:
                 self._report(place.source, node, seen, key, device)
-        return Found(node, seen, place.source.ttl_s)
+        ttl_s = place.source.ttl_s
+        return Found(node, seen, ttl_s, BELIEVED_S if steady else ttl_s)
 
     async def listing(self, folder: Node, most: int) -> Listing:
         """What is in a folder, in one hop, with at most ``most`` of its files. An empty root where there was a library
         is an error, not an empty library."""
         if self.is_virtual(folder):
-            found = {name: self._source_root(name) for name in self.sources}
-            return Listing(Found(folder, self._virtual, _VIRTUAL_TTL_S), list(self.sources), found)
+            found = {str(name): self._source_root(name) for name in self.sources}
+            return Listing(Found(folder, self._virtual, VIRTUAL_S, VIRTUAL_S), list(self.sources), found)
         place = self.place(folder)
-        listed = await place.source.call(reach.list_folder, place.ref, most)
+        asked = self._ask(place.source, folder)
+        listed = await place.source.call(reach.list_folder, place.ref, most, asked.watcher)
+        steady = self.watched.is_steady(asked, listed.watch)
         if place.ref.paths[:1] == ("",):
             self._judge_root(place.source, listed.names)
-        own = self.seen(folder, place, listed.stat)
-        return Listing(own, listed.names, await self._found_all(place.source, listed.children, folder))
+        own = self.seen(folder, place, listed.stat, steady=steady)
+        children = await self._found_all(place.source, listed.children, folder, steady=steady)
+        return Listing(own, listed.names, children)
 
     def _judge_root(self, source: Source, names: list[str]) -> None:
         if names:
@@ -281,12 +339,36 @@ class Union:
     async def children(self, folder: Node, names: list[str]) -> dict[str, Found]:
         """Nodes and attributes of several names of one folder, in one hop; what is gone by now is left out."""
         place = self.place(folder)
+        asked = self._ask(place.source, folder)
         seen = await place.source.call(reach.stat_names, place.ref, names)
-        return await self._found_all(place.source, seen, folder)
+        steady = self.watched.is_steady(asked, None)
+        return await self._found_all(place.source, seen, folder, steady=steady)
 
-    async def discard(self, orphan: Node, descriptor: Descriptor) -> None:
-        """Close a descriptor of a file that the kernel has forgotten."""
-        await self._source_of(orphan).discard(descriptor)
+    async def look_again(self, folder: Node, names: list[str]) -> dict[str, Seen]:
+        """Names of a folder as they are now, in one hop, with what was known of each file before; a name that is gone
+        has nothing. Tells the witness."""
+        place = self.place(folder)
+        children = await place.source.call(reach.stat_names, place.ref, names)
+        before = {child.name: self._seen_before(place.source, child.stat) for child in children}
+        found = await self._found_all(place.source, children, folder, steady=False)
+        for name in set(names) - set(found):
+            await self._missing(place.source, self.child_key(folder, name))
+        return {name: Seen(item.node, before[name], item.stat) for name, item in found.items()}
+
+    def _seen_before(self, source: Source, now: Stat) -> Stat | None:
+        device = self._devices.get((source.name, now.dev))
+        node = self.inodes.get(number_of(device.tag, now.ino)) if device is not None else None
+        return node.seen if node is not None else None
+
+    async def let_go(self, node: Node) -> None:
+        """The kernel has forgotten the node: close what was held for it."""
+        if node.watch is not None:
+            watch = self.watched.forget(node)
+            watches = self.sources[watch.source].watches if watch is not None else None
+            if watch is not None and watches is not None:
+                watches.remove(watch.id)
+        if node.orphan is not None:
+            await self._source_of(node).discard(node.orphan)
 
     async def space(self, node: Node | None) -> Space:
         """statfs(2): the numbers of the node's source; for the root of several (or None) the sum over those that
@@ -309,8 +391,8 @@ class Union:
             raise OSError(errno.EINVAL, "not a regular file", str(key))
         device = self._devices.get((key.source, seen.dev))
         if device is None:
-            device = await self._tagged(await source.call_gently(_identify_path, source, key.path))
-            self._devices[key.source, seen.dev] = device
+            identified = await source.call_gently(_identify_path, source, key.path)
+            device = await self._learn_device(source, seen.dev, identified)
         file = _source_file(key, number_of(device.tag, seen.ino), seen, device)
         self._witness.observe(file)
         return file
@@ -352,10 +434,6 @@ class Union:
         if source is None:
             raise OSError(errno.ENOENT, "no such source", name)
         return source
-
-
-_VIRTUAL_TTL_S = 60.0
-"""The root over several sources changes only with the configuration."""
 
 
 def _source_file(key: FileKey, number: int, seen: Stat, device: _Device) -> SourceFile:

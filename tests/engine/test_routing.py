@@ -646,7 +646,7 @@ async def test_an_unlinked_file_is_forgotten_while_its_source_is_away(fs: Rooms,
     await away(fs, mock_clock)
     forgotten = fs.union.inodes.forgotten(node.number, 1)
     assert forgotten is node
-    await fs.union.discard(node, orphan)
+    await fs.union.let_go(node)
     assert not orphan.closed
 
 

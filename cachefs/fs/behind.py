@@ -1,0 +1,161 @@
+"""Changes behind the mount: what the kernel and the cache are told when a local source changes by itself.
+
+One task for each source that can be watched, run by the daemon under supervision. It hears what happened, waits a
+moment (a burst becomes one; answers under way reach the kernel first), asks the source once for each folder, and tells
+the kernel exactly what it knew wrongly. Changes made through the mount are heard here too; most of them the kernel
+knows already.
+
+The kernel is told from one worker thread per source, never from the loop: it may wait for a request that is under way
+in the same folder, which only the loop can answer.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import pyfuse3
+import trio
+
+from cachefs.fs.inodes import Link, Node
+from cachefs.fs.source import Source
+from cachefs.fs.stat import Stat
+from cachefs.fs.union import Seen, Union
+from cachefs.fs.watch import Change, Kind, Watches
+
+log = logging.getLogger(__name__)
+
+SETTLE_S = 0.1
+_NAMES_AT_ONCE = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Wrong:
+    """What the kernel may know wrongly: a name in a folder, or (no name) an inode's attributes, with its pages."""
+
+    inode: int
+    name: str = ""
+    pages: bool = False
+
+
+@dataclass(slots=True)
+class _News:
+    """What was heard of one folder."""
+
+    folder: Node
+    names: dict[str, Kind] = field(default_factory=dict)
+    itself: bool = False
+
+
+class Behind:
+    """Listens to the sources of a union."""
+
+    def __init__(self, union: Union) -> None:
+        self._union = union
+
+    async def listen(self, source: Source) -> None:
+        """Hear and tell. Ends only when the source is closed."""
+        limiter = trio.CapacityLimiter(1)
+        while (watches := source.watches) is not None:
+            news = await self._hear(source, watches)
+            wrong = await self._judge(source, news)
+            await trio.to_thread.run_sync(_tell, wrong, abandon_on_cancel=True, limiter=limiter)
+
+    async def _hear(self, source: Source, watches: Watches) -> list[_News] | None:
+        """Everything that happened by the time that things have settled; None: nobody knows what."""
+        news: dict[int, _News] = {}
+        lost = False
+        await trio.lowlevel.wait_readable(watches.fileno())
+        for _ in range(2):
+            changes = watches.read()
+            for change in changes:
+                lost = lost or change.kind is Kind.LOST
+                folder = self._union.watched.folder(source.name, change.watch)
+                if folder is not None:
+                    _add(news.setdefault(folder.number, _News(folder)), change)
+            self._union.watched.count(source.name, changes)
+            await trio.sleep(SETTLE_S)
+        return None if lost else list(news.values())
+
+    async def _judge(self, source: Source, news: list[_News] | None) -> list[Wrong]:
+        if news is None:
+            log.info("source %s: news of changes were lost; everything is looked at anew", source.name)
+            return self._everything(source)
+        found: list[Wrong] = []
+        for item in news:
+            found += await self._judge_folder(item)
+        return list(dict.fromkeys(found))
+
+    async def _judge_folder(self, news: _News) -> list[Wrong]:
+        """What the kernel knows wrongly of one folder, in the light of what is there now."""
+        folder = news.folder
+        renamed = any(kind is Kind.NAMES for kind in news.names.values())
+        found = [Wrong(folder.number, pages=True)] if renamed else [Wrong(folder.number)] if news.itself else []
+        names = list(news.names)
+        for begin in range(0, len(names), _NAMES_AT_ONCE):
+            some = names[begin : begin + _NAMES_AT_ONCE]
+            now = await self._look(folder, some)
+            for name in some:
+                found += self._judge_name(folder, name, now.get(name))
+        return found
+
+    async def _look(self, folder: Node, names: list[str]) -> dict[str, Seen]:
+        """The names as they are now; the cache is told on the way."""
+        try:
+            return await self._union.look_again(folder, names)
+        except OSError as error:
+            log.debug("a changed folder cannot be looked at: %s", error)
+            return {}
+
+    def _judge_name(self, folder: Node, name: str, seen: Seen | None) -> list[Wrong]:
+        if seen is None:
+            return [Wrong(folder.number, name)]
+        found = []
+        if Link(folder.number, name) not in seen.node.links:
+            found.append(Wrong(folder.number, name))  # the kernel may know another file, or none, by this name
+        before = seen.before
+        if before is not None and _attributes_of(before) != _attributes_of(seen.stat):
+            same_bytes = (before.size, before.mtime_ns) == (seen.stat.size, seen.stat.mtime_ns)
+            found.append(Wrong(seen.node.number, pages=not same_bytes))
+        return found
+
+    def _everything(self, source: Source) -> list[Wrong]:
+        """All that the kernel may have been told of this source."""
+        found = []
+        for node in self._union.inodes:
+            keys = self._union.keys(node)
+            if keys and keys[0].source == source.name:
+                found.append(Wrong(node.number, pages=True))
+                found += [Wrong(link.parent, link.name) for link in node.links]
+        return found
+
+
+def _add(news: _News, change: Change) -> None:
+    if change.name:
+        news.names[change.name] = Kind.NAMES if news.names.get(change.name) is Kind.NAMES else change.kind
+        news.itself = news.itself or change.kind is Kind.NAMES
+    else:
+        news.itself = True
+
+
+def _attributes_of(stat: Stat) -> Stat:
+    """Without what changes by reading."""
+    return stat._replace(atime_ns=0)
+
+
+# --- in a thread of the source's own ---------------------------------------------------------------------------------
+
+
+def _tell(wrong: Iterable[Wrong]) -> None:
+    for item in wrong:
+        try:
+            if item.name:
+                pyfuse3.invalidate_entry(item.inode, os.fsencode(item.name))
+            else:
+                pyfuse3.invalidate_inode(item.inode, attr_only=not item.pages)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY):  # not known, or in use: as it is
+                raise
