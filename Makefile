@@ -3,10 +3,11 @@
 
 ARGS ?=
 
-.PHONY: help demo test check format clean setup
+.PHONY: help demo bench test check format clean setup
 
 help:
 	@echo "make demo     see cachefs at work on a sample library; needs nothing"
+	@echo "make bench    how fast cachefs is, beside the native folder and its peers; as root"
 	@echo "make test     run all tests"
 	@echo "make check    format, lint and types, as CI checks them"
 	@echo "make format   mend format and lint where that can be done"
@@ -17,6 +18,11 @@ setup:
 
 demo: setup
 	.venv/bin/python -m tests.demo
+
+# The peers are measured where they are installed; without them, cachefs alone.
+bench: setup
+	@.ci/setup-peers
+	.venv/bin/python -m tests.bench $(ARGS)
 
 test: setup
 	.venv/bin/python -m pytest $(ARGS)

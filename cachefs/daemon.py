@@ -62,7 +62,7 @@ def serve(config: Config) -> int:
     """Mount and serve until stopped; 0 after SIGTERM, SIGINT or an unmount. Raises ``CannotMount``."""
     logs.set_up()
     lifeline.die_with_keeper(os.environ)
-    os.umask(0)  # the kernel has applied the caller's umask already
+    os.umask(0)  # the caller's counts: the kernel has applied it, or fs.caller does
     try:
         trio.run(_Server(config, Lifeline.from_environment(os.environ)).run)
     except CacheError as error:

@@ -2,7 +2,8 @@
 
 New files must belong to the caller from their first moment on; a chown afterwards would leave a window in which they
 are the daemon's, and would lose what a setgid folder or a quota says. Linux keeps the file-system user and groups per
-thread, so the raw system calls are used: glibc's ``setgroups`` would change every thread of the process.
+thread, so the raw system calls are used: glibc's ``setgroups`` would change every thread of the process. The umask can
+be a thread's own too (``has_own_umask``): whether it counts below a default ACL is then for the source to say.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ _CAP_DAC_OVERRIDE = 1
 _CAP_DAC_READ_SEARCH = 2
 _CAPABILITY_VERSION_3 = 0x20080522
 _AM_ROOT = os.geteuid() == 0
+_CLONE_FS = 0x200
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class Caller:
     uid: int
     gid: int
     groups: tuple[int, ...] = ()
+    umask: int = 0
 
 
 class _Header(ctypes.Structure):
@@ -63,6 +67,27 @@ def _set_groups(groups: tuple[int, ...]) -> None:
 
 
 _daemon_groups = tuple(os.getgroups())
+_unshared = threading.local()
+
+
+def has_own_umask() -> bool:
+    """Whether this thread's umask is its own from now on; some sandboxes refuse unshare(2)."""
+    if not hasattr(_unshared, "done"):
+        _unshared.done = _libc.unshare(_CLONE_FS) == 0
+    return bool(_unshared.done)
+
+
+@contextmanager
+def _masking(umask: int) -> Iterator[None]:
+    """Where threads cannot have umasks of their own, the kernel has applied the caller's already (``mounting``)."""
+    if not umask or not has_own_umask():
+        yield
+        return
+    before = os.umask(umask)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @contextmanager
@@ -71,6 +96,12 @@ def acting_as(caller: Caller) -> Iterator[None]:
 
     Without root there is nobody else to be: the kernel lets only the daemon's own user in.
     """
+    with _masking(caller.umask), _owning(caller):
+        yield
+
+
+@contextmanager
+def _owning(caller: Caller) -> Iterator[None]:
     if not _AM_ROOT or (caller.uid == 0 and caller.gid == 0):
         yield
         return

@@ -10,7 +10,8 @@
  *     its read would freeze the whole process.
  *   - INIT: FUSE_PARALLEL_DIROPS, or one slow lookup blocks all others in its folder; a larger max_background, or
  *     fourteen readers of a hung source stall everybody's read-ahead; no FUSE_HANDLE_KILLPRIV, so that the kernel itself
- *     drops set-uid bits when somebody else writes.
+ *     drops set-uid bits when somebody else writes; FUSE_DONT_MASK when channel.py wants it, or the kernel takes the
+ *     umask off new files below a default ACL as well; no limit to read-ahead but the one that mounting.py sets.
  *   - the node id of the latest request, which pyfuse3 does not hand to its statfs handler.
  *   - passthrough (Linux 6.9): INIT asks for it when channel.py wants it, and the reply to OPEN or CREATE names the
  *     backing file that Python has put into the handle: bit 62 of fh marks it, the low 32 bits are the backing id.
@@ -69,6 +70,7 @@ enum {
 	OPCODE_OPEN = 14,
 	OPCODE_INIT = 26,
 	OPCODE_CREATE = 35,
+	FLAG_DONT_MASK = 1 << 6,
 	FLAG_PARALLEL_DIROPS = 1 << 18,
 	FLAG_HANDLE_KILLPRIV = 1 << 19,
 	FLAG_INIT_EXT = 1 << 30,
@@ -77,6 +79,7 @@ enum {
 	OPEN_PASSTHROUGH = 1 << 7,
 	MAX_BACKGROUND = 512, /* the kernel's own default is 12 */
 	CONGESTION_THRESHOLD = 384,
+	MAX_READAHEAD = 1 << 30, /* the kernel takes the smaller of this and the mount's read_ahead_kb */
 	STACK_DEPTH = 1, /* a backing file on a stacked file system (overlayfs) is refused with ELOOP */
 	OPENS = 8192,    /* at most 4096 requests are under way at once (mounting.py) */
 	WINDOW = 64,
@@ -91,6 +94,7 @@ uint32_t cachefs_channel_flags = 0;  /* flags of the INIT reply as sent */
 
 int cachefs_channel_fd = -1;         /* the session's device, for the ioctls on backing files */
 int cachefs_channel_wanted = 0;      /* set before the mount: ask for passthrough if the kernel offers it */
+int cachefs_channel_masking = 0;     /* set before the mount: Python applies the caller's umask */
 int cachefs_channel_passthrough = 0; /* the kernel offered it and was asked for it */
 
 static uint64_t init_unique = 0;
@@ -148,7 +152,10 @@ static void edit_init(struct init_out *reply)
 {
 	if (init_offered & FLAG_PARALLEL_DIROPS)
 		reply->flags |= FLAG_PARALLEL_DIROPS;
+	if (cachefs_channel_masking && init_offered & FLAG_DONT_MASK)
+		reply->flags |= FLAG_DONT_MASK;
 	reply->flags &= ~(uint32_t)FLAG_HANDLE_KILLPRIV;
+	reply->max_readahead = MAX_READAHEAD;
 	reply->max_background = MAX_BACKGROUND;
 	reply->congestion_threshold = CONGESTION_THRESHOLD;
 	if (cachefs_channel_wanted && init_offered2 & FLAG2_PASSTHROUGH) {

@@ -44,6 +44,12 @@ def want_passthrough() -> None:
         ctypes.c_int.in_dll(_library, "cachefs_channel_wanted").value = 1
 
 
+def want_umask() -> None:
+    """Before the mount is made: ask the kernel to leave the umask to us, who know whether a default ACL rules."""
+    if _library is not None:
+        ctypes.c_int.in_dll(_library, "cachefs_channel_masking").value = 1
+
+
 def has_passthrough() -> bool:
     """Whether the kernel offered passthrough and was asked for it; known once the first request was answered."""
     return is_bound() and bool(_value("cachefs_channel_passthrough"))

@@ -12,7 +12,7 @@ import pyfuse3
 import trio
 
 from cachefs.errors import CannotMount
-from cachefs.fs import channel
+from cachefs.fs import caller, channel
 from cachefs.fs.operations import Operations
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,8 @@ async def mounted(operations: Operations, mountpoint: Path, *, for_others: bool)
     if not await trio.to_thread.run_sync(os.path.isdir, mountpoint):
         raise CannotMount(f"the mountpoint {mountpoint} is no folder; run: mkdir -p {mountpoint}")
     channel.want_passthrough()
+    if await trio.to_thread.run_sync(caller.has_own_umask):
+        channel.want_umask()
     options = {"fsname=cachefs", "subtype=cachefs", "default_permissions"}
     if for_others:
         options.add("allow_other")

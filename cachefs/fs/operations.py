@@ -363,4 +363,4 @@ def _caller(ctx: pyfuse3.RequestContext) -> Caller:
         groups = tuple(sorted(pyfuse3.get_sup_groups(ctx.pid)))
     except (OSError, RuntimeError):
         groups = ()
-    return Caller(ctx.uid, ctx.gid, groups)
+    return Caller(ctx.uid, ctx.gid, groups, ctx.umask)

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import stat
+import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -168,6 +169,33 @@ def test_what_an_ordinary_user_makes_is_that_users(files: RealFiles) -> None:
         seen, there = files.stat(name), os.lstat(files.behind / name)
         assert (seen.uid, seen.gid, stat.S_IMODE(seen.mode)) == (ANNA.uid, ANNA.gid, mode), name
         assert (there.st_uid, there.st_gid, stat.S_IMODE(there.st_mode)) == (ANNA.uid, ANNA.gid, mode), name
+
+
+def _default_acl(folder: Path, mode: int) -> None:
+    """What ``setfacl -d -m u::rwx,g::rwx,o::---`` sets. Layout: linux/posix_acl_xattr.h."""
+    entries = ((1, mode >> 6), (4, mode >> 3 & 7), (0x20, mode & 7))
+    nobody = 0xFFFFFFFF
+    text = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", tag, rights & 7, nobody) for tag, rights in entries)
+    os.setxattr(folder, "system.posix_acl_default", text)
+
+
+@ROOT_ONLY
+@pytest.mark.parametrize(("acl", "file", "folder"), [(None, 0o640, 0o750), (0o770, 0o660, 0o770)])
+def test_umask_counts_where_no_default_acl_rules(files: RealFiles, acl: int | None, file: int, folder: int) -> None:
+    files.chmod("", 0o777)
+    if acl is not None:
+        _default_acl(files.behind, acl)
+
+    def makes() -> None:
+        files.close(files.open("file", os.O_WRONLY | os.O_CREAT, 0o666))
+        files.mkdir("folder", 0o777)
+        files.mkfifo("fifo", 0o666)
+        files.symlink("file", "symlink")
+
+    ANNA.does(makes, umask=0o027)
+    for name, mode in (("file", file), ("folder", folder), ("fifo", file), ("symlink", 0o777)):
+        assert stat.S_IMODE(files.stat(name).mode) == mode, name
+        assert stat.S_IMODE(os.lstat(files.behind / name).st_mode) == mode, name
 
 
 @ROOT_ONLY

@@ -1,0 +1,379 @@
+"""What the daemon answers to a person: every wish in words, every refusal with its reason."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trio
+
+from cachefs.cache.populate import Copiers, CopySettings
+from cachefs.cache.store import Limits, Store
+from cachefs.config import PolicyConfig
+from cachefs.engine import DaemonEngine, Parts
+from cachefs.errors import CacheError, PlexError, UserError
+from cachefs.fs.routing import Routing
+from cachefs.fs.union import Union
+from cachefs.model import (
+    CacheEntry,
+    FileKey,
+    Plan,
+    PlannedEviction,
+    Snapshot,
+    SourceName,
+    UnionPath,
+    UserName,
+    Visible,
+)
+from cachefs.planning import PLEX, Planning
+from cachefs.plex.client import Ask, PlexClient, PlexSettings
+from cachefs.status import Counters, HealthRegistry
+from tests.engine.cachekit import ROOMY, begun, limited
+from tests.engine.cachekit import write as write_bytes
+from tests.engine.plankit import MEDIA, MOUNT, copies, key, real, resolver, skips, write
+from tests.standin.plex import StandInPlex, run_stand_in_plex
+from tests.standin.plex_world import Film
+
+HEAT, HEAT_SRT, ALIEN = "Films/Heat/Heat.mkv", "Films/Heat/Heat.srt", "Films/Alien.mkv"
+NOBODY = ("nobody wants it: not playing, on deck, on a watchlist or pinned",)
+
+
+@dataclass(slots=True)
+class Daemon:
+    """The engine over real parts, without a mount and without background tasks: ``plan`` is one turn of planning."""
+
+    engine: DaemonEngine
+    parts: Parts
+    store: Store
+    union: Union
+    planning: Planning
+
+    async def plan(self) -> Plan:
+        """Plan as the task does, and hand over."""
+        self.planning.plan = await self.planning.dry_run()
+        self.parts.copiers.follow(self.planning.plan)
+        return self.planning.plan
+
+    async def partial(self, path: str, copied: int = 4) -> CacheEntry:
+        entry = await begun(self.store, await self.union.stat(self.key(path)))
+        await write_bytes(self.store, entry, b"x" * copied)
+        return entry
+
+    async def cached(self, *paths: str) -> None:
+        for path in paths:
+            entry = await self.partial(path, 10)
+            assert await self.store.publish(entry, await self.union.stat(entry.key))
+
+    def key(self, path: str) -> FileKey:
+        found = self.union.layout.key(UnionPath(path))
+        assert found is not None
+        return found
+
+    def is_cached(self, path: str) -> bool:
+        return self.store.get(self.key(path)) is not None
+
+
+@asynccontextmanager
+async def daemon(
+    tmp_path: Path, *names: str, plex: StandInPlex | None = None, limits: Limits = ROOMY
+) -> AsyncIterator[Daemon]:
+    async with real(tmp_path, *names, limits=limits) as (store, union):
+        settings = PlexSettings(plex.url, plex.token, plex.url, deadline_s=20.0) if plex is not None else None
+        client = PlexClient(settings) if settings is not None else None
+
+        async def ask(pinned: tuple[str, ...]) -> Snapshot:
+            assert client is not None
+            return await client.snapshot(Ask(next_episodes_on_deck=1, pinned=pinned))
+
+        health, counters = HealthRegistry(), Counters()
+        copiers = Copiers(store, union, CopySettings(workers=1))
+        found = resolver(union, sources=names or (MEDIA,))
+        planning = Planning(ask if client else None, found, store, PolicyConfig(), health, copiers.follow)
+        routing = Routing(union, store, counters)
+        parts = Parts(
+            MOUNT, union, store, routing, copiers, planning, client, settings, health, counters, started_at=time.time()
+        )
+        with trio.fail_after(30):
+            yield Daemon(DaemonEngine(parts, lambda: None), parts, store, union, planning)
+
+
+@pytest.fixture
+def media(tmp_path: Path) -> Path:
+    write(tmp_path / MEDIA, HEAT, HEAT_SRT, ALIEN)
+    return tmp_path
+
+
+def targets(daemon: Daemon) -> list[str]:
+    return [pin.target for pin in daemon.engine.pins()]
+
+
+def films(plex: StandInPlex) -> Film:
+    """Two films; returns Heat."""
+    library = plex.add_library("Films", "movie", "/data/Films")
+    plex.add_film(library, "Alien", 1979, f"/data/{ALIEN}", 10)
+    return plex.add_film(library, "Heat", 1995, f"/data/{HEAT}", 10)
+
+
+# --- explain ---------------------------------------------------------------------------------------------------------
+
+
+async def test_explain_a_file_that_nobody_wants(media: Path) -> None:
+    async with daemon(media) as it:
+        await it.plan()
+        told = await it.engine.explain(HEAT)
+    assert (told.path, told.state, told.size, told.on_ssd_bytes) == (HEAT, Visible.SOURCE, 10, 0)
+    assert (told.reasons, told.wanted, told.planned_position) == (NOBODY, False, None)
+
+
+async def test_explain_what_waits_to_be_copied_and_its_place(media: Path) -> None:
+    async with daemon(media) as it:
+        await it.engine.pin("Films")
+        plan = await it.plan()
+        places = {path: (await it.engine.explain(f"{MOUNT}/{path}")).planned_position for path in copies(plan)}
+        told = await it.engine.explain(HEAT)
+    assert sorted(places.values(), key=str) == [1, 2, 3]
+    assert (told.state, told.wanted, told.reasons) == (Visible.SOURCE, True, ("to be copied: pinned",))
+
+
+async def test_explain_what_is_on_the_ssd_asks_no_disk(media: Path) -> None:
+    async with daemon(media) as it:
+        await it.engine.pin(HEAT)
+        await it.cached(HEAT)
+        await it.partial(ALIEN)
+        await it.plan()
+        for source in it.union.sources.values():
+            source.close()  # whoever asks now fails
+        cached, partial = await it.engine.explain(HEAT), await it.engine.explain(ALIEN)
+    assert (cached.state, cached.on_ssd_bytes, cached.wanted) == (Visible.CACHED, 10, True)
+    assert cached.reasons == ("because", "pinned")
+    assert (partial.state, partial.size, partial.on_ssd_bytes, partial.wanted) == (Visible.PARTIAL, 10, 4, False)
+
+
+async def test_explain_why_there_is_no_room(media: Path) -> None:
+    async with daemon(media, limits=limited(5)) as it:
+        await it.engine.pin(ALIEN)
+        await it.plan()
+        told = await it.engine.explain(ALIEN)
+    assert told.reasons == ("not copied: needs 10 B, only 5 B can be freed for it",)
+    assert not told.wanted
+
+
+async def test_explain_what_is_to_be_evicted(media: Path) -> None:
+    async with daemon(media) as it:
+        await it.cached(HEAT)
+        it.planning.plan = Plan(1.0, evictions=(PlannedEviction(key(HEAT), 10, "watched by Anna", False),))
+        told = await it.engine.explain(HEAT)
+    assert told.reasons == ("because", "to be evicted: watched by Anna")
+
+
+async def test_explain_why_a_session_does_not_count_yet(media: Path) -> None:
+    with run_stand_in_plex() as plex:
+        films(plex)
+        library = plex.add_library("More", "movie", "/data/Films")
+        plex.play(None, plex.add_film(library, "Ronin", 1998, f"/data/{HEAT}", 10))
+        async with daemon(media, plex=plex) as it:
+            await it.plan()
+            [reason] = (await it.engine.explain(HEAT)).reasons
+    assert reason.startswith("not copied: owner has been watching for ")
+    assert "it counts after 30s" in reason
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Films/Nothing.mkv", "Films/Nothing.mkv: No such file or directory"),
+        ("Films", "Films: not a regular file"),
+        ("", "name a file or folder below /mnt/cachefs"),
+        ("../etc/passwd", "../etc/passwd is not below the mount /mnt/cachefs"),
+        ("/etc/passwd", "/etc/passwd is not below the mount /mnt/cachefs"),
+        ("x" * 300, "File name too long"),
+        ("a\0b", "name a file or folder below /mnt/cachefs"),
+    ],
+)
+async def test_what_is_no_file_of_the_mount_is_refused_in_words(media: Path, text: str, said: str) -> None:
+    async with daemon(media) as it:
+        for act in (it.engine.explain, it.engine.copy):
+            with pytest.raises(UserError) as raised:
+                await act(text)
+            assert said in str(raised.value)
+
+
+async def test_the_root_of_several_sources_is_no_file(tmp_path: Path) -> None:
+    async with daemon(tmp_path, "A", "B") as it:
+        with pytest.raises(UserError, match="is the mount's root; name a file below it"):
+            await it.engine.explain(str(MOUNT))
+        with pytest.raises(UserError, match="the first folder below the mount is one of A, B"):
+            await it.engine.explain("C/x.mkv")
+
+
+# --- pins ------------------------------------------------------------------------------------------------------------
+
+
+async def test_pin_a_file_a_folder_and_the_root_by_any_of_their_names(media: Path) -> None:
+    async with daemon(media) as it:
+        for text in (HEAT, f"{MOUNT}/Films/", "./Films/Heat", str(MOUNT)):
+            await it.engine.pin(text)
+        assert targets(it) == [HEAT, "Films", "Films/Heat", ""]
+        assert set(copies(await it.plan())) == {HEAT, HEAT_SRT, ALIEN}
+        for text in (f"{MOUNT}/{HEAT}", "Films/", "Films//Heat", "."):
+            assert await it.engine.unpin(text)
+        assert targets(it) == []
+        assert copies(await it.plan()) == {}
+
+
+async def test_unpin_of_a_path_leaves_others_that_differ_in_capitals(media: Path) -> None:
+    write(media / MEDIA, "films/heat.mkv")
+    async with daemon(media) as it:
+        await it.engine.pin("Films")
+        await it.engine.pin("films")
+        assert await it.engine.unpin("films")
+        assert targets(it) == ["Films"]
+
+
+async def test_pins_of_several_sources(tmp_path: Path) -> None:
+    write(tmp_path / "A", "1.mkv")
+    write(tmp_path / "B", "2.mkv")
+    async with daemon(tmp_path, "A", "B") as it:
+        await it.engine.pin("A")
+        assert set(copies(await it.plan())) == {"1.mkv"}
+        await it.engine.pin(str(MOUNT))
+        plan = await it.plan()
+        assert {copy.key for copy in plan.copies} == {key("1.mkv", "A"), key("2.mkv", "B")}
+
+
+async def test_a_pin_outlives_the_daemon(media: Path) -> None:
+    async with daemon(media) as it:
+        await it.engine.pin(HEAT)
+    async with daemon(media) as it:
+        assert targets(it) == [HEAT]
+        assert set(copies(await it.plan())) == {HEAT, HEAT_SRT}
+
+
+@pytest.mark.parametrize("text", ["heat", "Heat (1995)", "HEAT (1995)"])
+async def test_pin_a_title_and_let_it_go_with_and_without_its_year(media: Path, text: str) -> None:
+    with run_stand_in_plex() as plex:
+        films(plex)
+        async with daemon(media, plex=plex) as it:
+            pin = await it.engine.pin("Heat")
+            assert pin.target == "Heat (1995)"
+            plan = await it.plan()
+            assert set(copies(plan)) == {HEAT, HEAT_SRT}
+            assert "Heat (1995): pinned" in copies(plan)[HEAT]
+            plex.stop_server()
+            assert await it.engine.unpin(text)
+            assert targets(it) == []
+
+
+async def test_what_is_neither_a_path_nor_a_title_cannot_be_pinned(media: Path) -> None:
+    with run_stand_in_plex() as plex:
+        films(plex)
+        async with daemon(media, plex=plex) as it:
+            with pytest.raises(UserError, match="neither a file or folder in the mount nor a title in Plex"):
+                await it.engine.pin("Ronin")
+            assert not await it.engine.unpin("Ronin")
+            plex.stop_server()
+            with pytest.raises(PlexError):
+                await it.engine.pin("Heat")
+    async with daemon(media) as it:
+        with pytest.raises(UserError, match="no Plex is configured to look for a title"):
+            await it.engine.pin("Heat")
+        assert not await it.engine.unpin("Heat")
+
+
+async def test_a_title_that_plex_has_twice_is_asked_for_in_full(media: Path) -> None:
+    with run_stand_in_plex() as plex:
+        films(plex)
+        plex.add_film(plex.add_library("More", "movie", "/data/More"), "Heat", 1986, "/data/More/x.mkv", 10)
+        async with daemon(media, plex=plex) as it:
+            with pytest.raises(UserError, match=r"several such titles: Heat \(1995\) \(movie\), Heat \(1986\)"):
+                await it.engine.pin("heat")
+            assert (await it.engine.pin("Heat (1986)")).target == "Heat (1986)"
+
+
+async def test_a_pin_that_the_ssd_does_not_take_is_said(media: Path) -> None:
+    async with daemon(media) as it:
+        await it.store._shelf.ledger.close()
+        with pytest.raises(CacheError):
+            await it.engine.pin(HEAT)
+        assert targets(it) == []
+
+
+# --- evict and copy --------------------------------------------------------------------------------------------------
+
+
+async def test_evict_a_folder_and_hold_it_back(media: Path) -> None:
+    with run_stand_in_plex() as plex:
+        heat = films(plex)
+        plex.on_deck(None, heat)
+        async with daemon(media, plex=plex) as it:
+            await it.cached(HEAT, HEAT_SRT, ALIEN)
+            assert set(await it.engine.evict("Films/Heat")) == {key(HEAT), key(HEAT_SRT)}
+            assert [it.is_cached(path) for path in (HEAT, HEAT_SRT, ALIEN)] == [False, False, True]
+            plan = await it.plan()
+            assert copies(plan) == {}
+            assert "you evicted it" in skips(plan)[HEAT]
+            assert "cachefs copy brings it back" in (await it.engine.explain(HEAT)).reasons[0]
+            await it.engine.copy(HEAT)
+            assert copies(it.planning.plan) == {HEAT: "asked for with cachefs copy"}
+
+
+async def test_evict_does_not_take_a_folder_for_one_whose_name_it_begins(media: Path) -> None:
+    write(media / MEDIA, "Films 2/x.mkv")
+    async with daemon(media) as it:
+        await it.cached("Films 2/x.mkv")
+        with pytest.raises(UserError, match="Films: nothing of it is cached"):
+            await it.engine.evict("Films")
+
+
+async def test_pinned_files_are_not_evicted_by_hand(media: Path) -> None:
+    async with daemon(media) as it:
+        await it.cached(HEAT, HEAT_SRT, ALIEN)
+        await it.engine.pin(HEAT)
+        await it.plan()
+        with pytest.raises(UserError, match="is pinned; unpin it first"):
+            await it.engine.evict("Films/Heat")
+        assert await it.engine.evict(str(MOUNT)) == (key(ALIEN),)
+        await it.engine.unpin(HEAT)
+        await it.plan()
+        assert set(await it.engine.evict(HEAT)) == {key(HEAT)}
+
+
+async def test_copy_now_says_when_there_is_no_room(media: Path) -> None:
+    async with daemon(media, limits=limited(5)) as it:
+        with pytest.raises(UserError, match="needs 10 B, only 5 B can be freed for it"):
+            await it.engine.copy(HEAT)
+
+
+async def test_copy_of_what_is_cached_is_fine(media: Path) -> None:
+    async with daemon(media) as it:
+        await it.cached(HEAT)
+        assert await it.engine.copy(HEAT) == key(HEAT)
+        assert (await it.engine.explain(HEAT)).reasons == ("because", "asked for with cachefs copy")
+
+
+# --- status ----------------------------------------------------------------------------------------------------------
+
+
+async def test_status_counts_what_there_is(media: Path) -> None:
+    with run_stand_in_plex() as plex:
+        heat = films(plex)
+        plex.play(None, heat)
+        async with daemon(media, plex=plex) as it:
+            await it.cached(HEAT, HEAT_SRT)
+            await it.partial(ALIEN)
+            it.parts.counters.add_cache_read(7)
+            await it.plan()
+            status = it.engine.status()
+            assert [entry.key for entry in it.engine.entries()] == [key(HEAT), key(HEAT_SRT), key(ALIEN)]
+    assert (status.entries_cached, status.entries_copying, status.space.used_bytes) == (2, 1, 30)
+    assert (status.plex.name, status.plex.problem, status.plex_url) == (PLEX, "", plex.url)
+    assert [session.title for session in status.sessions] == ["Heat (1995)"]
+    assert [report.user for report in status.users] == [UserName("owner")]
+    assert [(source.name, source.online) for source in status.sources] == [(SourceName(MEDIA), True)]
+    assert (status.reads.cache_reads, status.reads.cache_bytes) == (1, 7)
+    assert status.notes[0].endswith("is /Films of the mount")
+    assert status.mountpoint == str(MOUNT)
