@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import pyfuse3
 import trio
 
-from cachefs.fs.inodes import Link, Node
+from cachefs.fs.inodes import Node
 from cachefs.fs.source import Source
 from cachefs.fs.stat import Stat
 from cachefs.fs.union import Seen, Union
@@ -114,7 +114,7 @@ class Behind:
         if seen is None:
             return [Wrong(folder.number, name)]
         found = []
-        if Link(folder.number, name) not in seen.node.links:
+        if not seen.named:
             found.append(Wrong(folder.number, name))  # the kernel may know another file, or none, by this name
         before = seen.before
         if before is not None and _attributes_of(before) != _attributes_of(seen.stat):

@@ -51,10 +51,13 @@ class Source:
     ``root`` is opened before the mount is made, so that the source stays reachable when it is mounted over in place.
     """
 
-    def __init__(self, name: SourceName, path: str, *, timeout_s: float, ttl_s: float) -> None:
+    def __init__(
+        self, name: SourceName, path: str, *, timeout_s: float, ttl_s: float, watch_changes: bool = True
+    ) -> None:
         self.name = name
         self.path = path
         self.ttl_s = ttl_s
+        self._watch_changes = watch_changes
         self._timeout_s = timeout_s
         self._descriptor: Descriptor | None = None
         self._folders: Folders | None = None
@@ -94,6 +97,8 @@ class Source:
 
     def watch(self) -> None:
         """Make it possible to watch folders of this source: some of it is local."""
+        if not self._watch_changes:
+            return
         try:
             self.watches = Watches(self.name)
         except OSError as error:

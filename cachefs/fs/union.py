@@ -71,11 +71,13 @@ class NotThere(FileNotFoundError):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A file as it is now, and as it was known before (None: the kernel does not know it)."""
+    """A file as it is now, and as it was known before (None: the kernel does not know it). ``named``: the kernel knew
+    it by this name."""
 
     node: Node
-    before: Stat | None
     stat: Stat
+    before: Stat | None
+    named: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,16 +351,18 @@ class Union:
         has nothing. Tells the witness."""
         place = self.place(folder)
         children = await place.source.call(reach.stat_names, place.ref, names)
-        before = {child.name: self._seen_before(place.source, child.stat) for child in children}
+        before = {child.name: self._known_before(place.source, child, folder) for child in children}
         found = await self._found_all(place.source, children, folder, steady=False)
         for name in set(names) - set(found):
             await self._missing(place.source, self.child_key(folder, name))
-        return {name: Seen(item.node, before[name], item.stat) for name, item in found.items()}
+        return {name: Seen(item.node, item.stat, *before[name]) for name, item in found.items()}
 
-    def _seen_before(self, source: Source, now: Stat) -> Stat | None:
-        device = self._devices.get((source.name, now.dev))
-        node = self.inodes.get(number_of(device.tag, now.ino)) if device is not None else None
-        return node.seen if node is not None else None
+    def _known_before(self, source: Source, child: Child, folder: Node) -> tuple[Stat | None, bool]:
+        device = self._devices.get((source.name, child.stat.dev))
+        node = self.inodes.get(number_of(device.tag, child.stat.ino)) if device is not None else None
+        if node is None:
+            return None, False
+        return node.seen, Link(folder.number, child.name) in node.links
 
     async def let_go(self, node: Node) -> None:
         """The kernel has forgotten the node: close what was held for it."""

@@ -45,7 +45,7 @@ class GatedSource(Source):
     """A source that notes what it is asked, and whose threads stop at ``gate`` before they do it."""
 
     def __init__(self, name: SourceName, path: str, *, timeout_s: float, ttl_s: float) -> None:
-        super().__init__(name, path, timeout_s=timeout_s, ttl_s=ttl_s)
+        super().__init__(name, path, timeout_s=timeout_s, ttl_s=ttl_s, watch_changes=False)
         self.asked: list[str] = []
         self.gate: Callable[[str], object] = _open_gate
 

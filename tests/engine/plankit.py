@@ -293,7 +293,7 @@ async def real(tmp_path: Path, *names: str, limits: Limits = ROOMY) -> AsyncIter
         folder.mkdir(exist_ok=True)
     paths = {name: str(folder) for name, folder in folders.items()}
     async with open_store(tmp_path / "ssd", limits, paths) as store:
-        sources = [Source(name, path, timeout_s=20.0, ttl_s=5.0) for name, path in paths.items()]
+        sources = [Source(name, path, timeout_s=20.0, ttl_s=5.0, watch_changes=False) for name, path in paths.items()]
         union = Union(sources, Layout(tuple(folders)), store, store.device_tag)
         await union.open_sources()
         try:

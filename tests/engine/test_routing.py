@@ -678,7 +678,7 @@ async def test_a_root_that_has_become_empty_is_an_error_for_listing_and_lookup(f
     assert (await fs.union.listing(root, 9)).names == ["a"]
     (fs.folder / "a").unlink()
     with pytest.raises(OSError, match="empty"):
-        (await fs.union.listing(root, 9)).names
+        await fs.union.listing(root, 9)
     with pytest.raises(OSError, match="empty"):
         await fs.union.lookup(root, "a")
     (fs.folder / "b").write_bytes(b"back")

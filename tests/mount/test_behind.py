@@ -1,0 +1,164 @@
+"""What changes behind the mount is seen through it: at once on a local source, within the TTL on any other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.mount.lives import wait_until
+from tests.standin.running import RunningCachefs
+from tests.standin.slowdisk_control import SlowDisk
+
+SEEN_WITHIN_S = 2.0
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A local source with a folder and a file, both known to the kernel for long by the time of the test."""
+    folder = tmp_path / "source"
+    (folder / "Show").mkdir(parents=True)
+    (folder / "Show" / "S01E01.mkv").write_bytes(b"first")
+    (folder / "film.mkv").write_bytes(b"film")
+    return folder
+
+
+@pytest.fixture
+def mounted(
+    source: Path, tmp_path: Path, start_mount: Callable[[dict[str, Any]], RunningCachefs]
+) -> RunningCachefs:
+    for name in ("ssd", "mount"):
+        (tmp_path / name).mkdir()
+    settings = {
+        "mountpoint": str(tmp_path / "mount"),
+        "sources": [{"path": str(source), "ttl": "1h"}],
+        "cache": {"path": str(tmp_path / "ssd"), "min_free": "1MiB"},
+        "control": {"socket": str(tmp_path / "control")},
+    }
+    running = start_mount(settings)
+    walk(running.mountpoint)
+    return running
+
+
+def walk(folder: Path) -> list[str]:
+    """All names, as ``find`` tells them, each file looked at."""
+    found = []
+    for where, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            os.stat(os.path.join(where, name))
+            found.append(os.path.relpath(os.path.join(where, name), folder))
+    return sorted(found)
+
+
+def seen(running: RunningCachefs, condition: Callable[[], bool], what: str) -> None:
+    wait_until(running, condition, what, SEEN_WITHIN_S)
+
+
+def test_a_new_file_is_listed_and_read(mounted: RunningCachefs, source: Path) -> None:
+    new = mounted.mountpoint / "Show" / "S01E02.mkv"
+    assert not new.exists()  # the kernel remembers that, too
+    (source / "Show" / "S01E02.mkv").write_bytes(b"second")
+    seen(mounted, new.exists, "the new file is there")
+    seen(mounted, lambda: "Show/S01E02.mkv" in walk(mounted.mountpoint), "the new file is listed")
+    assert new.read_bytes() == b"second"
+
+
+def test_a_changed_file_has_its_new_size_and_bytes(mounted: RunningCachefs, source: Path) -> None:
+    film = mounted.mountpoint / "film.mkv"
+    assert film.read_bytes() == b"film"
+    with film.open("rb") as opened:
+        (source / "film.mkv").write_bytes(b"another film")
+        seen(mounted, lambda: os.fstat(opened.fileno()).st_size == 12, "an open handle sees the new size")
+        assert opened.read() == b"another film"
+    assert film.read_bytes() == b"another film"
+
+
+def test_a_replaced_file_is_the_new_one(mounted: RunningCachefs, source: Path) -> None:
+    film = mounted.mountpoint / "film.mkv"
+    before = film.stat()
+    (source / "new").write_bytes(b"mlif")
+    os.utime(source / "new", ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.replace(source / "new", source / "film.mkv")
+    seen(mounted, lambda: film.stat().st_ino != before.st_ino, "the file has another number")
+    assert film.read_bytes() == b"mlif"
+
+
+def test_a_removed_file_is_gone(mounted: RunningCachefs, source: Path) -> None:
+    (source / "film.mkv").unlink()
+    seen(mounted, lambda: not (mounted.mountpoint / "film.mkv").exists(), "the file is gone")
+    assert walk(mounted.mountpoint) == ["Show", "Show/S01E01.mkv"]
+
+
+def test_a_renamed_folder_is_found_by_its_new_name_only(mounted: RunningCachefs, source: Path) -> None:
+    (source / "Show").rename(source / "Series")
+    seen(mounted, lambda: not (mounted.mountpoint / "Show").exists(), "the old name is gone")
+    assert walk(mounted.mountpoint) == ["Series", "Series/S01E01.mkv", "film.mkv"]
+    (source / "Series" / "S01E02.mkv").write_bytes(b"second")
+    seen(mounted, (mounted.mountpoint / "Series" / "S01E02.mkv").exists, "it is still watched")
+
+
+def test_rights_and_times_follow(mounted: RunningCachefs, source: Path) -> None:
+    os.chmod(source / "film.mkv", 0o600)
+    os.utime(source / "film.mkv", (1, 1))
+    film = mounted.mountpoint / "film.mkv"
+    seen(mounted, lambda: film.stat().st_mode & 0o777 == 0o600 and film.stat().st_mtime == 1, "mode and time")
+
+
+def test_a_cached_copy_of_a_replaced_file_is_served_no_more(mounted: RunningCachefs, source: Path) -> None:
+    film = mounted.mountpoint / "film.mkv"
+    assert mounted.run("copy", "film.mkv").returncode == 0
+    assert film.read_bytes() == b"film"
+    (source / "new").write_bytes(b"mlif")
+    os.replace(source / "new", source / "film.mkv")
+    seen(mounted, lambda: film.read_bytes() == b"mlif", "the new bytes")
+    assert os.getxattr(film, "user.cachefs.state") == b"source"
+
+
+def test_lost_events_make_everything_be_looked_at_anew(mounted: RunningCachefs, source: Path) -> None:
+    limit = Path("/proc/sys/fs/inotify/max_queued_events")
+    os.kill(_server_of(mounted), signal.SIGSTOP)  # it cannot hear
+    try:
+        (source / "film.mkv").unlink()
+        for number in range(int(limit.read_text()) + 100):
+            name = source / "Show" / f"many{number % 500}"
+            name.touch()
+            name.unlink()
+        (source / "Show" / "S01E02.mkv").write_bytes(b"second")
+    finally:
+        os.kill(_server_of(mounted), signal.SIGCONT)
+    wait_until(mounted, lambda: walk(mounted.mountpoint) == ["Show", "Show/S01E01.mkv", "Show/S01E02.mkv"], "all", 10)
+
+
+def test_what_a_scan_has_seen_is_not_asked_again(mounted: RunningCachefs, source: Path) -> None:
+    """The folder is taken away from under the names: the kernel must be able to do without the daemon."""
+    before = walk(mounted.mountpoint)
+    os.kill(_server_of(mounted), signal.SIGSTOP)
+    try:
+        look = "import os, sys; [os.stat(path) for path in sys.argv[1:]]"
+        command = [sys.executable, "-c", look, *(os.fspath(mounted.mountpoint / name) for name in before)]
+        looking = subprocess.run(command, timeout=10, check=False)
+        assert looking.returncode == 0
+    finally:
+        os.kill(_server_of(mounted), signal.SIGCONT)
+
+
+def _server_of(running: RunningCachefs) -> int:
+    children = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text().split()
+    return int(children[0])
+
+
+def test_a_source_that_cannot_be_watched_is_asked_after_its_ttl(
+    cachefs_settings: dict[str, Any], slow_disk: SlowDisk, start_mount: Callable[[dict[str, Any]], RunningCachefs]
+) -> None:
+    cachefs_settings["sources"][0]["ttl"] = "500ms"
+    (slow_disk.backing / "film.mkv").write_bytes(b"film")
+    running = start_mount(cachefs_settings)
+    assert walk(running.mountpoint) == ["film.mkv"]
+    (slow_disk.backing / "film.mkv").rename(slow_disk.backing / "movie.mkv")
+    seen(running, lambda: walk(running.mountpoint) == ["movie.mkv"], "the new name")
