@@ -13,6 +13,7 @@ import errno
 import fcntl
 import logging
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -104,10 +105,19 @@ def open_again(descriptor: Descriptor) -> Descriptor:
 def write_both(home: Descriptor, mirror: Descriptor, data: bytes, offset: int) -> None:
     """Write to the source, then to the backing file at the place where the source took it (O_APPEND moves it)."""
     with home.use() as to_home, mirror.use() as to_mirror:
+        _drop_set_id(to_home)
         if fcntl.fcntl(to_home, fcntl.F_GETFL) & os.O_APPEND:
             offset = os.fstat(to_home).st_size
         write_at(to_home, data, offset)
         write_at(to_mirror, data, offset)
+
+
+def _drop_set_id(number: int) -> None:
+    """Before somebody writes: on direct I/O the kernel leaves it to us (fuse_direct_write_iter(), fs/fuse/file.c)."""
+    mode = os.fstat(number).st_mode
+    dropped = mode & (stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
+    if dropped:
+        os.fchmod(number, stat.S_IMODE(mode & ~dropped))
 
 
 def write_at(number: int, data: bytes, offset: int) -> None:

@@ -264,6 +264,26 @@ def test_a_write_by_another_user_takes_the_set_uid_bit_away(files: RealFiles) ->
 
 
 @ROOT_ONLY
+def test_it_does_so_while_the_kernel_reads_the_cached_file() -> None:
+    with mounted("Media") as (running, base):
+        program = running.mountpoint / "program"
+        (base / "Media" / "program").write_bytes(b"good")
+        program.chmod(0o6777)
+        assert running.run("copy", "program").returncode == 0
+
+        def overwrite() -> None:
+            handle = os.open(program, os.O_WRONLY)
+            assert os.pwrite(handle, b"evil", 0) == 4
+            os.close(handle)
+
+        with program.open("rb", buffering=0) as reader:
+            assert running.status().reads.kernel_opens == 1
+            ANNA.does(overwrite)
+            assert reader.read(4) == b"evil"
+        assert stat.S_IMODE((base / "Media" / "program").stat().st_mode) == 0o777
+
+
+@ROOT_ONLY
 def test_a_user_may_hand_a_file_to_an_own_group_only(files: RealFiles) -> None:
     files.chmod("", 0o777)
 
