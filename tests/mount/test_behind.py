@@ -30,9 +30,7 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def mounted(
-    source: Path, tmp_path: Path, start_mount: Callable[[dict[str, Any]], RunningCachefs]
-) -> RunningCachefs:
+def mounted(source: Path, tmp_path: Path, start_mount: Callable[[dict[str, Any]], RunningCachefs]) -> RunningCachefs:
     for name in ("ssd", "mount"):
         (tmp_path / name).mkdir()
     settings = {
@@ -138,6 +136,8 @@ def test_lost_events_make_everything_be_looked_at_anew(mounted: RunningCachefs, 
 def test_what_a_scan_has_seen_is_not_asked_again(mounted: RunningCachefs, source: Path) -> None:
     """The folder is taken away from under the names: the kernel must be able to do without the daemon."""
     before = walk(mounted.mountpoint)
+    for name in before:
+        os.stat(mounted.mountpoint / name)  # reading a folder made the kernel forget when it was last read
     os.kill(_server_of(mounted), signal.SIGSTOP)
     try:
         look = "import os, sys; [os.stat(path) for path in sys.argv[1:]]"
