@@ -11,7 +11,6 @@ from html import escape
 
 from tests.bench.figures import Figure
 from tests.bench.report import Report, Row, as_ratio
-from tests.bench.works import Kind
 
 WIDTH, ROW, LEFT, RIGHT, TOP, BOTTOM = 900, 30, 220, 40, 96, 48
 LOWEST, HIGHEST = 0.001, 1.6
@@ -24,10 +23,10 @@ svg { font: 13px system-ui, sans-serif; }
 .band { fill: #f6f8fa; } .native { stroke: #1f2328; } .range { stroke-width: 2; opacity: .45; }
 .s0 { fill: #0550ae; stroke: #0550ae; } .s1 { fill: #bc4c00; stroke: #bc4c00; } .s2 { fill: #6e7781; stroke: #6e7781; }
 .s3 { fill: #8250df; stroke: #8250df; } .s4 { fill: #1a7f37; stroke: #1a7f37; } .s5 { fill: #bf3989; stroke: #bf3989; }
-.target { fill: none; stroke: #1f2328; stroke-width: 1.5; }
+.target { fill: none; stroke-width: 2; }
 @media (prefers-color-scheme: dark) {
 .page { fill: #0d1117; } .text { fill: #e6edf3; } .dim { fill: #9198a1; } .grid { stroke: #30363d; }
-.band { fill: #151b23; } .native { stroke: #e6edf3; } .target { stroke: #e6edf3; }
+.band { fill: #151b23; } .native { stroke: #e6edf3; }
 .s0 { fill: #58a6ff; stroke: #58a6ff; } .s1 { fill: #f0883e; stroke: #f0883e; } .s2 { fill: #9198a1; stroke: #9198a1; }
 .s3 { fill: #bc8cff; stroke: #bc8cff; } .s4 { fill: #3fb950; stroke: #3fb950; } .s5 { fill: #f778ba; stroke: #f778ba; }
 }
@@ -69,7 +68,9 @@ def _legend(systems: Sequence[str]) -> list[str]:
     for number, title in enumerate(systems):
         parts += [_shape(number, x, 56), f'<text class="text" x="{x + 12:g}" y="60">{escape(title)}</text>']
         x += 38 + 7.2 * len(title)
-    parts.append(f'<path class="target" d="M{x:g} 49v14"/><text class="text" x="{x + 10:g}" y="60">target</text>')
+    parts.append(
+        f'<path class="native target" d="M{x:g} 48v16"/><text class="text" x="{x + 10:g}" y="60">target</text>'
+    )
     return parts
 
 
@@ -96,9 +97,10 @@ def _scale(height: int) -> list[str]:
 def _row(report: Report, row: Row, y: float) -> list[str]:
     """The spread of the rounds as a bar, the median as a mark; the peers first, so that cachefs lies on top."""
     parts = [f'<text class="text" x="20" y="{y + 4:g}">{escape(row.line.title)}</text>']
-    for kind, target in row.line.targets.items():
-        lift = -3 if kind is Kind.CACHED else 3
-        parts.append(f'<path class="target" d="M{x_of(target)} {y - 9 + lift:g}v12"/>')
+    for number, system in enumerate(report.compared):
+        target = row.line.targets.get(system.kind)
+        if target is not None:
+            parts.append(f'<path class="s{number % STYLES} target" d="M{x_of(target)} {y - 12:g}v24"/>')
     for number, (system, figure) in reversed([*enumerate(zip(report.compared, row.ratios, strict=True))]):
         if figure is not None:
             parts += _mark(number, system.title, figure, y)
