@@ -73,6 +73,7 @@ class Changes:
         seen = await self._routing.change(
             place.source, targets, _make, place.ref, name, caller, maker, cause=DropCause.CHANGED
         )
+        self._union.watched.touched(parent)
         return await self._union.found(place.source, Child(name, seen), parent)
 
     async def create(self, parent: Node, name: str, flags: int, mode: int, caller: Caller) -> tuple[Found, Opened]:
@@ -81,6 +82,7 @@ class Changes:
         opened = await self._routing.change(
             place.source, targets, _create, place.ref, name, flags, mode, caller, cause=DropCause.CHANGED
         )
+        self._union.watched.touched(parent)
         return await self._union.found(place.source, Child(name, opened.stat), parent), opened
 
     async def link(self, node: Node, parent: Node, name: str) -> Found:
@@ -93,6 +95,7 @@ class Changes:
         seen = await self._routing.change(
             place.source, both, _link, target.ref, place.ref, name, cause=DropCause.CHANGED
         )
+        self._union.watched.touched(parent)
         found = await self._union.found(place.source, Child(name, seen), parent)
         self._routing.names_changed()
         return found
@@ -112,6 +115,7 @@ class Changes:
         removed = await self._routing.change(
             place.source, targets, _remove, place.ref, name, remove, cause=DropCause.GONE
         )
+        self._union.watched.touched(parent)
         if removed.emptied_root:
             self._union.emptied(place.source)
         await self._lost_name(place, removed, Link(parent.number, name))
@@ -137,6 +141,8 @@ class Changes:
         moved = await self._routing.change(
             place.source, _both(targets, new_targets), carry_out, step, cause=DropCause.CHANGED
         )
+        self._union.watched.touched(old_parent)
+        self._union.watched.touched(new_parent)
         old_link, new_link = Link(old_parent.number, old), Link(new_parent.number, new)
         node = self._union.known(place.source, moved.stat)
         if node is not None:

@@ -16,6 +16,8 @@
  *   - passthrough (Linux 6.9): INIT asks for it when channel.py wants it, and the reply to OPEN or CREATE names the
  *     backing file that Python has put into the handle: bit 62 of fh marks it, the low 32 bits are the backing id.
  *     The kernel then serves that handle's reads and mmaps from the backing file; the handle keeps its number.
+ *   - folders whose changes are watched: bit 61 of fh in the reply to OPENDIR lets the kernel keep the listing, bit 60
+ *     says that the one it has is still right.
  */
 
 #define _GNU_SOURCE
@@ -69,6 +71,7 @@ struct open_out {
 enum {
 	OPCODE_OPEN = 14,
 	OPCODE_INIT = 26,
+	OPCODE_OPENDIR = 27,
 	OPCODE_CREATE = 35,
 	FLAG_DONT_MASK = 1 << 6,
 	FLAG_PARALLEL_DIROPS = 1 << 18,
@@ -76,6 +79,7 @@ enum {
 	FLAG_INIT_EXT = 1 << 30,
 	FLAG2_PASSTHROUGH = 1 << (37 - 32),
 	OPEN_KEEP_CACHE = 1 << 1,
+	OPEN_CACHE_DIR = 1 << 3,
 	OPEN_PASSTHROUGH = 1 << 7,
 	MAX_BACKGROUND = 512, /* the kernel's own default is 12 */
 	CONGESTION_THRESHOLD = 384,
@@ -86,6 +90,8 @@ enum {
 };
 
 #define HANDLE_MARK ((uint64_t)1 << 62)
+#define CACHE_FOLDER_MARK ((uint64_t)1 << 61)
+#define KEEP_FOLDER_MARK ((uint64_t)1 << 60)
 
 /* For channel.py. */
 int cachefs_channel_bound = 0;       /* fuse_session_mount was ours, and the session runs over our read and writev */
@@ -142,7 +148,8 @@ static ssize_t channel_read(int fd, void *buffer, size_t size, void *userdata)
 		init_offered = (size_t)done >= sizeof(*header) + offsetof(struct init_in, flags2) ? offer->flags : 0;
 		if (init_offered & FLAG_INIT_EXT && (size_t)done >= sizeof(*header) + sizeof(*offer))
 			init_offered2 = offer->flags2;
-	} else if (header->opcode == OPCODE_OPEN || header->opcode == OPCODE_CREATE) {
+	} else if (header->opcode == OPCODE_OPEN || header->opcode == OPCODE_CREATE ||
+		   header->opcode == OPCODE_OPENDIR) {
 		note_open(header->unique);
 	}
 	return done;
@@ -180,8 +187,10 @@ static ssize_t write_open(int fd, struct iovec *parts)
 	if (reply.fh & HANDLE_MARK) {
 		reply.open_flags = (reply.open_flags & ~(uint32_t)OPEN_KEEP_CACHE) | OPEN_PASSTHROUGH;
 		reply.backing_id = (int32_t)(reply.fh & 0xffffffff);
-		memcpy(payload + size - sizeof(reply), &reply, sizeof(reply));
+	} else if (reply.fh & CACHE_FOLDER_MARK) {
+		reply.open_flags |= OPEN_CACHE_DIR | (reply.fh & KEEP_FOLDER_MARK ? OPEN_KEEP_CACHE : 0);
 	}
+	memcpy(payload + size - sizeof(reply), &reply, sizeof(reply));
 	struct iovec edited[2] = {parts[0], {.iov_base = payload, .iov_len = size}};
 	return writev(fd, edited, 2);
 }

@@ -16,6 +16,8 @@ _OBJECT = "cachefs.fs._channel"
 _BACKING_OPEN = 0x4010E501
 _BACKING_CLOSE = 0x4004E502
 _HANDLE_MARK = 1 << 62
+_CACHE_FOLDER_MARK = 1 << 61
+_KEEP_FOLDER_MARK = 1 << 60
 """As in channel.c."""
 
 
@@ -58,6 +60,11 @@ def has_passthrough() -> bool:
 def marked(handle: int, backing_id: int) -> int:
     """The handle that makes the kernel serve it from a backing file. ``handle`` is below 2**30."""
     return _HANDLE_MARK | handle << 32 | backing_id
+
+
+def marked_folder(handle: int, *, keep: bool) -> int:
+    """The handle of a folder whose listing the kernel may keep; ``keep``: the one it has is still right."""
+    return _CACHE_FOLDER_MARK | (_KEEP_FOLDER_MARK if keep else 0) | handle
 
 
 def open_backing(descriptor: int) -> int:

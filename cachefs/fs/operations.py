@@ -63,6 +63,14 @@ class _Listing:
     names: list[str] = field(default_factory=list)
     found: list[Found | None] = field(default_factory=list)
     """Attributes of the names before ``len(found)``; None where a name was gone by then."""
+    changes: int = -1
+    """The folder's count of changes for which this is true; -1 when it is not watched."""
+
+    @property
+    def is_true(self) -> bool:
+        """Whether nothing has happened in the folder since it was read."""
+        watch = self.folder.watch
+        return watch is not None and watch.changes == self.changes
 
 
 class Operations(pyfuse3.Operations):
@@ -275,14 +283,21 @@ class Operations(pyfuse3.Operations):
     @_errors
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         folder = self._union.node(inode)
+        listing = _Listing(folder)
+        if folder.watch is None:
+            await self._read_folder(listing)  # now: it may be watched afterwards
         self._issued += 1
-        self._listings[self._issued] = _Listing(folder)
-        return self._issued
+        number = self._issued
+        watch = folder.watch
+        if watch is not None and channel.is_bound():
+            number = channel.marked_folder(number, keep=watch.listed == watch.changes)
+        self._listings[number] = listing
+        return number
 
     @_errors
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         listing = self._listings[fh]
-        if start_id == 0:
+        if start_id == 0 and not listing.is_true:
             await self._read_folder(listing)
         names, found = listing.names, listing.found
         looked_up = self._union.inodes.looked_up
@@ -293,9 +308,12 @@ class Operations(pyfuse3.Operations):
             if item is None:
                 continue
             if not pyfuse3.readdir_reply(token, os.fsencode(names[index]), _attributes(item), index + 1):
-                break
+                return
             if index >= len(_DOTS):
                 looked_up(item.node)
+        watch = listing.folder.watch
+        if watch is not None and listing.is_true:
+            watch.listed = watch.changes  # the kernel has it all
 
     async def _read_folder(self, listing: _Listing) -> None:
         """Everything but a very large folder's end, in one thread hop."""
@@ -303,6 +321,7 @@ class Operations(pyfuse3.Operations):
         listing.names = [*_DOTS, *listed.names]
         first = [listed.children.get(name) for name in listed.names[:_STAT_AT_ONCE]]
         listing.found = [listed.own, self._above(listed.own), *first]
+        listing.changes = listed.changes
 
     def _above(self, own: Found) -> Found:
         """What ``..`` is: the root, and a removed folder, are their own parents. Only its number is told."""

@@ -82,11 +82,14 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A folder, all names in it, and what the first of them are; a name that was gone by then has nothing."""
+    """A folder, all names in it, and what the first of them are; a name that was gone by then has nothing.
+
+    ``changes``: the count of the folder's watch for which this is true; -1 when it may be true no more."""
 
     own: Found
     names: list[str]
     children: dict[str, Found]
+    changes: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,8 +332,9 @@ class Union:
         if place.ref.paths[:1] == ("",):
             self._judge_root(place.source, listed.names)
         own = self.seen(folder, place, listed.stat, steady=steady)
+        changes = folder.watch.changes if steady and folder.watch is not None else -1
         children = await self._found_all(place.source, listed.children, folder, steady=steady)
-        return Listing(own, listed.names, children)
+        return Listing(own, listed.names, children, changes)
 
     def _judge_root(self, source: Source, names: list[str]) -> None:
         if names:

@@ -83,6 +83,11 @@ class Watched:
                 if change.kind is Kind.END:
                     self.forget(folder)
 
+    def touched(self, folder: Node) -> None:
+        """A name in the folder was changed through the mount just now; what is heard of it comes later."""
+        if folder.watch is not None:
+            folder.watch.changes += 1
+
     def _lost(self, source: SourceName) -> None:
         for folder in self.folders(source):
             if folder.watch is not None:

@@ -64,7 +64,8 @@ def test_what_is_on_deck_is_cached_and_reading_it_asks_the_source_for_nothing(ho
 
     assert read(household.path(video)) == video.content()
     assert household.disk.counts().total == 0
-    assert household.cachefs.status().reads.cache_bytes >= video.size
+    reads = household.cachefs.status().reads
+    assert reads.cache_bytes + reads.kernel_size >= video.size
 
 
 def test_a_sidecar_is_cached_with_its_video(household: Household) -> None:
@@ -93,6 +94,8 @@ def test_an_open_reader_is_finished_from_the_ssd(household: Household) -> None:
 
 
 def test_an_open_reader_goes_back_to_the_source_when_the_entry_is_evicted(household: Household) -> None:
+    household.settings["fast_path"] = "off"  # a handle that the kernel serves stays with its copy to the end
+    household = household.restarted()
     name, video = _episode(household, 0)
     household.plex.on_deck(None, household.items.episodes[name])
     household.wait_for_state(video, "cached")
@@ -197,7 +200,7 @@ def test_a_damaged_ssd_file_is_noticed_and_the_source_answers(
     os.truncate(f"{household.settings['cache']['path']}/files/{entry.key.source}/{entry.key.path}", MIB // 2)
 
     assert read(household.path(video)) == video.content()
-    assert household.cachefs.status().reads.fallbacks >= 1
+    assert household.state(video) == "source"
 
 
 def test_a_pinned_title_is_cached_and_unpinned_again(household: Household) -> None:
@@ -212,7 +215,7 @@ def test_a_pinned_title_is_cached_and_unpinned_again(household: Household) -> No
 def test_the_watchlist_of_a_home_user_is_followed(household: Household) -> None:
     film = household.library.films[0]
     household.plex.watchlist("kid", household.items.films[film.name])
-    household.plex.scanned(household.items.films[film.name].library)
-    household.wait_for_state(film.video, "cached", within_s=90)
+    household = household.restarted()  # plex.tv is asked for watchlists once a minute
+    household.wait_for_state(film.video, "cached")
     explained = household.cachefs.run("explain", film.video.path)
     assert "kid" in explained.stdout
