@@ -33,7 +33,7 @@ from cachefs.config_text import Data, Key, explain, override, read_yaml
 from cachefs.errors import ConfigError, Problem
 from cachefs.model import SourceName
 from cachefs.paths import PathRule
-from cachefs.units import Amount, Hours, parse_bandwidth, parse_duration
+from cachefs.units import Amount, Hours, parse_bandwidth, parse_duration, parse_size
 
 HOUR_S = 3600.0
 DAY_S = 24 * HOUR_S
@@ -255,6 +255,8 @@ class Config(Section):
     control: ControlConfig = Field(default_factory=ControlConfig)
     fast_path: Literal["auto", "off"] = "auto"
     """Whether the kernel may read cached files by itself, past the daemon (FUSE passthrough)."""
+    read_ahead: Annotated[int, BeforeValidator(parse_size)] | None = 1 << 20
+    """Bytes that the kernel reads ahead in the mount; None or 0: as many as it likes."""
     _warnings: tuple[str, ...] = PrivateAttr(default=())
 
     @property

@@ -26,7 +26,7 @@ from functools import partial
 
 import trio
 
-from cachefs import __version__, leftover, lifeline, logs, mounts, nesting, probes
+from cachefs import __version__, leftover, lifeline, logs, mounts, nesting, probes, readahead
 from cachefs.cache.populate import Copiers, CopySettings
 from cachefs.cache.store import Limits, Store, open_store
 from cachefs.config import Config, PlexConfig
@@ -307,6 +307,8 @@ async def _mounted(config: Config, operations: Operations) -> AsyncIterator[None
         what = f"{other.source} ({other.fstype})"
         raise CannotMount(f"{config.mountpoint} is in use: {what} is mounted there; unmount it, or choose another")
     async with mounting.mounted(operations, config.mountpoint, for_others=not fuse.others_refused):
+        if config.read_ahead:
+            await trio.to_thread.run_sync(readahead.raise_to, config.read_ahead, config.mountpoint)
         yield
 
 

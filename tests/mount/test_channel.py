@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 
+from cachefs import readahead
+from cachefs.mounts import mounted_at
 from tests.mount.kit import MIB, read
 from tests.mount.lives import ENDS_WITHIN_S, settings_in, wait_until
 from tests.standin.running import RunningCachefs
@@ -129,3 +131,18 @@ def test_each_folder_of_several_shows_the_room_of_its_own_disk(tmp_path: Path, s
                 assert os.statvfs(mountpoint / name).f_blocks == blocks
                 assert os.statvfs(mountpoint / name / "film.mkv").f_blocks == blocks
             assert os.statvfs(mountpoint).f_blocks == sum(sizes.values())
+
+
+@pytest.mark.parametrize(("wanted", "kib"), [("1MiB", 1024), (None, 128)])
+def test_the_kernel_reads_ahead_as_far_as_configured(
+    tmp_path: Path, start_mount: Start, wanted: str | None, kib: int
+) -> None:
+    with settings_in(tmp_path) as made:
+        (tmp_path / "media" / "film.mkv").write_bytes(CONTENT)
+        running = start_mount(made | {"read_ahead": wanted})
+        mount = mounted_at(running.mountpoint)
+        assert mount is not None
+        assert readahead.of(mount) == kib << 10
+        assert read(running.mountpoint / "film.mkv") == CONTENT
+        requests = running.status().reads.source_reads
+        assert len(CONTENT) / (kib << 10) <= requests <= 3 * len(CONTENT) / (kib << 10)

@@ -56,6 +56,7 @@ def test_smallest_configuration_has_the_promised_defaults(tmp_path: Path) -> Non
     assert (policy.recently_added.enabled, policy.recently_added.max_age) == (False, 7 * 86400)
     assert (policy.keep_watched, policy.sidecars) == (12 * 3600, True)
     assert (config.copying.workers, config.copying.bandwidth, config.copying.hours) == (2, None, None)
+    assert (config.fast_path, config.read_ahead) == ("auto", 1 << 20)
     assert config.warnings == ()
 
 
@@ -409,3 +410,9 @@ def test_any_text_is_a_configuration_or_a_problem(text: str) -> None:
     from_environment = {"CACHEFS_PLEX__PATH_MAP": text, "CACHEFS_POLICY__KEEP_WATCHED": text}
     with pytest.raises(ConfigError):
         build({}, Path("/"), from_environment, "test")
+
+
+@pytest.mark.parametrize(("written_as", "size"), [("2MiB", 2 << 20), ("524288", 1 << 19), ("0", 0), ("null", None)])
+def test_read_ahead_is_a_size_or_the_kernels_own(tmp_path: Path, written_as: str, size: int | None) -> None:
+    assert written(tmp_path, SMALLEST + f"read_ahead: {written_as}\n", {}).read_ahead == size
+    assert written(tmp_path, SMALLEST, {"CACHEFS_READ_AHEAD": written_as}).read_ahead == size
