@@ -29,6 +29,8 @@ from cachefs.control.client import Client
 from cachefs.errors import CachefsError, CannotMount, NotRunning, UserError
 from cachefs.model import FileKey, Plan, Visible
 
+_ASK_DISKS = frozenset({"check", "doctor", "plan"})
+"""Commands that ask sources themselves, which may hang. A word too many here costs nothing."""
 _POLL_S = 0.5
 _WATCH_S = 1.0
 
@@ -39,7 +41,14 @@ _WATCH_S = 1.0
 def main() -> None:
     """What ``cachefs`` runs."""
     sys.excepthook = _report_bug
-    terminal.leave(run(sys.argv[1:]))
+    arguments = sys.argv[1:]
+    if not _ASK_DISKS.intersection(arguments):
+        terminal.leave(run(arguments))
+    try:
+        code = terminal.in_a_child(lambda: run(arguments))
+    except KeyboardInterrupt:
+        code = shared.INTERRUPTED
+    terminal.leave(code)
 
 
 def run(arguments: Sequence[str]) -> int:
