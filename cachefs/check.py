@@ -24,7 +24,7 @@ from cachefs.units import format_duration, format_size
 
 T = TypeVar("T")
 
-_LOCAL_S = 10.0
+LOCAL_S = 10.0
 """For the SSD, the mountpoint and everything else that is no source."""
 
 
@@ -109,7 +109,7 @@ async def examine(config: Config, ask_plex: AskPlex, path_report: tuple[str, ...
     return CheckReport(understood(config, space, _server(looks.plex)), tuple(findings))
 
 
-async def _within(timeout_s: float, look: Callable[..., T], *args: object) -> T | None:
+async def within(timeout_s: float, look: Callable[..., T], *args: object) -> T | None:
     """What ``look`` returns, or None when it takes longer; its thread is then left to itself."""
     with trio.move_on_after(timeout_s):
         # A limiter of its own: looks that are stuck must not keep the others waiting for a thread.
@@ -122,10 +122,10 @@ async def _within(timeout_s: float, look: Callable[..., T], *args: object) -> T 
 
 async def _look_at_place(config: Config, looks: _Looks) -> None:
     mountpoint = config.mountpoint
-    place = await _within(_LOCAL_S, probes.look_at_mountpoint, mountpoint, config.control.socket)
+    place = await within(LOCAL_S, probes.look_at_mountpoint, mountpoint, config.control.socket)
     looks.place = place
     if place is None:
-        looks.add(Severity.ERROR, "mountpoint", f"{mountpoint} does not answer within {format_duration(_LOCAL_S)}")
+        looks.add(Severity.ERROR, "mountpoint", f"{mountpoint} does not answer within {format_duration(LOCAL_S)}")
     elif place.mount is not None and place.mount.is_cachefs:
         if place.daemon_pid is None:
             message = f"a mount left by a daemon that is gone is at {mountpoint}; it will be cleared"
@@ -153,7 +153,7 @@ async def _look_at_source(config: Config, index: int, source: SourceConfig, look
     if _in_place(config) and _dead_mount(looks.place):
         looks.add(Severity.NOTE, key, f"{source.path} cannot be seen until the dead mount over it is cleared")
         return
-    folder = await _within(source.timeout, probes.look_at_folder, source.path)
+    folder = await within(source.timeout, probes.look_at_folder, source.path)
     if folder is None:
         message = f"{source.path} does not answer within {format_duration(source.timeout)}; is its disk or server on?"
         looks.add(Severity.ERROR, key, message)
@@ -167,9 +167,9 @@ async def _look_at_source(config: Config, index: int, source: SourceConfig, look
 
 async def _look_at_cache(config: Config, looks: _Looks) -> None:
     cache = config.cache
-    storage = await _within(_LOCAL_S, probes.look_at_cache, cache.path)
+    storage = await within(LOCAL_S, probes.look_at_cache, cache.path)
     if storage is None:
-        looks.add(Severity.ERROR, "cache.path", f"{cache.path} does not answer within {format_duration(_LOCAL_S)}")
+        looks.add(Severity.ERROR, "cache.path", f"{cache.path} does not answer within {format_duration(LOCAL_S)}")
         return
     looks.cache = storage
     if storage.folder.problem:
@@ -188,7 +188,7 @@ async def _look_at_cache(config: Config, looks: _Looks) -> None:
 
 
 async def _look_at_fuse(looks: _Looks) -> None:
-    fuse = await _within(_LOCAL_S, probes.look_at_fuse, os.geteuid())
+    fuse = await within(LOCAL_S, probes.look_at_fuse, os.geteuid())
     if fuse is None:
         looks.add(Severity.ERROR, "", f"{probes.FUSE_DEVICE} does not answer")
         return
@@ -202,7 +202,7 @@ async def _look_at_fuse(looks: _Looks) -> None:
 
 
 async def _look_at_socket(config: Config, looks: _Looks) -> None:
-    problem = await _within(_LOCAL_S, probes.look_at_socket, config.control.socket)
+    problem = await within(LOCAL_S, probes.look_at_socket, config.control.socket)
     if problem:
         looks.add(Severity.WARNING, "control.socket", f"{problem}; the command line could not reach the daemon")
 
@@ -233,7 +233,7 @@ async def _look_at_plex(config: Config, ask_plex: AskPlex, looks: _Looks) -> Non
 async def _look_at_token_file(plex: PlexConfig, looks: _Looks) -> None:
     if plex.token_file is None:
         return
-    if await _within(_LOCAL_S, probes.readable_by_everybody, plex.token_file):
+    if await within(LOCAL_S, probes.readable_by_everybody, plex.token_file):
         message = f"everybody may read {plex.token_file}; run: chmod o-r {plex.token_file}"
         looks.add(Severity.WARNING, "plex.token_file", message)
 

@@ -23,6 +23,10 @@ FSTYPE = "fuse.cachefs"
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 _FUSERMOUNT_TIMEOUT_S = 10.0
+_STACKED = frozenset({"overlay", "ecryptfs", "aufs"})
+_REMOTE = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "ceph", "afs", "ncpfs", "gfs2", "ocfs2", "glusterfs", "lustre"}
+)
 _MAX_LINKS = 40  # as the kernel: path_resolution(7)
 
 # umount2(2)
@@ -46,12 +50,34 @@ class Mount:
     def is_cachefs(self) -> bool:
         return self.fstype == FSTYPE
 
+    @property
+    def is_stacked(self) -> bool:
+        """On another file system, so that no FUSE mount may be backed by it in turn."""
+        return self.fstype in _STACKED
+
+    @property
+    def is_local(self) -> bool:
+        """Whether every change to it is made by this machine's kernel, which can tell of it."""
+        return not self.fstype.startswith("fuse") and self.fstype not in _REMOTE
+
 
 def mounted_at(path: Path) -> Mount | None:
     """The mount one sees at exactly ``path`` (the topmost of several), or None; symbolic links are followed as far
     as that needs no look into a mount."""
     mounts = parse(_MOUNTINFO.read_bytes())
     return topmost(mounts, resolve(path, {mount.path for mount in mounts}))
+
+
+def all_now() -> tuple[Mount, ...]:
+    """The mount table of this moment."""
+    return parse(_MOUNTINFO.read_bytes())
+
+
+def holding(mounts: Iterable[Mount], path: Path) -> Mount | None:
+    """The mount that ``path`` lies in, by its name alone, cachefs itself left out: in place it lies over the one
+    meant."""
+    others = [mount for mount in mounts if not mount.is_cachefs]
+    return next((found for folder in (path, *path.parents) if (found := topmost(others, folder)) is not None), None)
 
 
 def resolve_now(path: Path) -> Path:

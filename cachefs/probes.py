@@ -1,14 +1,16 @@
 """Looks at the machine that cachefs is to run on; every function blocks and returns plain facts.
 
-``check`` calls them in worker threads, each under a deadline, and judges what they found. Nothing is changed here but
-for an unnamed file that is written to an existing cache folder and vanishes at once.
+``check`` and ``doctor`` call them in worker threads, each under a deadline, and judge what they found. Nothing is
+changed here but for an unnamed file that is written to an existing cache folder and vanishes at once.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,9 +19,14 @@ from pathlib import Path
 from cachefs import mounts
 from cachefs.control.client import Client
 from cachefs.errors import CachefsError
+from cachefs.fs import channel
+from cachefs.model import Status
 
 FUSE_DEVICE = Path("/dev/fuse")
 FUSE_CONF = Path("/etc/fuse.conf")
+_MOST_WATCHES = Path("/proc/sys/fs/inotify/max_user_watches")
+_LIBFUSE = ("libfuse3.so.3", "libfuse3.so.4")  # 4 since libfuse 3.17
+_CAP_SYS_ADMIN = 21  # linux/capability.h
 _FUSE_NUMBER = os.makedev(10, 229)  # Documentation/admin-guide/devices.txt
 
 Identity = tuple[int, int]
@@ -64,6 +71,24 @@ class Fuse:
     fusermount_missing: bool
     others_refused: bool
     """An ordinary user may not open the mount to others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the system offers to this process."""
+
+    kernel: str
+    libfuse: str
+    """Its version; empty when there is none."""
+    has_channel: bool
+    """The object between libfuse and the kernel is built and can be loaded."""
+    uid: int
+    can_administrate: bool
+    """CAP_SYS_ADMIN."""
+    encoding: str
+    """Of file names."""
+    most_watches: int | None
+    """Folders that a user's programs may watch with inotify; None where the system does not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +139,38 @@ def look_at_fuse(uid: int) -> Fuse:
     )
 
 
+def look_at_machine() -> Machine:
+    """Kernel, libraries and rights; asks no disk but the one that programs are on."""
+    return Machine(
+        kernel=os.uname().release,
+        libfuse=_libfuse_version(),
+        has_channel=channel.is_loaded(),
+        uid=user(),
+        can_administrate=_has_capability(_CAP_SYS_ADMIN),
+        encoding=sys.getfilesystemencoding(),
+        most_watches=_number_in(_MOST_WATCHES),
+    )
+
+
+def user() -> int:
+    return os.geteuid()
+
+
+def look_at_daemon(socket: Path) -> Status | None:
+    """What the running daemon says of itself; None when none answers."""
+    try:
+        with Client(socket) as client:
+            return client.status()
+    except CachefsError:
+        return None
+
+
 def look_at_mountpoint(mountpoint: Path, socket: Path) -> Place:
     """What is at the mountpoint; a mount that is there is never touched."""
     mount = mounts.mounted_at(mountpoint)
     folder = look_at_folder(mountpoint) if mount is None else None
-    return Place(mount, _daemon_pid(socket), folder)
+    status = look_at_daemon(socket)
+    return Place(mount, status.pid if status is not None else None, folder)
 
 
 def look_at_socket(path: Path) -> str:
@@ -184,9 +236,27 @@ def _others_allowed() -> bool:
     return any(line.split("#")[0].strip() == "user_allow_other" for line in lines)
 
 
-def _daemon_pid(socket: Path) -> int | None:
+def _libfuse_version() -> str:
+    """Of the library that pyfuse3 uses: the one that is loaded already, else the one that would be."""
+    for name in _LIBFUSE:
+        try:
+            version = ctypes.CDLL(name).fuse_pkgversion
+        except (OSError, AttributeError):
+            continue
+        version.restype = ctypes.c_char_p
+        return str(version().decode())
+    return ""
+
+
+def _has_capability(number: int) -> bool:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> number & 1)
+    return False
+
+
+def _number_in(path: Path) -> int | None:
     try:
-        with Client(socket) as client:
-            return client.status().pid
-    except CachefsError:
+        return int(path.read_text())
+    except (OSError, ValueError):
         return None

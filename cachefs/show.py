@@ -16,6 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cachefs.check import CheckReport, Finding, Severity
+from cachefs.doctor import DoctorReport
+from cachefs.doctor import Finding as Remedy
 from cachefs.model import (
     CacheEntry,
     ComponentHealth,
@@ -160,6 +162,22 @@ def check(report: CheckReport) -> RenderableType:
         parts += [_heading("found"), *(_indented(_finding(finding)) for finding in report.findings)]
     errors = sum(finding.severity is Severity.ERROR for finding in report.findings)
     parts.append(_heading(f"{errors} to mend before cachefs can mount" if errors else "all is well: cachefs can mount"))
+    return Group(*parts)
+
+
+def doctor(report: DoctorReport) -> RenderableType:
+    """What the machine can do, what is missing, and what to do."""
+    facts = _facts()
+    for row in report.facts:
+        facts.add_row(_text(row.what), _text(row.meaning))
+    parts: list[RenderableType] = [facts]
+    hinders = [finding for finding in report.findings if finding.hinders]
+    notes = [finding for finding in report.findings if not finding.hinders]
+    for heading, findings, style in (("to mend", hinders, BAD), ("worth knowing", notes, DIM)):
+        if findings:
+            parts.append(_heading(heading))
+            parts += [_indented(_remedy(finding, style)) for finding in findings]
+    parts.append(_heading(f"{len(hinders)} to mend" if hinders else "nothing hinders cachefs on this machine"))
     return Group(*parts)
 
 
@@ -341,3 +359,8 @@ def _finding(finding: Finding) -> Text:
     return text.append(
         printable(f"{finding.key}: {finding.message}" if finding.key else finding.message), style="default"
     )
+
+
+def _remedy(finding: Remedy, style: str) -> Text:
+    text = Text(printable(finding.message), style=style)
+    return text.append(f": {printable(finding.remedy)}", style="default")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Callable
 
 from rich.console import Console, RenderableType
 
@@ -64,11 +65,36 @@ def write(text: str) -> None:
         raise NobodyReads from error
 
 
+def in_a_child(work: Callable[[], int]) -> int:
+    """``work``'s exit code, as soon as it has one. To be called before there are threads.
+
+    A thread that hangs in a disk keeps its process from ending, killed or not: the child is left behind then, and
+    holds nothing that anybody waits for.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = work()
+        _flush()
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):  # whoever reads our output must not wait for its end
+            os.dup2(null, stream)
+        os.write(writing, bytes((code,)))
+        os._exit(code)
+    os.close(writing)
+    told = os.read(reading, 1)
+    return told[0] if told else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def leave(code: int) -> None:
     """End the process although threads may be stuck in a disk: nobody waits for them. Returns only if it must."""
+    _flush()
+    os._exit(code)
+
+
+def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
             continue  # its reader is gone, or its disk is full: nothing is left to be told, and nobody to tell
-    os._exit(code)

@@ -35,6 +35,11 @@ def _load() -> ctypes.CDLL | None:
 _library = _load()
 
 
+def is_loaded() -> bool:
+    """Whether the object is there; a session in this process would run over it."""
+    return _library is not None
+
+
 def is_bound() -> bool:
     """Whether the mounted session runs over the channel."""
     return bool(_value("cachefs_channel_bound"))

@@ -25,6 +25,7 @@ from tests.bench.chart import svg
 from tests.bench.figures import Memory
 from tests.bench.memory import measure_memory
 from tests.bench.probe import ProbeFailed, System
+from tests.bench.publishing import publish
 from tests.bench.report import Report, as_ratio, missed
 from tests.bench.rounds import measure, steps
 from tests.bench.sample import FULL, QUICK
@@ -51,6 +52,8 @@ def main() -> int:
             console.print(f"The benchmark could not go on: {error}", markup=False, soft_wrap=True)
             return 1
     write(report, options.out)
+    if options.publish:
+        publish(report, options.out)
     conclude(console, report, options.out)
     return 0
 
@@ -65,6 +68,7 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--peer", type=_peer, action="append", default=[], metavar="NAME=MOUNTPOINT", help="that shows --folder, too"
     )
+    parser.add_argument("--publish", action="store_true", help="put this run into README.md and tests/bench/results")
     parser.add_argument("--without", action="append", default=[], metavar="NAME", help="leave out a peer found here")
     options = parser.parse_args(given)
     if options.rounds is not None and options.rounds < 5:
@@ -113,6 +117,8 @@ def perform(console: Console, choice: Choice, stop: Stop) -> Report:
             task = progress.add_task("", total=sum(1 for _ in steps(ready, amounts.rounds)))
 
             def step(work: Work, system: System, number: int) -> None:
+                if not console.is_terminal and number == 0 and system is ready.systems[0]:
+                    say(f"measuring {work.key}")
                 progress.update(task, advance=1, description=f"{work.key}, round {number + 1}: {system.title}")
 
             measured = tuple(measure(ready, amounts.rounds, amounts.min_ms, step, stop))

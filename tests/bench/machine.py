@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyfuse3
 
+from cachefs.mounts import parse
 from tests.bench.sample import Amounts
 from tests.bench.works import GIB, MIB
 from tests.standin.running import REPOSITORY
@@ -50,8 +51,9 @@ def _processor() -> str:
 
 
 def _file_system(place: Path) -> str:
-    said = subprocess.run(["stat", "-f", "-c", "%T", place], capture_output=True, text=True, check=False)
-    return said.stdout.strip() or "unknown"
+    mounts = parse(Path("/proc/self/mountinfo").read_bytes())
+    over = [mount for mount in mounts if place.is_relative_to(mount.path)]
+    return max(over, key=lambda mount: len(mount.path.parts)).fstype
 
 
 def _libfuse() -> str:

@@ -55,10 +55,10 @@ def found() -> list[Peer]:
 
 
 def version(peer: Peer) -> str:
-    """The first line it says of itself, with the options it is mounted with."""
+    """The line in which it names itself, with the options it is mounted with."""
     said = subprocess.run([peer.program, peer.version], capture_output=True, text=True, check=False)
-    lines = (said.stdout + said.stderr).splitlines() or ["unknown version"]
-    return f"{lines[-1] if peer.name == 'unionfs-fuse' else lines[0]} ({' '.join(peer.options)})"
+    lines = (line for line in (said.stdout + said.stderr).splitlines() if peer.name in line)
+    return f"{next(lines, 'unknown version')} ({' '.join(peer.options)})"
 
 
 @contextmanager

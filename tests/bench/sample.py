@@ -15,6 +15,9 @@ from tests.demo.stop import Stop
 FILMS, CLIPS = 4, 64
 EPISODES, SEASONS = 20, 5
 FILES_IN_A_TREE = 10_000
+MIB_AT_ONCE = 4
+"""As the copiers write: the page cache keeps what is written at once in larger pieces, which are read faster. With
+1 MiB at once the copies were read 1.2 times as fast as the native files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +80,9 @@ def _folders(root: Path) -> Iterator[Path]:
 def _write(path: Path, size: int, stop: Stop) -> None:
     """Bytes that repeat nowhere: every MiB begins with its own number."""
     noise = os.urandom(MIB - 8)
-    with path.open("wb") as file:
-        for number in range(size // MIB):
+    with path.open("wb", buffering=0) as file:
+        for first in range(0, size // MIB, MIB_AT_ONCE):
             stop.wait(0)
-            file.write(number.to_bytes(8) + noise)
-        file.flush()
+            numbers = range(first, min(first + MIB_AT_ONCE, size // MIB))
+            file.write(b"".join(number.to_bytes(8) + noise for number in numbers))
         os.fsync(file.fileno())  # dirty pages could not be dropped, and would be written in the middle of a round

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cachefs import __version__
+from cachefs.mounts import parse, unmount
 from tests.bench import daemons, peers
 from tests.bench.probe import ProbeFailed, Sample, System, compile_probe
 from tests.bench.sample import Amounts, make_sample
@@ -48,10 +49,21 @@ class Stage:
 
 @contextmanager
 def folder(parent: Path | None) -> Iterator[Path]:
-    """A place for everything, gone afterwards."""
+    """A place for everything, gone afterwards. It is never removed through a mount that was left behind."""
     with tempfile.TemporaryDirectory(prefix="cachefs-bench-", dir=parent) as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
+        place = Path(name).resolve()
+        place.chmod(0o755)
+        try:
+            yield place
+        finally:
+            for mount in reversed(mounts_below(place)):
+                unmount(mount, force=True)
+
+
+def mounts_below(place: Path) -> list[Path]:
+    """In the order in which they were made."""
+    table = parse(Path("/proc/self/mountinfo").read_bytes())
+    return [mount.path for mount in table if mount.path.is_relative_to(place)]
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import trio
 
 from cachefs import check, cli, mounts, probes
 from cachefs.check import CheckReport, Finding, Severity
+from cachefs.commands import machine, shared
 from cachefs.config import Config, PlexConfig, build
 from cachefs.errors import PlexRefused, PlexUnreachable
 from cachefs.model import UserName, UserReport
@@ -231,10 +232,10 @@ async def test_a_missing_token_file_is_an_error(folders: Folders) -> None:
 async def test_the_real_plex_client_is_asked(folders: Folders) -> None:
     with run_stand_in_plex() as plex:
         settings = {"url": plex.url, "cloud_url": plex.url, "token": plex.token}
-        report = await check.examine(folders.config(plex=settings), cli._ask_plex)
+        report = await check.examine(folders.config(plex=settings), machine.ask_plex)
         assert found(report, ERROR) == []
         assert any(plex.owner in row.meaning for row in report.understood if row.what == "plex")
-        refused = await check.examine(folders.config(plex=settings | {"token": "wrong"}), cli._ask_plex)
+        refused = await check.examine(folders.config(plex=settings | {"token": "wrong"}), machine.ask_plex)
         assert [finding.key for finding in found(refused, ERROR)] == ["plex.token"]
 
 
@@ -242,7 +243,7 @@ def test_check_is_two_until_all_is_mended(
     folders: Folders, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = partial(cli.run, ["check", "-c", "x", "--json"])
-    monkeypatch.setattr(cli, "_load", lambda given: folders.config())
+    monkeypatch.setattr(shared, "load", lambda given: folders.config())
     assert run() == 0
     (folders.root / "mnt").rmdir()
     assert run() == 2

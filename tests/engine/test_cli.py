@@ -222,7 +222,8 @@ def test_unmount_leaves_what_is_not_ours(place: Place, here: Here) -> None:
 
 def test_a_bug_is_one_with_its_traceback_and_a_request_to_report_it(place: Place) -> None:
     program = (
-        "import sys; from cachefs import cli; cli._load = lambda given: 1 / 0; sys.argv = ['cachefs', 'ls']; cli.main()"
+        "import sys; from cachefs import cli; from cachefs.commands import shared; "
+        "shared.load = lambda given: 1 / 0; sys.argv = ['cachefs', 'ls']; cli.main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],

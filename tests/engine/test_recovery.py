@@ -290,3 +290,59 @@ def test_ten_thousand_entries_are_recovered_within_two_seconds(tmp_path: Path) -
     assert len(verdict.keep) == 10_000
     assert not verdict.files
     assert took_s < 2
+
+
+# --- what is not ours is never removed ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    """Somebody's folder, which a link in the cache folder leads to."""
+    folder = tmp_path / "victim"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a").write_bytes(b"precious")
+    (folder / "deep" / "b").write_bytes(b"precious")
+    return folder
+
+
+def _untouched(victim: Path) -> bool:
+    return {path.name for path in victim.rglob("*")} == {"a", "deep", "b"}
+
+
+@pytest.mark.parametrize("name", ["files", "partial"])
+async def test_a_link_in_the_place_of_our_folder_is_refused(tmp_path: Path, victim: Path, name: str) -> None:
+    async with opened(tmp_path / "cache") as store:
+        await cached(store, "a")
+    shutil.rmtree(tmp_path / "cache" / name)
+    (tmp_path / "cache" / name).symlink_to(victim)
+    with pytest.raises(CacheError, match="symbolic link"):
+        async with opened(tmp_path / "cache"):
+            pass
+    assert _untouched(victim)
+
+
+@pytest.mark.parametrize("where", ["files/Media", "files/Media/Show", "partial/7"])
+async def test_recovery_removes_a_link_and_not_what_it_leads_to(tmp_path: Path, victim: Path, where: str) -> None:
+    async with opened(tmp_path / "cache"):
+        pass
+    link = tmp_path / "cache" / where
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(victim)
+    async with opened(tmp_path / "cache"):
+        pass
+    assert not link.is_symlink()
+    assert _untouched(victim)
+
+
+async def test_what_is_removed_later_is_not_looked_for_behind_a_link(tmp_path: Path, victim: Path) -> None:
+    async with opened(tmp_path / "cache") as store:
+        await cached(store, "deep/b")
+        media = tmp_path / "cache" / "files" / "Media"
+        shutil.rmtree(media)
+        media.symlink_to(victim)
+        await store.evict(key("deep/b"), force=True)
+        await store.remove_doomed()
+        assert _untouched(victim)
+        await cached(store, "deep/b", b"anew")
+        assert _untouched(victim)
+        assert not media.is_symlink()

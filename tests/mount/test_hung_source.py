@@ -112,6 +112,28 @@ def test_who_does_not_ask_the_hung_source_notices_nothing(
     assert running.terminate() == 0
 
 
+@pytest.mark.parametrize("mounted_first", [True, False])
+def test_doctor_says_so_and_does_not_wait(
+    settings: dict[str, Any],
+    slow_disk: SlowDisk,
+    start_mount: Start,
+    expected_warnings: list[str],
+    mounted_first: bool,
+) -> None:
+    expected_warnings.append(r"source slow .* is offline")
+    running = start_mount(settings)
+    if not mounted_first:
+        assert running.terminate() == 0
+    slow_disk.hang()
+    began = time.monotonic()
+    told = running.run("doctor", "--json")
+    assert time.monotonic() - began < 5 * TIMEOUT_S
+    assert told.returncode == 2
+    assert f"the source {slow_disk.mountpoint} does not answer" in told.stdout
+    assert ("runs with pid" in told.stdout) is mounted_first
+    assert ('"1 MiB"' in told.stdout) is mounted_first
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_in_time_while_a_source_hangs(
     running: RunningCachefs,

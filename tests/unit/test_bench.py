@@ -13,9 +13,11 @@ import pytest
 from tests.bench.__main__ import choice_of, parse
 from tests.bench.chart import HIGHEST, LOWEST, svg, x_of
 from tests.bench.figures import Figure, Measured, Memory, cpu_s_per_gib, rates, ratio
-from tests.bench.probe import Sample, System, arguments, dropped
+from tests.bench.probe import ProbeFailed, Sample, System, arguments, dropped
+from tests.bench.publishing import BEGIN, END, README, shown, with_table
 from tests.bench.report import Report, as_ratio, missed
 from tests.bench.sample import files_for_entries
+from tests.bench.stage import mounts_below
 from tests.bench.table import amount, grid, markdown
 from tests.bench.works import CPU_WORKS, GIB, LINES, WORKS, Files, Kept, Kind, Passes, Work
 
@@ -196,6 +198,23 @@ def test_results_can_be_read_again() -> None:
     again = json.loads(json.dumps(report(memory=Memory(10, 0, 6000, 0)).as_json()))
     assert len(again["measured"]) == len(WORKS) * len(SYSTEMS) * 3
     assert again["lines"][0]["ratios"]["cached"]["median"] == 1.0
+
+
+def test_table_replaces_the_one_before_and_nothing_else() -> None:
+    readme = f"# A\n{BEGIN}\nold\n{END}\n## B\n"
+    assert with_table(readme, "new") == f"# A\n{BEGIN}\nnew\n{END}\n## B\n"
+    with pytest.raises(ProbeFailed, match="no <!-- make bench: begin"):
+        with_table("# A\n", "new")
+
+
+def test_readme_has_a_place_for_the_table() -> None:
+    again = with_table(README.read_text(encoding="utf-8"), shown(report()))
+    assert f"| {LINES[0].title} |" in again.partition(BEGIN)[2].partition(END)[0]
+
+
+def test_mounts_are_found_below_a_folder_only() -> None:
+    assert Path("/proc") in mounts_below(Path("/proc"))
+    assert mounts_below(Path("/no/such/folder")) == []
 
 
 @pytest.mark.parametrize("given", [["--rounds", "4"], ["--peer", "no-mountpoint"], ["--peer", "x=/"]])

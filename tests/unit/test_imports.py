@@ -49,15 +49,16 @@ ONLY_IN: dict[str, set[str]] = {
     "httpx": {"control.client"},
     "starlette": {"control"},
     "hypercorn": {"control"},
-    "click": {"cli"},
+    "click": {"cli", "commands"},
     "plexapi": {"plex"},
 }
 """Foreign libraries, and the modules or parts that alone import them."""
 
 KNOWN_TO_FEW = {
     "cli": {"__main__"},
-    "daemon": {"cli", "__main__"},
-    "keeper": {"cli", "__main__"},
+    "commands.machine": {"cli"},
+    "daemon": {"cli", "commands.machine", "__main__"},
+    "keeper": {"commands.machine", "__main__"},
     "engine": {"daemon"},
 }
 """Modules at the top of the program, and who may import them."""

@@ -1,0 +1,1 @@
+"""The commands, and what they share. Called by ``cli`` only, which runs them."""

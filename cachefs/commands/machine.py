@@ -1,0 +1,104 @@
+"""The commands about the machine and the mount: mount, check, doctor, unmount. Given to ``cli``'s group."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+import trio
+
+from cachefs import check, daemon, doctor, keeper, logs, mounts, show
+from cachefs.commands import shared
+from cachefs.config import Config, PlexConfig
+from cachefs.errors import NotRunning, UserError
+from cachefs.plex.client import PlexClient, PlexSettings
+
+_POLL_S = 0.1
+_STOP_S = 30.0
+_PLEX_S = 30.0
+
+
+@click.command()
+@shared.config_option
+def mount(config_file: Path | None) -> int:
+    """Mount, and stay until SIGTERM or Ctrl-C."""
+    return keeper.run(shared.find_config(config_file))
+
+
+@click.command(hidden=True)
+@shared.config_option
+def serve(config_file: Path | None) -> int:
+    """The server half of `mount`, which starts it."""
+    logs.set_up()
+    return daemon.serve(shared.load(config_file))
+
+
+@click.command("check")
+@shared.config_option
+@shared.json_option
+def check_command(config_file: Path | None, as_json: bool) -> int:
+    """Say what the configuration means, and whether this machine can do it."""
+    report = trio.run(_examine, shared.load(config_file))
+    if as_json:
+        shared.show_json(report)
+    else:
+        shared.show_text(show.check(report))
+    return 0 if report.can_mount else shared.USER
+
+
+@click.command("doctor")
+@shared.config_option
+@shared.json_option
+def doctor_command(config_file: Path | None, as_json: bool) -> int:
+    """Say what this machine can do for cachefs, and what is missing."""
+    report = trio.run(doctor.examine, shared.load(config_file))
+    if as_json:
+        shared.show_json(report)
+    else:
+        shared.show_text(show.doctor(report))
+    return shared.USER if report.hindered else 0
+
+
+@click.command()
+@shared.config_option
+def unmount(config_file: Path | None) -> None:
+    """Stop the daemon and wait until its mount is gone; clear the mount of a daemon that died."""
+    config = shared.load(config_file)
+    mountpoint = config.mountpoint
+    try:
+        with shared.client(config) as client:
+            client.stop()
+    except NotRunning:
+        shared.show_line(_clear_mount(mountpoint))
+        return
+    deadline = time.monotonic() + _STOP_S
+    while (left := mounts.mounted_at(mountpoint)) is not None and left.is_cachefs:
+        if time.monotonic() > deadline:
+            raise UserError(f"the daemon was told to stop, but {mountpoint} is still mounted after {_STOP_S:g} s")
+        time.sleep(_POLL_S)
+    shared.show_line(f"the daemon has unmounted {show.printable(str(mountpoint))}")
+
+
+def _clear_mount(mountpoint: Path) -> str:
+    """Without a daemon; says what was done."""
+    found = mounts.mounted_at(mountpoint)
+    place = show.printable(str(mountpoint))
+    if found is None:
+        return f"daemon not running, and nothing is mounted at {place}"
+    if not found.is_cachefs:
+        raise UserError(f"daemon not running; what is mounted at {place} is {found.fstype}, not cachefs: left alone")
+    mounts.unmount(mountpoint, force=True)
+    return f"daemon not running; its mount at {place} is cleared"
+
+
+async def _examine(config: Config) -> check.CheckReport:
+    return await check.examine(config, ask_plex, await daemon.path_report(config))
+
+
+async def ask_plex(plex: PlexConfig, token: str) -> check.PlexFacts:
+    settings = PlexSettings(plex.url, token, cloud_url=plex.cloud_url, deadline_s=_PLEX_S)
+    return await PlexClient(settings).check()
+
+
+COMMANDS = (mount, serve, check_command, doctor_command, unmount)
