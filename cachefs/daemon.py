@@ -185,7 +185,11 @@ class _Server:
 
     async def _serve(self, parts: Parts) -> None:
         async with trio.open_nursery() as nursery:
-            stop = nursery.cancel_scope.cancel
+
+            def stop() -> None:
+                self._line.say(Word.STOPPING)  # whatever happens from here on, it is not to be started again
+                nursery.cancel_scope.cancel()
+
             nursery.start_soon(_stop_on_signals, stop)
             nursery.start_soon(_filesystem, stop)
             engine = DaemonEngine(parts, stop)

@@ -56,6 +56,10 @@ class _Server:
         return lifeline.Word.READY.value in self.words
 
     @property
+    def was_stopping(self) -> bool:
+        return lifeline.Word.STOPPING.value in self.words
+
+    @property
     def is_gone(self) -> bool:
         return lifeline.Word.GONE.value in self.words
 
@@ -143,6 +147,9 @@ class Keeper:
             return 0
         if code == 0 and server.is_gone:
             return 0
+        if server.was_stopping:
+            self._clear_mount()
+            return code if code >= 0 else 128 - code
         if server.was_ready:
             log.warning("the server ended with %s; its mount is cleared and it is started again", _how(code))
         elif self._was_ready:

@@ -19,9 +19,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Word(enum.Enum):
-    """READY: the mount answers. GONE: unmounted, lock, index and sockets given up; only stuck threads may be left."""
+    """READY: the mount answers. STOPPING: somebody asked it to end. GONE: unmounted, lock, index and sockets given up;
+    only stuck threads may be left."""
 
     READY = "ready"
+    STOPPING = "stopping"
     GONE = "gone"
 
 

@@ -161,7 +161,7 @@ def check(report: CheckReport) -> RenderableType:
     if report.findings:
         parts += [_heading("found"), *(_indented(_finding(finding)) for finding in report.findings)]
     errors = sum(finding.severity is Severity.ERROR for finding in report.findings)
-    parts.append(_heading(f"{errors} to mend before cachefs can mount" if errors else "all is well: cachefs can mount"))
+    parts.append(_heading(f"{errors} to mend" if errors else "cachefs can mount"))
     return Group(*parts)
 
 

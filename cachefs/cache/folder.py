@@ -118,6 +118,9 @@ class Folder:
 
     def create_partial(self, entry_id: int, size: int) -> None:
         """Make the empty partial file, all of it a hole, under a name that a crash will not take away."""
+        for name in _TREES:  # somebody may have emptied the cache folder
+            with suppress(FileExistsError):
+                os.mkdir(f"{self.root}/{name}", 0o700)
         number = os.open(self.partial(entry_id), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(number, size)

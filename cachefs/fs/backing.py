@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import logging
+import mmap
 import os
 import stat
 from collections.abc import Callable
@@ -68,9 +69,8 @@ class Backings:
             self.problem = error.strerror or str(error)
             log.info("cached files are read through the daemon, not by the kernel itself: %s", self.problem)
             return None
-        descriptor.acquire()
         self.live += 1
-        return Backing(number, entry_id, descriptor)
+        return Backing(number, entry_id, Descriptor(os.dup(descriptor.number)))
 
     def _tell_kernel(self, descriptor: Descriptor) -> int:
         if channel.problem():
@@ -102,14 +102,26 @@ def open_again(descriptor: Descriptor) -> Descriptor:
         return Descriptor(os.open(reach.proc_path(number), os.O_RDWR | os.O_CLOEXEC))
 
 
-def write_both(home: Descriptor, mirror: Descriptor, data: bytes, offset: int) -> None:
-    """Write to the source, then to the backing file at the place where the source took it (O_APPEND moves it)."""
+def write(home: Descriptor, data: bytes, offset: int, appends: bool) -> None:
+    """Write to the source."""
+    with home.use() as to_home:
+        write_at(to_home, data, _place(to_home, len(data), offset) if appends else offset)
+
+
+def write_both(home: Descriptor, mirror: Descriptor, data: bytes, offset: int, appends: bool) -> None:
+    """Write to the source, then to the backing file at the same place."""
     with home.use() as to_home, mirror.use() as to_mirror:
         _drop_set_id(to_home)
-        if fcntl.fcntl(to_home, fcntl.F_GETFL) & os.O_APPEND:
-            offset = os.fstat(to_home).st_size
+        offset = _place(to_home, len(data), offset) if appends else offset
         write_at(to_home, data, offset)
         write_at(to_mirror, data, offset)
+
+
+def _place(number: int, length: int, offset: int) -> int:
+    """Where a write of a handle opened with O_APPEND belongs: at the file's end, wherever the kernel takes that to be;
+    but for the pages of a mapping, which it writes back through the same handle. The kernel sends one at a time."""
+    end = os.fstat(number).st_size
+    return offset if offset % mmap.PAGESIZE == 0 and offset + length <= end else end
 
 
 def _drop_set_id(number: int) -> None:

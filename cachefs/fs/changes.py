@@ -232,7 +232,7 @@ def _make(parent: Ref, name: str, caller: Caller, maker: Maker) -> Stat:
 
 
 def _create(parent: Ref, name: str, flags: int, mode: int, caller: Caller) -> Opened:
-    kept = flags & (os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_SYNC | os.O_DSYNC)
+    kept = flags & (os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC)
     new = kept | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with reach.folder_of(parent) as folder, acting_as(caller):
         try:

@@ -55,10 +55,13 @@ class OpenInode:
 
 @dataclass(slots=True, eq=False)
 class Handle:
-    """One open(2) of the mount. ``own`` is a writer's descriptor on the source; readers share the inode's."""
+    """One open(2) of the mount. ``own`` is a writer's descriptor on the source; readers share the inode's.
+
+    ``appends``: with O_APPEND, which ``own`` has not: pages of a mapping are written back through it as well."""
 
     inode: OpenInode
     own: Descriptor | None = None
+    appends: bool = False
     unbar: Callable[[], object] | None = None
 
 

@@ -256,7 +256,7 @@ class Operations(pyfuse3.Operations):
         parent = self._union.node(parent_inode)
         found, opened = await self._changes.create(parent, os.fsdecode(name), flags, mode & 0o7777, _caller(ctx))
         attributes = self._told(found)
-        return _file_info(self._routing.adopt(found.node, opened)), attributes
+        return _file_info(self._routing.adopt(found.node, opened, flags)), attributes
 
     @_errors
     async def read(self, fh: int, off: int, size: int) -> bytes:

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-_KEPT_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_SYNC | os.O_DSYNC
+_KEPT_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC
 _TOUCH_EVERY_S = 60.0
 _MOST_HANDLES = 1 << 30
 _LOOK_AT_MAPPINGS_EVERY_S = 1.0
@@ -92,7 +92,7 @@ class Routing:
         """Open a file for reading, writing or both."""
         place = self._union.place(node)
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
-            return await self._open_for_writing(node, place, flags & _KEPT_FLAGS)
+            return await self._open_for_writing(node, place, flags)
         return await self._open_for_reading(node, place)
 
     async def _open_for_reading(self, node: Node, place: Place) -> Opening:
@@ -110,6 +110,8 @@ class Routing:
             inode.readers -= 1
             await self._unshare(inode)
             raise
+        if entry is not None:
+            self._touch(inode, entry)
         wish = self._reading_wish(inode, entry)
         if entry is not None and not self._in_force(entry):
             version = None  # somebody began to write meanwhile
@@ -172,12 +174,18 @@ class Routing:
         bar = self._store.bar(self.targets(node, place))
         try:
             opened = await self.change(
-                place.source, self.targets(node, place), reach.open_node, place.ref, flags, cause=DropCause.CHANGED
+                place.source,
+                self.targets(node, place),
+                reach.open_node,
+                place.ref,
+                flags & _KEPT_FLAGS,
+                cause=DropCause.CHANGED,
             )
         except BaseException:
             bar.release()
             raise
         handle = self._writer(node, place, opened, bar.release)
+        handle.appends = bool(flags & os.O_APPEND)
         inode, held = handle.inode, handle.inode.backing
         if held is not None and flags & os.O_TRUNC:
             await self._mirror_size(inode, 0)
@@ -185,17 +193,19 @@ class Routing:
             held.home = await inode.source.call(backing.open_again, opened.descriptor)
         return self._answer(handle, Wish.WRITE)
 
-    def adopt(self, node: Node, opened: reach.Opened) -> Opening:
+    def adopt(self, node: Node, opened: reach.Opened, flags: int) -> Opening:
         """A handle for a file that was just created and is open already."""
         place = self._union.place(node)
         bar = self._store.bar(self.targets(node, place))
-        return self._answer(self._writer(node, place, opened, bar.release), Wish.WRITE)
+        handle = self._writer(node, place, opened, bar.release)
+        handle.appends = bool(flags & os.O_APPEND)
+        return self._answer(handle, Wish.WRITE)
 
     def _writer(self, node: Node, place: Place, opened: reach.Opened, unbar: Callable[[], object]) -> Handle:
         inode = self._share(node, place)
         inode.writers += 1
         node.version = None
-        return Handle(inode, opened.descriptor, unbar)
+        return Handle(inode, opened.descriptor, unbar=unbar)
 
     def _share(self, node: Node, place: Place) -> OpenInode:
         inode = self._inodes.get(node.number)
@@ -250,7 +260,7 @@ class Routing:
         inode.mode, inode.backing = Mode.IDLE, None
         if held is not None:
             self.backings.close(held)
-            await self._ssd.close(held.descriptor.release)
+            await self._ssd.close(held.descriptor.close)
             if held.mirror is not None:
                 await self._ssd.close(held.mirror.close)
         if inode.from_ssd is not None:
@@ -332,11 +342,11 @@ class Routing:
         inode, own = handle.inode, self._own(handle)
         held = inode.backing
         if held is None:
-            await self._change_open(inode, _write_all, own, data, offset)
+            await self._change_open(inode, backing.write, own, data, offset, handle.appends)
         else:
             async with held.lock:
                 mirror = await self._mirror(inode)
-                await self._change_open(inode, backing.write_both, own, mirror, data, offset)
+                await self._change_open(inode, backing.write_both, own, mirror, data, offset, handle.appends)
         return len(data)
 
     async def truncate(self, number: int, size: int) -> None:
@@ -527,11 +537,6 @@ def _copy_back(truth: Descriptor, home: Descriptor | None, clean: int | None, *,
 def _stat_open(descriptor: Descriptor) -> Stat:
     with descriptor.use() as number:
         return look(number)
-
-
-def _write_all(descriptor: Descriptor, data: bytes, offset: int) -> None:
-    with descriptor.use() as number:
-        backing.write_at(number, data, offset)
 
 
 def _truncate(descriptor: Descriptor, size: int) -> None:

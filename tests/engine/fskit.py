@@ -174,7 +174,9 @@ class Kernel:
 
     operations: Operations
     behind: Path
-    caller: Any = field(default_factory=lambda: SimpleNamespace(umask=0, uid=os.getuid(), gid=os.getgid(), pid=os.getpid()))
+    caller: Any = field(
+        default_factory=lambda: SimpleNamespace(umask=0, uid=os.getuid(), gid=os.getgid(), pid=os.getpid())
+    )
     handles: dict[int, _Handle] = field(default_factory=dict)
 
     def call(self, handler: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:

@@ -383,7 +383,7 @@ async def test_a_new_file_under_an_old_name_is_not_read_as_the_old_one(fs: Rooms
     await fs.changes.unlink(root, "a")
     found, made = await fs.changes.create(root, "a", os.O_RDWR, 0o644, ME)
     fs.union.inodes.looked_up(found.node)
-    new = fs.routing.adopt(found.node, made).handle
+    new = fs.routing.adopt(found.node, made, os.O_RDWR).handle
     await fs.routing.write(new, 0, b"new")
     assert await read(fs, old) == SRC
     assert await read(fs, new) == b"new"
@@ -411,7 +411,7 @@ async def test_a_new_file_is_not_copied_until_it_is_released(fs: Rooms) -> None:
     root = fs.union.node(ROOT)
     found, made = await fs.changes.create(root, "new", os.O_WRONLY, 0o644, ME)
     fs.union.inodes.looked_up(found.node)
-    handle = fs.routing.adopt(found.node, made).handle
+    handle = fs.routing.adopt(found.node, made, os.O_RDWR).handle
     assert await fails_to_begin(fs, "new") is Refused.BARRED
     await fs.routing.release(handle)
     await fs.begun("new")

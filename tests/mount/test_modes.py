@@ -227,3 +227,55 @@ def test_every_byte_is_right_in_every_mode(
     assert running.status().reads.kernel_opens > 0
     for shared in files:
         assert (slow_disk.backing / shared.path.name).read_bytes() == shared.path.read_bytes()
+
+
+@pytest.fixture
+def cached_film(
+    cachefs_settings: dict[str, Any], slow_disk: SlowDisk, start_mount: Callable[[dict[str, Any]], RunningCachefs]
+) -> RunningCachefs:
+    """A mount with one cached file, ``film``, of three pages."""
+    cachefs_settings["policy"] = {"keep_watched": "1h"}
+    (slow_disk.backing / "film").write_bytes(bytes(3 * BLOCK))
+    running = start_mount(cachefs_settings)
+    assert running.run("copy", "film").returncode == 0
+    return running
+
+
+def test_who_writes_while_the_kernel_reads_an_earlier_copy_reaches_both(
+    cached_film: RunningCachefs, slow_disk: SlowDisk
+) -> None:
+    """The first reader holds the first copy as its backing file; the second opens another copy of the same file."""
+    film = cached_film.mountpoint / "film"
+    with film.open("rb", buffering=0) as first:
+        assert cached_film.run("evict", "film").returncode == 0
+        assert cached_film.run("copy", "film").returncode == 0
+        with film.open("rb", buffering=0) as second, film.open("r+b", buffering=0) as writer:
+            writer.write(b"new")
+            with mmap.mmap(writer.fileno(), 3 * BLOCK) as mapped:
+                mapped[BLOCK : BLOCK + 6] = b"mapped"
+            os.fsync(writer.fileno())
+            for reader in (first, second):
+                assert os.pread(reader.fileno(), 3, 0) == b"new"
+                assert os.pread(reader.fileno(), 6, BLOCK) == b"mapped"
+    wait_until(cached_film, lambda: cached_film.status().backing_files == 0, "no backing file is left")
+    content = (slow_disk.backing / "film").read_bytes()
+    assert (content[:3], content[BLOCK : BLOCK + 6], len(content)) == (b"new", b"mapped", 3 * BLOCK)
+
+
+@pytest.mark.parametrize("fast_path", ["auto", "off"])
+def test_a_mapping_of_a_handle_that_appends_writes_where_it_lies(
+    cachefs_settings: dict[str, Any],
+    slow_disk: SlowDisk,
+    start_mount: Callable[[dict[str, Any]], RunningCachefs],
+    fast_path: str,
+) -> None:
+    cachefs_settings["fast_path"] = fast_path
+    (slow_disk.backing / "log").write_bytes(bytes(10_000))
+    running = start_mount(cachefs_settings)
+    handle = os.open(running.mountpoint / "log", os.O_RDWR | os.O_APPEND)
+    with mmap.mmap(handle, BLOCK) as mapped:
+        mapped[:6] = b"mapped"
+        mapped.flush()
+    os.write(handle, b"appended")
+    os.close(handle)
+    assert (slow_disk.backing / "log").read_bytes() == b"mapped" + bytes(9_994) + b"appended"

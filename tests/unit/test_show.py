@@ -145,7 +145,7 @@ def test_check_ends_with_its_verdict() -> None:
     row = Row("mountpoint", "/mnt/cachefs")
     fine = CheckReport((row,), (Finding(Severity.WARNING, "plex.url", "no answer"),))
     assert line_with(show.check(fine), "warning: plex.url: no answer")
-    assert lines(show.check(fine))[-1] == "all is well: cachefs can mount"
+    assert lines(show.check(fine))[-1] == "cachefs can mount"
     broken = CheckReport((row,), (Finding(Severity.ERROR, "", "fusermount3 is missing"),))
     assert line_with(show.check(broken), "error: fusermount3 is missing")
     assert lines(show.check(broken))[-1] == "1 to mend before cachefs can mount"
