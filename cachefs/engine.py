@@ -103,7 +103,7 @@ class DaemonEngine:
         entry = self._parts.store.get(key)
         file = entry.source_file if entry is not None else await self._file(key, text)
         plan = self._parts.planning.plan
-        wanted = any(item.key == key for item in (*plan.kept, *plan.copies))
+        wanted = key in {want.key for want in plan.kept} | {copy.key for copy in plan.copies}
         reasons = [entry.reason if wanted else f"copied because: {entry.reason}"] if entry is not None else []
         reasons += [want.reason for want in plan.kept if want.key == key]
         reasons += [f"to be copied: {copy.reason}" for copy in plan.copies if copy.key == key]

@@ -126,6 +126,8 @@ class Inodes:
 
     def _known_substitute(self, number: int, seen: Stat) -> Node | None:
         """The number is free again, but the kernel knows the file by another."""
+        if not self._substitutes:
+            return None
         nodes = (node for node in self._substitutes.get(number, ()) if node.number in self._nodes)
         return next((node for node in nodes if _same(node, seen)), None)
 

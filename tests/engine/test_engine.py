@@ -167,7 +167,7 @@ async def test_explain_what_is_to_be_evicted(media: Path) -> None:
         await it.cached(HEAT)
         it.planning.plan = Plan(1.0, evictions=(PlannedEviction(key(HEAT), 10, "watched by Anna", False),))
         told = await it.engine.explain(HEAT)
-    assert told.reasons == ("because", "to be evicted: watched by Anna")
+    assert told.reasons == ("copied because: because", "to be evicted: watched by Anna")
 
 
 async def test_explain_why_a_session_does_not_count_yet(media: Path) -> None:

@@ -329,7 +329,7 @@ async def test_a_change_demotes_in_memory_and_index_before_it_acts(fs: Rooms, tm
     await fs.published("a", data=SSD)
     await fs.node("a")
     seen: list[tuple[str, object, int]] = []
-    acts = {"open_node", "_write_all", "_set_attributes", "_link", "_remove", "carry_out"}
+    acts = {"open_node", "write", "_set_attributes", "_link", "_remove", "carry_out"}
 
     def gate(name: str) -> None:
         if name in acts:
@@ -444,7 +444,7 @@ async def test_a_late_write_bars_its_file_until_its_thread_returns(fs: Rooms, mo
     token = trio.lowlevel.current_trio_token()
 
     def gate(name: str) -> None:
-        if name == "_write_all":
+        if name == "write":
             token.run_sync_soon(writing.set)
             go.wait(30)
 

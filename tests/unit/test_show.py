@@ -148,7 +148,7 @@ def test_check_ends_with_its_verdict() -> None:
     assert lines(show.check(fine))[-1] == "cachefs can mount"
     broken = CheckReport((row,), (Finding(Severity.ERROR, "", "fusermount3 is missing"),))
     assert line_with(show.check(broken), "error: fusermount3 is missing")
-    assert lines(show.check(broken))[-1] == "1 to mend before cachefs can mount"
+    assert lines(show.check(broken))[-1] == "1 to mend"
 
 
 def test_a_file_of_a_source_is_named_by_its_key_when_no_name_is_given() -> None:
