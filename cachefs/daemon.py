@@ -184,6 +184,7 @@ class _Server:
     # --- serving -------------------------------------------------------------------------------------------------
 
     async def _serve(self, parts: Parts) -> None:
+        behind = Behind(parts.union)
         async with trio.open_nursery() as nursery:
 
             def stop() -> None:
@@ -194,14 +195,15 @@ class _Server:
             nursery.start_soon(_filesystem, stop)
             engine = DaemonEngine(parts, stop)
             await nursery.start(api.serve, engine, self._config.control.socket)
-            for name, task in self._background(parts).items():
+            for name, task in self._background(parts, behind).items():
                 nursery.start_soon(supervise, name, self._health, task)
             log.info("cachefs %s is ready: %s shows %s", __version__, self._config.mountpoint, _shown(parts))
             self._line.say(Word.READY)
         with trio.move_on_after(_STOP_WITHIN_S, shield=True):
             await parts.routing.close()
+            await behind.close()
 
-    def _background(self, parts: Parts) -> dict[str, Callable[[], Awaitable[object]]]:
+    def _background(self, parts: Parts, behind: Behind) -> dict[str, Callable[[], Awaitable[object]]]:
         tasks: dict[str, Callable[[], Awaitable[object]]] = {
             "planning": parts.planning.run,
             "copying": parts.copiers.run,
@@ -210,7 +212,6 @@ class _Server:
             "housekeeping": parts.store.run_housekeeping,
             "idle folders": partial(_close_idle_folders, parts.union),
         }
-        behind = Behind(parts.union)
         for source in parts.union.sources.values():
             tasks[f"probe of {source.name}"] = source.probe
             if source.watches is not None:

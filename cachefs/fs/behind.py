@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 SETTLE_S = 0.1
 _NAMES_AT_ONCE = 512
+_MOST_TELLING = 64
+"""More than there are sources: each has one thread for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Behind:
 
     def __init__(self, union: Union) -> None:
         self._union = union
+        self._teller = _Teller()
 
     async def listen(self, source: Source) -> None:
         """Hear and tell. Ends only when the source is closed."""
@@ -62,7 +66,11 @@ class Behind:
         while (watches := source.watches) is not None:
             news = await self._hear(source, watches)
             wrong = await self._judge(source, news)
-            await trio.to_thread.run_sync(_tell, wrong, abandon_on_cancel=True, limiter=limiter)
+            await trio.to_thread.run_sync(self._teller.tell, wrong, abandon_on_cancel=True, limiter=limiter)
+
+    async def close(self) -> None:
+        """Before the session is destroyed: nobody may be telling the kernel anything through it."""
+        await trio.to_thread.run_sync(self._teller.end, abandon_on_cancel=True)
 
     async def _hear(self, source: Source, watches: Watches) -> list[_News] | None:
         """Everything that happened by the time that things have settled; None: nobody knows what."""
@@ -119,7 +127,8 @@ class Behind:
         before = seen.before
         if before is not None and _attributes_of(before) != _attributes_of(seen.stat):
             same_bytes = (before.size, before.mtime_ns) == (seen.stat.size, seen.stat.mtime_ns)
-            found.append(Wrong(seen.node.number, pages=not same_bytes))
+            # What is being written through the mount is heard here too: the kernel has these bytes, it wrote them.
+            found.append(Wrong(seen.node.number, pages=not same_bytes and not seen.node.writers))
         return found
 
     def _everything(self, source: Source) -> list[Wrong]:
@@ -146,16 +155,36 @@ def _attributes_of(stat: Stat) -> Stat:
     return stat._replace(atime_ns=0)
 
 
-# --- in a thread of the source's own ---------------------------------------------------------------------------------
+# --- in threads ------------------------------------------------------------------------------------------------------
 
 
-def _tell(wrong: Iterable[Wrong]) -> None:
-    for item in wrong:
-        try:
-            if item.name:
-                pyfuse3.invalidate_entry(item.inode, os.fsencode(item.name))
-            else:
-                pyfuse3.invalidate_inode(item.inode, attr_only=not item.pages)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY):  # not known, or in use: as it is
-                raise
+class _Teller:
+    """Tells the kernel, until ``end``; a call that hangs there ends with the mount."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Semaphore(_MOST_TELLING)
+        self._ended = threading.Event()
+
+    def tell(self, wrong: Iterable[Wrong]) -> None:
+        for item in wrong:
+            with self._turn:
+                if self._ended.is_set():
+                    return
+                _invalidate(item)
+
+    def end(self) -> None:
+        """Returns once nobody tells anything any more."""
+        self._ended.set()
+        for _ in range(_MOST_TELLING):
+            self._turn.acquire()
+
+
+def _invalidate(item: Wrong) -> None:
+    try:
+        if item.name:
+            pyfuse3.invalidate_entry(item.inode, os.fsencode(item.name))
+        else:
+            pyfuse3.invalidate_inode(item.inode, attr_only=not item.pages)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY):  # not known, or in use: as it is
+            raise

@@ -81,6 +81,8 @@ class Node:
     """Size and mtime of the bytes that the kernel may have pages of."""
     seen: Stat | None = None
     """What its source showed last."""
+    writers: int = 0
+    """Handles that are open for writing through the mount."""
     watch: FolderWatch | None = None
     """Of a folder: how its changes are seen; None where they are not."""
 

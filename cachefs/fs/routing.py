@@ -204,6 +204,7 @@ class Routing:
     def _writer(self, node: Node, place: Place, opened: reach.Opened, unbar: Callable[[], object]) -> Handle:
         inode = self._share(node, place)
         inode.writers += 1
+        node.writers += 1
         node.version = None
         return Handle(inode, opened.descriptor, unbar=unbar)
 
@@ -239,6 +240,7 @@ class Routing:
         else:
             await self._copy_back(inode)
             inode.writers -= 1
+            inode.node.writers -= 1
             await inode.source.discard(handle.own)
         if handle.unbar is not None:
             if inode.backing is not None and inode.backing.is_truth:

@@ -30,7 +30,6 @@ from tests.standin.slowdisk_control import SlowDisk
 BLOCK = 4096
 BLOCKS = 64
 FILES = 8
-SECONDS = 30.0
 
 
 def _content(file: int, block: int, version: int) -> bytes:
@@ -91,9 +90,9 @@ class Opened:
 Job = Callable[[random.Random, Shared], None]
 
 
-def run_together(files: list[Shared], jobs: dict[str, Job]) -> dict[str, int]:
+def run_together(files: list[Shared], jobs: dict[str, Job], seconds: float) -> dict[str, int]:
     """Each job in a thread of its own, again and again until the time is over; how often each was done."""
-    ends = time.monotonic() + SECONDS
+    ends = time.monotonic() + seconds
     failed = threading.Event()
 
     def work(name: str) -> int:
@@ -196,10 +195,18 @@ def _copy_or_evict(client_of: Callable[[], Client]) -> Job:
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.parametrize(("watched", "seconds"), [(False, 30.0), (True, 10.0)], ids=["network", "local"])
 def test_every_byte_is_right_in_every_mode(
-    cachefs_settings: dict[str, Any], slow_disk: SlowDisk, start_mount: Callable[[dict[str, Any]], RunningCachefs]
+    cachefs_settings: dict[str, Any],
+    slow_disk: SlowDisk,
+    start_mount: Callable[[dict[str, Any]], RunningCachefs],
+    watched: bool,
+    seconds: float,
 ) -> None:
+    """On a local source everything is heard once more as a change behind the mount, and told to the kernel."""
     cachefs_settings["policy"] = {"keep_watched": "1h"}
+    if watched:
+        cachefs_settings["sources"][0]["path"] = str(slow_disk.backing)
     running = start_mount(cachefs_settings)
     files = []
     for number in range(FILES):
@@ -219,6 +226,7 @@ def test_every_byte_is_right_in_every_mode(
             "replacer": _replace,
             "cachefs user": _copy_or_evict(running.client),
         },
+        seconds,
     )
     assert all(done.values()), done
     for shared in files:
