@@ -122,6 +122,7 @@ async def test_failing_ssd_is_said_once_and_tried_again(
 ) -> None:
     async with opened(root) as store, working(store, source) as copiers:
         shutil.move(root / "partial", root / "away")
+        (root / "partial").write_bytes(b"no folder any more")
         copiers.follow(plan_of(source.write("a", b"a"), source.write("b", b"b")))
         for _ in range(3):
             await until(lambda: copiers.changed, lambda: source.stats and not copiers.progress())
@@ -129,10 +130,19 @@ async def test_failing_ssd_is_said_once_and_tried_again(
             assert source.stats == ["a"], "it was tried again at once"
             source.stats.clear()
             mock_clock.jump(RETRY_S + 1)
+        (root / "partial").unlink()
         shutil.move(root / "away", root / "partial")
         mock_clock.jump(RETRY_S + 1)
         await until_cached(store, "a", "b")
     assert [record.levelname for record in caplog.records if record.levelno >= 30] == ["WARNING"]
+
+
+async def test_a_cache_folder_that_somebody_emptied_is_used_again(root: Path, source: FakeSource) -> None:
+    async with opened(root) as store, working(store, source) as copiers:
+        shutil.rmtree(root / "partial")
+        shutil.rmtree(root / "files")
+        copiers.follow(plan_of(source.write("a", b"a")))
+        await until_cached(store, "a")
 
 
 async def test_barred_file_is_tried_again(root: Path, source: FakeSource, mock_clock: MockClock) -> None:
