@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,11 +110,10 @@ def start_cachefs(config: Path, log: Path, settings: Mapping[str, Any]) -> Runni
             start_new_session=True,  # Ctrl-C reaches the one who started it, who then ends it
         )
     running = RunningCachefs(Path(settings["mountpoint"]), config, Path(settings["control"]["socket"]), log, process)
-    try:
+    with ExitStack() as undo:
+        undo.callback(running.remove)
         wait_until_ready(running)
-    except CachefsFailed:
-        running.remove()
-        raise
+        undo.pop_all()
     return running
 
 
