@@ -176,7 +176,8 @@ def reads(view: View) -> RenderableType:
     counters = view.status.reads
     motor = "[green]asleep[/]" if view.disk.asleep else "[yellow]spinning[/]"
     return Text.from_markup(
-        f"SSD {format_size(counters.cache_bytes)} in {counters.cache_reads} reads · "
+        f"SSD {format_size(counters.cache_bytes)} in {counters.cache_reads} reads, "
+        f"and {counters.kernel_opens} whole files by the kernel itself · "
         f"slow disk {format_size(counters.source_bytes)} in {counters.source_reads} reads · "
         f"the disk is {motor}, {view.disk.total} operations"
     )
