@@ -74,6 +74,10 @@ def _parse(text: str) -> tuple[object, tuple[Problem, ...]]:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         return None, (Problem("", f"{place}{_without_values(error.problem)}"),)
+    except RecursionError:
+        return None, (
+            Problem("", "is nested far deeper than any configuration; look for brackets that are not closed"),
+        )
     except yaml.YAMLError:
         return None, (Problem("", "holds a character that YAML does not allow; save it as plain text"),)
     finally:

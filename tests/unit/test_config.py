@@ -416,3 +416,11 @@ def test_any_text_is_a_configuration_or_a_problem(text: str) -> None:
 def test_read_ahead_is_a_size_or_the_kernels_own(tmp_path: Path, written_as: str, size: int | None) -> None:
     assert written(tmp_path, SMALLEST + f"read_ahead: {written_as}\n", {}).read_ahead == size
     assert written(tmp_path, SMALLEST, {"CACHEFS_READ_AHEAD": written_as}).read_ahead == size
+
+
+@pytest.mark.parametrize("text", ["[" * 50_000, "{a: " * 3_000, "- " * 5_000])
+def test_a_file_nested_without_end_is_one_clear_problem(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "cachefs.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"nested|line \d+"):
+        load(file, {})
