@@ -69,7 +69,7 @@ class Source:
         self._last_read = float("-inf")
         self._leftover: list[Descriptor] = []
         self.watches: Watches | None = None
-        """None until something of the source is found to be local."""
+        """None where changes behind the mount cannot be heard."""
 
     @property
     def folders(self) -> Folders:

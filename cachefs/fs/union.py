@@ -137,7 +137,9 @@ class Union:
         """Open every source's folder; OSError when one cannot be. To be called before the mount is made."""
         for source in self.sources.values():
             root = await source.open()
-            await self._learn_device(source, root.stat.dev, root.device)
+            learned = await self._learn_device(source, root.stat.dev, root.device)
+            if learned.local:
+                source.watch()  # here or never: the daemon listens to what is watched when it starts
             self._roots[source.name] = root.stat
             if not root.empty:
                 self._was_full.add(source.name)
@@ -150,8 +152,6 @@ class Union:
     async def _learn_device(self, source: Source, dev: int, device: devices.Device) -> _Device:
         learned = _Device(await self._tag_of(device.identity), device.filesystem, device.local)
         self._devices[source.name, dev] = learned
-        if device.local and source.watches is None:
-            source.watch()
         return learned
 
     # --- where things are ----------------------------------------------------------------------------------------
