@@ -17,6 +17,7 @@ import os
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import pyfuse3
 import trio
@@ -26,6 +27,7 @@ from cachefs.fs.source import Source
 from cachefs.fs.stat import Stat
 from cachefs.fs.union import Seen, Union
 from cachefs.fs.watch import Change, Kind, Watches
+from cachefs.model import SourceName
 
 log = logging.getLogger(__name__)
 
@@ -53,20 +55,34 @@ class _News:
     itself: bool = False
 
 
+class Teller(Protocol):
+    """Who tells the kernel, in a thread."""
+
+    def tell(self, wrong: Iterable[Wrong]) -> None: ...
+
+    def end(self) -> None: ...
+
+
 class Behind:
     """Listens to the sources of a union."""
 
-    def __init__(self, union: Union) -> None:
+    def __init__(self, union: Union, teller: Teller | None = None) -> None:
         self._union = union
-        self._teller = _Teller()
+        self._teller = teller if teller is not None else _Teller()
+        self._untold: set[SourceName] = set()
 
     async def listen(self, source: Source) -> None:
-        """Hear and tell. Ends only when the source is closed."""
+        """Hear and tell. Ends only when the source is closed.
+
+        Begun again after a failure, it looks at everything anew: what was heard then may not have been told.
+        """
         limiter = trio.CapacityLimiter(1)
         while (watches := source.watches) is not None:
-            news = await self._hear(source, watches)
+            news = None if source.name in self._untold else await self._hear(source, watches)
+            self._untold.add(source.name)
             wrong = await self._judge(source, news)
             await trio.to_thread.run_sync(self._teller.tell, wrong, abandon_on_cancel=True, limiter=limiter)
+            self._untold.discard(source.name)
 
     async def close(self) -> None:
         """Before the session is destroyed: nobody may be telling the kernel anything through it."""
@@ -90,6 +106,7 @@ class Behind:
 
     async def _judge(self, source: Source, news: list[_News] | None) -> list[Wrong]:
         if news is None:
+            self._union.watched.count(source.name, [Change(-1, Kind.LOST)])
             log.info("source %s: news of changes were lost; everything is looked at anew", source.name)
             return self._everything(source)
         found: list[Wrong] = []
