@@ -141,11 +141,6 @@ def write_at(number: int, data: bytes, offset: int) -> None:
         offset += done
 
 
-def mtime_of(descriptor: Descriptor) -> int:
-    with descriptor.use() as number:
-        return os.fstat(number).st_mtime_ns
-
-
 def copy_back(source_of_truth: Descriptor, home: Descriptor, clean: int | None, *, always: bool) -> int:
     """Make the source's file equal to the backing file; returns the mtime for which that holds.
 
