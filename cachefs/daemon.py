@@ -37,6 +37,7 @@ from cachefs.fs import mounting
 from cachefs.fs.backing import Backings
 from cachefs.fs.behind import Behind
 from cachefs.fs.changes import Changes
+from cachefs.fs.listings import Listings
 from cachefs.fs.operations import Operations
 from cachefs.fs.routing import Routing
 from cachefs.fs.source import Source
@@ -105,6 +106,9 @@ class _NoCache:
 
     def get(self, key: FileKey) -> None: ...
 
+    def holds_in(self, folder: FileKey) -> bool:
+        return False
+
 
 async def _first_tag(identity: str) -> int:
     return 0
@@ -135,8 +139,9 @@ class _Server:
         try:
             async with AsyncExitStack() as stack:
                 parts = await self.build(stack)
-                await stack.enter_async_context(_mounted(self._config, _operations(parts)))
-                await self._serve(parts)
+                operations = Operations(parts.union, parts.routing, Changes(parts.union, parts.routing))
+                await stack.enter_async_context(_mounted(self._config, operations))
+                await self._serve(parts, operations.listings)
         finally:
             self._line.say(Word.GONE)
 
@@ -183,7 +188,7 @@ class _Server:
 
     # --- serving -------------------------------------------------------------------------------------------------
 
-    async def _serve(self, parts: Parts) -> None:
+    async def _serve(self, parts: Parts, listings: Listings) -> None:
         behind = Behind(parts.union)
         async with trio.open_nursery() as nursery:
 
@@ -195,7 +200,9 @@ class _Server:
             nursery.start_soon(_filesystem, stop)
             engine = DaemonEngine(parts, stop)
             await nursery.start(api.serve, engine, self._config.control.socket)
-            for name, task in self._background(parts, behind).items():
+            tasks = self._background(parts, behind)
+            tasks["passing listings"] = partial(behind.forget_listings, listings)
+            for name, task in tasks.items():
                 nursery.start_soon(supervise, name, self._health, task)
             log.info("cachefs %s is ready: %s shows %s", __version__, self._config.mountpoint, _shown(parts))
             self._line.say(Word.READY)
@@ -247,6 +254,7 @@ async def _union(config: Config, witness: Witness, tag_of: Callable[[str], Await
             raise CannotMount(f"a source cannot be opened: {error}") from error
         yield union
     finally:
+        union.inodes.leaves.close_idle(0)
         for source in sources:
             source.close()
 
@@ -291,10 +299,6 @@ def _resolver(config: Config, union: Union) -> Resolver:
     )
 
 
-def _operations(parts: Parts) -> Operations:
-    return Operations(parts.union, parts.routing, Changes(parts.union, parts.routing))
-
-
 # --- the mount -------------------------------------------------------------------------------------------------------
 
 
@@ -332,6 +336,7 @@ async def _stop_on_signals(stop: Callable[[], None]) -> None:
 async def _close_idle_folders(union: Union) -> None:
     while True:
         await trio.sleep(_CLOSE_IDLE_EVERY_S)
+        union.inodes.leaves.close_idle(_CLOSE_IDLE_EVERY_S)
         for source in union.sources.values():
             if source.online:
                 await source.close_idle_folders()

@@ -27,6 +27,7 @@ class Holdings:
         self._names: dict[int, FileKey] = {}
         self._by_inode: dict[int, set[FileKey]] = {}
         self._below: Counter[FileKey] = Counter()
+        self._inside: Counter[FileKey] = Counter()
         self._read_at: dict[FileKey, float] = {}
         for entry in entries:
             self.add(entry)
@@ -40,6 +41,7 @@ class Holdings:
         self._names[entry.id] = entry.key
         self._by_inode.setdefault(entry.source_file.inode, set()).add(entry.key)
         self._below.update(folders_above(entry.key))
+        self._inside[_folder_of(entry.key)] += 1
         self.used_bytes += entry.size
         self.unwritten_bytes += _unwritten(entry)
 
@@ -58,6 +60,10 @@ class Holdings:
         del self._names[entry.id]
         self._forget_inode(current)
         self._read_at.pop(entry.key, None)
+        folder = _folder_of(entry.key)
+        self._inside[folder] -= 1
+        if not self._inside[folder]:
+            del self._inside[folder]
         for folder in folders_above(entry.key):
             self._below[folder] -= 1
             if not self._below[folder]:
@@ -91,6 +97,10 @@ class Holdings:
             entry for key, entry in self.live.items() if key.source == folder.source and key.path.startswith(prefix)
         ]
 
+    def holds_in(self, folder: FileKey) -> bool:
+        """Whether there is a live entry of a file in this folder itself."""
+        return folder in self._inside
+
     def in_the_way(self, key: FileKey) -> list[CacheEntry]:
         """Entries that cannot be true when ``key`` is a file: of the folders it is in, and of files below it."""
         above = [self.live[folder] for folder in folders_above(key) if folder in self.live]
@@ -120,3 +130,7 @@ class Holdings:
 
 def _unwritten(entry: CacheEntry) -> int:
     return entry.size - entry.ranges.total if entry.state is EntryState.COPYING else 0
+
+
+def _folder_of(key: FileKey) -> FileKey:
+    return FileKey(key.source, key.path.rpartition("/")[0])

@@ -117,6 +117,10 @@ class Store:
         """The live entry of this file."""
         return self._shelf.holdings.live.get(key)
 
+    def holds_in(self, folder: FileKey) -> bool:
+        """Whether anything of a file in this folder itself is held."""
+        return self._shelf.holdings.holds_in(folder)
+
     def file_of(self, entry: CacheEntry) -> str:
         """Where the entry's bytes are on the SSD. A copying entry's file is renamed when it is published: who then
         finds nothing here asks ``get`` again."""

@@ -23,6 +23,7 @@ import pyfuse3
 import trio
 
 from cachefs.fs.inodes import Node
+from cachefs.fs.listings import Listings
 from cachefs.fs.source import Source
 from cachefs.fs.stat import Stat
 from cachefs.fs.union import Seen, Union
@@ -84,6 +85,13 @@ class Behind:
             await trio.to_thread.run_sync(self._teller.tell, wrong, abandon_on_cancel=True, limiter=limiter)
             self._untold.discard(source.name)
 
+    async def forget_listings(self, listings: Listings) -> None:
+        """Take from the kernel what it may believe for a while only. Runs for ever."""
+        limiter = trio.CapacityLimiter(1)
+        while True:
+            wrong = [Wrong(number, pages=True) for number in await listings.passed()]
+            await trio.to_thread.run_sync(self._teller.tell, wrong, abandon_on_cancel=True, limiter=limiter)
+
     async def close(self) -> None:
         """Before the session is destroyed: nobody may be telling the kernel anything through it."""
         await trio.to_thread.run_sync(self._teller.end, abandon_on_cancel=True)
@@ -142,7 +150,9 @@ class Behind:
         if not seen.named:
             found.append(Wrong(folder.number, name))  # the kernel may know another file, or none, by this name
         before = seen.before
-        if before is not None and _attributes_of(before) != _attributes_of(seen.stat):
+        if before is None and seen.named:  # a leaf until now: what the kernel was told of it, nobody knows
+            found.append(Wrong(seen.node.number, pages=not seen.node.writers))
+        elif before is not None and _attributes_of(before) != _attributes_of(seen.stat):
             same_bytes = (before.size, before.mtime_ns) == (seen.stat.size, seen.stat.mtime_ns)
             # What is being written through the mount is heard here too: the kernel has these bytes, it wrote them.
             found.append(Wrong(seen.node.number, pages=not same_bytes and not seen.node.writers))
@@ -151,11 +161,16 @@ class Behind:
     def _everything(self, source: Source) -> list[Wrong]:
         """All that the kernel may have been told of this source."""
         found = []
+        folders = set()
         for node in self._union.inodes:
             keys = self._union.keys(node)
             if keys and keys[0].source == source.name:
                 found.append(Wrong(node.number, pages=True))
                 found += [Wrong(link.parent, link.name) for link in node.links]
+                folders.add(node.number)
+        for leaf in self._union.inodes.leaves:
+            if leaf.parent in folders:
+                found += (Wrong(leaf.number, pages=True), Wrong(leaf.parent, leaf.name))
         return found
 
 

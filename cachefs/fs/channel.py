@@ -1,4 +1,4 @@
-"""Loads ``channel.c`` before pyfuse3, so that the session runs over it, and says whether it does.
+"""Loads ``native/channel.c`` before pyfuse3, so that the session runs over it, and says whether it does.
 
 Imported by the package ``cachefs.fs`` before anything else: pyfuse3's call of ``fuse_session_mount`` is bound when
 pyfuse3 is first imported, to the first definition in the global scope.
@@ -16,8 +16,6 @@ _OBJECT = "cachefs.fs._channel"
 _BACKING_OPEN = 0x4010E501
 _BACKING_CLOSE = 0x4004E502
 _HANDLE_MARK = 1 << 62
-_CACHE_FOLDER_MARK = 1 << 61
-_KEEP_FOLDER_MARK = 1 << 60
 """As in channel.c."""
 
 
@@ -33,6 +31,17 @@ def _load() -> ctypes.CDLL | None:
 
 
 _library = _load()
+_reply_room = _library.cachefs_reply_room if _library is not None else None
+if _reply_room is not None:
+    _reply_room.restype, _reply_room.argtypes = ctypes.c_uint64, (ctypes.c_uint64,)
+
+
+def functions(*, quick: bool) -> ctypes.CDLL | None:
+    """The object's functions; None where it is not there. ``quick`` ones are called without letting other threads run
+    meanwhile, which takes longer than they do."""
+    if _library is None or not quick:
+        return _library
+    return ctypes.PyDLL(None, handle=_library._handle)
 
 
 def is_loaded() -> bool:
@@ -67,11 +76,6 @@ def marked(handle: int, backing_id: int) -> int:
     return _HANDLE_MARK | handle << 32 | backing_id
 
 
-def marked_folder(handle: int, *, keep: bool) -> int:
-    """The handle of a folder whose listing the kernel may keep; ``keep``: the one it has is still right."""
-    return _CACHE_FOLDER_MARK | (_KEEP_FOLDER_MARK if keep else 0) | handle
-
-
 def open_backing(descriptor: int) -> int:
     """Tell the kernel of a file that may back opens; returns its id. OSError: EPERM without CAP_SYS_ADMIN, ELOOP for
     a file on a stacked file system (FUSE_DEV_IOC_BACKING_OPEN, linux/fuse.h)."""
@@ -95,11 +99,21 @@ def node() -> int | None:
     return ctypes.c_uint64.in_dll(_library, "cachefs_channel_node").value
 
 
+def request() -> int:
+    """The number of the request that is being handled; as ``node``."""
+    return ctypes.c_uint64.in_dll(_library, "cachefs_channel_unique").value if _library is not None else 0
+
+
+def room(request: int) -> int:
+    """How many bytes the reply to a request to read a folder may have."""
+    return int(_reply_room(request)) if _reply_room is not None else 0
+
+
 def problem() -> str:
     """Why the session does not run over the channel; empty when it does, or before the mount was made."""
     if _library is None:
         return (
-            "the channel object cachefs/fs/channel.c is not loaded; install cachefs with pip to build it. Without it "
+            "the channel object (cachefs/fs/native) is not loaded; install cachefs with pip to build it. Without it "
             "one slow lookup delays others in its folder, and a client killed at the wrong moment may freeze the mount"
         )
     return "" if is_bound() else "libfuse did not take the channel; its version may be older than 3.13"

@@ -1,4 +1,4 @@
-"""Which inode number is which file, and under which names the kernel knows it. Pure: no disk, no trio.
+"""Which inode number is which file, and under which names the kernel knows it. No disk, no trio.
 
 The number is both the node id of the kernel and what ``stat`` shows (pyfuse3 has one field for the two), so it must be
 the same for hard links and after a remount, and must not be given to another file while the kernel knows the first.
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from stat import S_IFMT
 
 from cachefs.descriptors import Descriptor
+from cachefs.fs.leaves import Leaves
 from cachefs.fs.stat import Stat
 from cachefs.model import SourceName
 
@@ -39,6 +40,11 @@ def number_of(tag: int, ino: int) -> int:
     return tag << _TAG_SHIFT | ino
 
 
+def inode_of(number: int) -> int:
+    """The source's inode number of a leaf, whose number is a tag and that."""
+    return number & (_INO_LIMIT - 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
     """One name of a node: in which folder, by the folder's number."""
@@ -50,14 +56,12 @@ class Link:
 @dataclass(slots=True, eq=False)
 class FolderWatch:
     """A folder whose changes are seen as they happen, since ``since`` (trio time). ``changes`` counts them: who asks
-    the source and finds another count afterwards may have been told what is over already. ``listed`` is the count at
-    which the kernel was told all names in the folder."""
+    the source and finds another count afterwards may have been told what is over already."""
 
     id: int
     source: SourceName
     since: float
     changes: int = 0
-    listed: int = -1
 
 
 @dataclass(slots=True, eq=False)
@@ -94,15 +98,24 @@ class Inodes:
     _nodes: dict[int, Node] = field(default_factory=dict)
     _substitutes: dict[int, list[Node]] = field(default_factory=dict)
     _issued: int = 0
+    leaves: Leaves = field(default_factory=Leaves)
 
     def __len__(self) -> int:
-        return len(self._nodes)
+        return len(self._nodes) + len(self.leaves)
 
     def __iter__(self) -> Iterator[Node]:
+        """Those that are no leaves."""
         return iter(self._nodes.values())
 
     def get(self, number: int) -> Node | None:
-        return self._nodes.get(number)
+        """The node that the kernel knows by this number; a leaf becomes one."""
+        node = self._nodes.get(number)
+        if node is None and (leaf := self.leaves.take(number)) is not None:
+            node = Node(number, leaf.dev, inode_of(number), leaf.kind, leaf.birth_ns, leaf.lookups)
+            node.links = (Link(leaf.parent, leaf.name),)
+            self._nodes[number] = node
+            self.leaves.own(number)
+        return node
 
     def meet(self, number: int, seen: Stat, link: Link | None) -> Node:
         """The node for a file that was just seen; a new one where the kernel knows none.
@@ -110,7 +123,7 @@ class Inodes:
         A known number with another type or birth is a reuse behind our back: the new file gets a substitute number
         until the kernel has forgotten the old one.
         """
-        node = self._nodes.get(number)
+        node = self.get(number)
         if node is None:
             node = self._known_substitute(number, seen) or self._new(number, seen)
         elif not _same(node, seen):
@@ -147,7 +160,11 @@ class Inodes:
 
         Where another task told it of the same number since this node was met, that one counts: one node a number.
         """
-        self._nodes.setdefault(node.number, node).lookups += 1
+        known = self._nodes.get(node.number)
+        if known is None:
+            known = self._nodes[node.number] = node
+            self.leaves.own(node.number)
+        known.lookups += 1
 
     def forgotten(self, number: int, count: int) -> Node | None:
         """The kernel gave back ``count`` lookups. Returns the node when that was the last of them: whoever asked
@@ -159,10 +176,14 @@ class Inodes:
         if node.lookups > 0 or node.number == ROOT:
             return None
         del self._nodes[number]
+        if number not in self._substitutes:  # else the file may be known by another number: no leaf
+            self.leaves.disown(number)
         if number >> _TAG_SHIFT == _TAG_OF_SUBSTITUTES:
             kept = {
                 first: [other for other in nodes if other is not node] for first, nodes in self._substitutes.items()
             }
+            for first in kept.keys() - {first for first, nodes in kept.items() if nodes} - self._nodes.keys():
+                self.leaves.disown(first)
             self._substitutes = {first: nodes for first, nodes in kept.items() if nodes}
         return node
 

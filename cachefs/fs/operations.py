@@ -21,6 +21,7 @@ from cachefs.fs import channel
 from cachefs.fs.caller import Caller
 from cachefs.fs.changes import Attributes, Changes
 from cachefs.fs.inodes import Node
+from cachefs.fs.listings import Listings
 from cachefs.fs.routing import Opening, Routing
 from cachefs.fs.union import Found, NotThere, Union
 
@@ -56,21 +57,14 @@ def _errors(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corouti
 
 
 @dataclass(slots=True)
-class _Listing:
-    """One opendir(3): the names as they were when it was last read from the start, ``.`` and ``..`` first."""
+class _OpenFolder:
+    """A folder that is read name by name: over several sources, or where there is no channel. ``.`` and ``..`` come
+    first; the names are as they were when it was last read from the start."""
 
     folder: Node
     names: list[str] = field(default_factory=list)
     found: list[Found | None] = field(default_factory=list)
     """Attributes of the names before ``len(found)``; None where a name was gone by then."""
-    changes: int = -1
-    """The folder's count of changes for which this is true; -1 when it is not watched."""
-
-    @property
-    def is_true(self) -> bool:
-        """Whether nothing has happened in the folder since it was read."""
-        watch = self.folder.watch
-        return watch is not None and watch.changes == self.changes
 
 
 class Operations(pyfuse3.Operations):
@@ -85,8 +79,14 @@ class Operations(pyfuse3.Operations):
         self._union = union
         self._routing = routing
         self._changes = changes
-        self._listings: dict[int, _Listing] = {}
+        self.listings = Listings(union)
+        self._open_folders: dict[int, _OpenFolder] = {}
         self._issued = 0
+
+    def init(self) -> None:
+        """The kernel is there."""
+        if channel.is_bound():
+            self._union.inodes.leaves.begin()
 
     # --- names ---------------------------------------------------------------------------------------------------
 
@@ -282,28 +282,31 @@ class Operations(pyfuse3.Operations):
 
     @_errors
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
-        folder = self._union.node(inode)
-        listing = _Listing(folder)
-        if folder.watch is None:
-            await self._read_folder(listing)  # now: it may be watched afterwards
+        if channel.is_bound():
+            raise pyfuse3.FUSEError(errno.ENOSYS)  # need not be: the kernel never asks again, and keeps every listing
         self._issued += 1
-        number = self._issued
-        watch = folder.watch
-        if watch is not None and channel.is_bound():
-            number = channel.marked_folder(number, keep=watch.listed == watch.changes)
-        self._listings[number] = listing
-        return number
+        self._open_folders[self._issued] = _OpenFolder(self._union.node(inode))
+        return self._issued
 
     @_errors
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        listing = self._listings[fh]
-        if start_id == 0 and not listing.is_true:
-            await self._read_folder(listing)
-        names, found = listing.names, listing.found
+        opened = self._open_folders.get(fh)
+        if opened is None:
+            request, folder = channel.request(), self._union.node(channel.node() or 0)
+            if not self._union.is_virtual(folder):
+                await self.listings.answer(folder, start_id, request)
+                return
+            opened = _OpenFolder(folder)
+        await self._read_by_name(opened, start_id, token)
+
+    async def _read_by_name(self, opened: _OpenFolder, start: int, token: pyfuse3.ReaddirToken) -> None:
+        if start == 0 or not opened.names:
+            await self._read_folder(opened)
+        names, found = opened.names, opened.found
         looked_up = self._union.inodes.looked_up
-        for index in range(start_id, len(names)):
+        for index in range(start, len(names)):
             while index >= len(found):
-                await self._extend(listing)
+                await self._extend(opened)
             item = found[index]
             if item is None:
                 continue
@@ -311,17 +314,13 @@ class Operations(pyfuse3.Operations):
                 return
             if index >= len(_DOTS):
                 looked_up(item.node)
-        watch = listing.folder.watch
-        if watch is not None and listing.is_true:
-            watch.listed = watch.changes  # the kernel has it all
 
-    async def _read_folder(self, listing: _Listing) -> None:
+    async def _read_folder(self, opened: _OpenFolder) -> None:
         """Everything but a very large folder's end, in one thread hop."""
-        listed = await self._union.listing(listing.folder, _STAT_AT_ONCE)
-        listing.names = [*_DOTS, *listed.names]
+        listed = await self._union.listing(opened.folder, _STAT_AT_ONCE)
+        opened.names = [*_DOTS, *listed.names]
         first = [listed.children.get(name) for name in listed.names[:_STAT_AT_ONCE]]
-        listing.found = [listed.own, self._above(listed.own), *first]
-        listing.changes = listed.changes
+        opened.found = [listed.own, self._above(listed.own), *first]
 
     def _above(self, own: Found) -> Found:
         """What ``..`` is: the root, and a removed folder, are their own parents. Only its number is told."""
@@ -329,20 +328,22 @@ class Operations(pyfuse3.Operations):
         parent = self._union.inodes.get(links[-1].parent) if links else None
         return own if parent is None else own._replace(node=parent)
 
-    async def _extend(self, listing: _Listing) -> None:
+    async def _extend(self, opened: _OpenFolder) -> None:
         """Attributes of the next names, in one thread hop."""
-        begin = len(listing.found)
-        names = listing.names[begin : begin + _STAT_AT_ONCE]
-        found = await self._union.children(listing.folder, names)
-        listing.found += [found.get(name) for name in names]
+        begin = len(opened.found)
+        names = opened.names[begin : begin + _STAT_AT_ONCE]
+        found = await self._union.children(opened.folder, names)
+        opened.found += [found.get(name) for name in names]
 
     @_errors
     async def releasedir(self, fh: int) -> None:
-        del self._listings[fh]
+        del self._open_folders[fh]
 
     @_errors
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        await self._changes.fsync_folder(self._listings[fh].folder)
+        opened = self._open_folders.get(fh)
+        folder = opened.folder if opened is not None else self._union.node(channel.node() or 0)
+        await self._changes.fsync_folder(folder)
 
     # --- pyfuse3's structures ------------------------------------------------------------------------------------
 

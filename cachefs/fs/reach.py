@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 from cachefs.descriptors import Descriptor
 from cachefs.fs.folders import Folders
+from cachefs.fs.leaves import Listing
 from cachefs.fs.stat import Stat, look
 
 PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -128,21 +129,33 @@ class FolderWatcher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """A name in a folder: its attributes (None: there is no such name), and the watch that was put on the folder just
-    before."""
+    """A name in a folder: its attributes (None: there is no such name), the watch that was put on the folder just
+    before, and the folder itself, where it was wanted."""
 
     stat: Stat | None
     watch: int | None
+    place: Descriptor | None
+
+    def close(self) -> None:
+        if self.place is not None:
+            self.place.close()
 
 
-def look_up(ref: Ref, name: str, watcher: FolderWatcher | None) -> Looked:
-    """Attributes of ``name`` in the folder that ``ref`` means."""
+def look_up(ref: Ref, name: str, watcher: FolderWatcher | None, keep: bool) -> Looked:
+    """Attributes of ``name`` in the folder that ``ref`` means; ``keep``: and the folder, open."""
     with folder_of(ref) as folder:
         watch = watcher.add(folder) if watcher is not None else None
         try:
-            return Looked(look(folder, name), watch)
+            seen: Stat | None = look(folder, name)
         except FileNotFoundError:
-            return Looked(None, watch)
+            seen = None
+        return Looked(seen, watch, _keep(ref, folder) if keep else None)
+
+
+def _keep(ref: Ref, folder: int) -> Descriptor | None:
+    """One more descriptor of a folder, if it is the one that is meant."""
+    seen = look(folder)
+    return Descriptor(os.dup(folder)) if (seen.dev, seen.ino) == (ref.dev, ref.ino) else None
 
 
 class Child(NamedTuple):
@@ -173,6 +186,38 @@ def list_folder(ref: Ref, most: int, watcher: FolderWatcher | None) -> Listed:
             return Listed(look(readable), names, _stat_all(readable, names[:most]), watch)
         finally:
             os.close(readable)
+
+
+@dataclass(frozen=True, slots=True)
+class FolderRead:
+    """A folder's own attributes, its names from some place on, and as ``Looked``."""
+
+    stat: Stat
+    listing: Listing
+    watch: int | None
+    place: Descriptor | None
+
+    def close(self) -> None:
+        if self.place is not None:
+            self.place.close()
+
+
+def read_folder(ref: Ref, start: int, most: int, watcher: FolderWatcher | None, keep: bool) -> FolderRead:
+    """What is in the folder that ``ref`` means from a place on, with the attributes of at most ``most`` names."""
+    with folder_of(ref) as folder:
+        watch = watcher.add(folder) if watcher is not None else None
+        readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            listing = Listing.read(readable, start, most)
+            return FolderRead(look(readable), listing, watch, _keep(ref, folder) if keep else None)
+        finally:
+            os.close(readable)
+
+
+def look_on(ref: Ref, listing: Listing, most: int) -> None:
+    """Attributes of the next names of a listing."""
+    with folder_of(ref) as folder:
+        listing.look(folder, most)
 
 
 def stat_names(ref: Ref, names: Sequence[str]) -> list[Child]:

@@ -18,7 +18,8 @@ _BASIC_AND_BIRTH = 0x0FFF
 # mask blksize attributes · nlink uid gid mode pad · ino size blocks attributes_mask · atime birth ctime mtime, each
 # as seconds, nanoseconds, pad · rdev and dev, each as major, minor
 _LAYOUT = struct.Struct("=IIQ IIIHH QQQQ qIi qIi qIi qIi IIII")
-_BUFFER_BYTES = 256
+BUFFER_BYTES = 256
+"""Of a ``struct statx``."""
 _NS = 1_000_000_000
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -55,10 +56,15 @@ class Stat(NamedTuple):
 
 def look(folder: int, name: str = "") -> Stat:
     """Stat ``name`` in the open ``folder`` without following a symlink; an empty name is the descriptor itself."""
-    buffer = ctypes.create_string_buffer(_BUFFER_BYTES)
+    buffer = ctypes.create_string_buffer(BUFFER_BYTES)
     if _statx(folder, os.fsencode(name), _AT_SYMLINK_NOFOLLOW | _AT_EMPTY_PATH, _BASIC_AND_BIRTH, buffer) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), name)
+    return unpack(buffer)
+
+
+def unpack(buffer: ctypes.Array[ctypes.c_char]) -> Stat:
+    """A ``struct statx`` that was filled in."""
     x = _LAYOUT.unpack_from(buffer)
     return Stat(
         mode=x[6],

@@ -19,7 +19,7 @@ import trio
 
 from cachefs.descriptors import Descriptor
 from cachefs.errors import SourceError
-from cachefs.fs import devices, reach
+from cachefs.fs import devices, leaves, reach
 from cachefs.fs.inodes import ROOT, Inodes, Link, Node, number_of
 from cachefs.fs.reach import Child, Ref
 from cachefs.fs.source import Source, is_empty
@@ -33,6 +33,8 @@ VIRTUAL_S = 60.0
 """The root over several sources changes only with the configuration."""
 BELIEVED_S = 3600.0
 """How long the kernel may believe what it was told of a watched folder: a change is told to it as it happens."""
+UNSURE_S = 0.5
+"""How long it may believe what was already changing while the source was asked."""
 NAME_NOT_THERE_S = 60.0
 """The same for a name that is not there; shorter, for after a loss of events nobody knows which names these were."""
 
@@ -49,6 +51,10 @@ class Witness(Protocol):
 
     def get(self, key: FileKey) -> object | None:
         """None for a file that it holds nothing of: it need not be told."""
+        ...
+
+    def holds_in(self, folder: FileKey) -> bool:
+        """Whether it holds anything of a file in this folder itself."""
         ...
 
 
@@ -93,6 +99,15 @@ class Listing:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """A folder as it was read from some place on; ``changes`` as in ``Listing``."""
+
+    source: Source
+    listing: leaves.Listing
+    changes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where a node lives: its source and every key under which it was seen, the likeliest first."""
 
@@ -128,7 +143,7 @@ class Union:
         self._devices: dict[tuple[SourceName, int], _Device] = {}
         self._roots: dict[SourceName, Stat] = {}
         self._was_full: set[SourceName] = set()
-        self.watched = Watched()
+        self.watched = Watched(self.inodes.leaves.close_folder)
         self._virtual = Stat(st.S_IFDIR | 0o755, ROOT, 0, 2, os.geteuid(), os.getegid(), 0, 0, 0, 4096, *_now4())
 
     # --- start ---------------------------------------------------------------------------------------------------
@@ -152,6 +167,7 @@ class Union:
     async def _learn_device(self, source: Source, dev: int, device: devices.Device) -> _Device:
         learned = _Device(await self._tag_of(device.identity), device.filesystem, device.local)
         self._devices[source.name, dev] = learned
+        self.inodes.leaves.add_device(dev, learned.tag)
         return learned
 
     # --- where things are ----------------------------------------------------------------------------------------
@@ -216,13 +232,39 @@ class Union:
             return self._source_root(name)
         place = self.place(parent)
         asked = self._ask(place.source, parent)
-        looked = await place.source.call(reach.look_up, place.ref, name, asked.watcher)
+        keep = self._keeps(asked)
+        looked = await place.source.call(reach.look_up, place.ref, name, asked.watcher, keep)
         steady = self.watched.is_steady(asked, looked.watch)
+        self._keep(place.source, parent, looked.place)
         if looked.stat is None:
             await self._missing(place.source, self.child_key(parent, name))
             raise NotThere(name, NAME_NOT_THERE_S if steady else 0.0)
         (found,) = (await self._found_all(place.source, (Child(name, looked.stat),), parent, steady=steady)).values()
         return found
+
+    def holds_in(self, folder: Node) -> bool:
+        """Whether anything of a file in this folder itself is cached."""
+        return any(self._witness.holds_in(key) for key in self.keys(folder))
+
+    def _keeps(self, asked: Asked) -> bool:
+        """Whether the folder is to be kept open, so that its names can be looked up without Python: a watched one
+        where nothing is cached, for the cache wants to know what was seen of its files."""
+        is_watched = asked.watcher is not None or asked.folder.watch is not None
+        return is_watched and not self.inodes.leaves.is_open(asked.folder.number) and not self.holds_in(asked.folder)
+
+    def _keep(self, source: Source, folder: Node, opened: Descriptor | None) -> None:
+        if opened is None:
+            return
+        if folder.watch is None:
+            opened.close()  # it is a place only (O_PATH): nothing waits for a disk
+            return
+        self.inodes.leaves.open_folder(folder.number, opened.number, folder.dev, BELIEVED_S, source.ttl_s)
+
+    def name_s(self, folder: Node, source: Source, *, steady: bool) -> float:
+        """How long the kernel may believe a name in this folder."""
+        if steady:
+            return BELIEVED_S
+        return source.ttl_s if folder.watch is None else min(source.ttl_s, UNSURE_S)
 
     def _ask(self, source: Source, folder: Node) -> Asked:
         device = self._devices.get((source.name, folder.dev))
@@ -254,9 +296,9 @@ class Union:
         """The last name in a source's root was removed through the mount: that it is empty is what somebody wanted."""
         self._was_full.discard(source.name)
 
-    async def found(self, source: Source, child: Child, parent: Node) -> Found:
+    async def found(self, source: Source, child: Child, parent: Node, *, steady: bool = False) -> Found:
         """The node of a file that was just seen in ``parent``; tells the witness."""
-        (found,) = (await self._found_all(source, (child,), parent, steady=False)).values()
+        (found,) = (await self._found_all(source, (child,), parent, steady=steady)).values()
         return found
 
     async def _found_all(
@@ -269,7 +311,7 @@ class Union:
         prefix = f"{keys[0].path}/" if keys and keys[0].path else ""
         witness, devices, meet = self._witness, self._devices, self.inodes.meet
         ttl_s, name_of_source, number_of_parent = source.ttl_s, source.name, parent.number
-        name_s = BELIEVED_S if steady else ttl_s
+        name_s = self.name_s(parent, source, steady=steady)
         found: dict[str, Found] = {}
         for child in children:
             name, seen = child
@@ -280,7 +322,7 @@ class Union:
                 key = FileKey(name_of_source, prefix + name)
                 if witness.get(key) is not None:
                     witness.observe(_source_file(key, node.number, seen, device))
-            found[name] = Found(node, seen, name_s, name_s if alone else ttl_s)
+            found[name] = Found(node, seen, name_s, name_s if alone else min(name_s, ttl_s))
         return found
 
     async def _meet_device(self, source: Source, parent: Node, child: Child) -> _Device:
@@ -301,13 +343,16 @@ class Union:
         watch = self.watched.over(node, self.inodes)
         changes = watch.changes if watch is not None else 0
         seen = await place.source.call(reach.stat_node, place.ref)
-        return self.seen(node, place, seen, steady=watch is not None and watch.changes == changes)
+        alone = seen.nlink == 1 or seen.is_folder
+        return self.seen(node, place, seen, steady=alone and watch is not None and watch.changes == changes)
 
     def trust_s(self, node: Node, source: Source) -> float:
         """How old what the source showed of a file may be: on a watched folder as old as the watch, for every change
         since would have been heard."""
         watch = self.watched.over(node, self.inodes)
-        return source.ttl_s if watch is None else trio.current_time() - watch.since
+        if watch is None or (node.seen is not None and node.seen.is_file and node.seen.nlink > 1):
+            return source.ttl_s  # a file of several names may change by another
+        return trio.current_time() - watch.since
 
     def seen(self, node: Node, place: Place, seen: Stat, *, steady: bool = False) -> Found:
         """A known node was just seen at its source; tells the witness."""
@@ -330,17 +375,36 @@ class Union:
         listed = await place.source.call(reach.list_folder, place.ref, most, asked.watcher)
         steady = self.watched.is_steady(asked, listed.watch)
         if place.ref.paths[:1] == ("",):
-            self._judge_root(place.source, listed.names)
+            self._judge_root(place.source, empty=not listed.names)
         own = self.seen(folder, place, listed.stat, steady=steady)
         changes = folder.watch.changes if steady and folder.watch is not None else -1
         children = await self._found_all(place.source, listed.children, folder, steady=steady)
         return Listing(own, listed.names, children, changes)
 
-    def _judge_root(self, source: Source, names: list[str]) -> None:
-        if names:
+    def _judge_root(self, source: Source, *, empty: bool) -> None:
+        if not empty:
             self._was_full.add(source.name)
         elif source.name in self._was_full:
             raise SourceError(errno.EIO, f"source {source.name}: {source.path} has become empty")
+
+    async def read_folder(self, folder: Node, start: int, most: int) -> Reading:
+        """What is in a folder from a place on, in one hop; ``start`` and the rest as in ``listing``."""
+        place = self.place(folder)
+        asked = self._ask(place.source, folder)
+        keep = self._keeps(asked)
+        read = await place.source.call(reach.read_folder, place.ref, start, most, asked.watcher, keep)
+        steady = self.watched.is_steady(asked, read.watch)
+        self._keep(place.source, folder, read.place)
+        if start == 0 and place.ref.paths[:1] == ("",):
+            self._judge_root(place.source, empty=read.listing.is_empty)
+        self.seen(folder, place, read.stat)
+        changes = folder.watch.changes if steady and folder.watch is not None else -1
+        return Reading(place.source, read.listing, changes)
+
+    async def look_on(self, folder: Node, listing: leaves.Listing, most: int) -> None:
+        """Attributes of the next names of a listing, in one hop."""
+        place = self.place(folder)
+        await place.source.call(reach.look_on, place.ref, listing, most)
 
     async def children(self, folder: Node, names: list[str]) -> dict[str, Found]:
         """Nodes and attributes of several names of one folder, in one hop; what is gone by now is left out."""

@@ -8,7 +8,7 @@ kernel when the answer has long been with it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from stat import S_ISDIR
 
@@ -33,7 +33,9 @@ class Asked:
 class Watched:
     """Folders by their watch."""
 
-    def __init__(self) -> None:
+    def __init__(self, unwatched: Callable[[int], object] = lambda _: None) -> None:
+        """``unwatched`` is told the number of a folder that is watched no more."""
+        self._unwatched = unwatched
         self._folders: dict[tuple[SourceName, int], Node] = {}
         self._early: Counter[tuple[SourceName, int]] = Counter()
 
@@ -54,10 +56,10 @@ class Watched:
         return folder.watch is not None and folder.watch.changes == asked.changes
 
     def over(self, node: Node, inodes: Inodes) -> FolderWatch | None:
-        """The watch that hears every change of this file or folder. A file of several names may change by another."""
+        """The watch that hears changes of this file or folder: all of them, unless a file has several names."""
         if S_ISDIR(node.kind):
             return node.watch
-        if node.seen is None or node.seen.nlink != 1 or not node.links:
+        if not node.links:
             return None
         folder = inodes.get(node.links[-1].parent)
         return folder.watch if folder is not None else None
@@ -99,4 +101,5 @@ class Watched:
         watch, folder.watch = folder.watch, None
         if watch is not None:
             self._folders.pop((watch.source, watch.id), None)
+            self._unwatched(folder.number)
         return watch

@@ -25,6 +25,9 @@ class NoCache:
 
     def get(self, key: FileKey) -> None: ...
 
+    def holds_in(self, folder: FileKey) -> bool:
+        return False
+
 
 class Telling:
     """Fails the first time; then notes what is told."""

@@ -1,0 +1,229 @@
+"""Nodes, look-ups and listings that need no Python: the other side of ``native/names.c``.
+
+A *leaf* is a node that the kernel knows from a listing or a look-up and that nobody has asked anything else about. It
+is kept there, at a fraction of the size; whoever needs it takes it, and it becomes a ``Node``. Used on the event loop
+only, but for ``Listing.read`` and ``Listing.look``, which run in a source's threads. Where the session is not run over
+the channel there are no leaves, and all of this stays unused.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cachefs.fs import channel
+from cachefs.fs.stat import BUFFER_BYTES, Stat, unpack
+
+_NS = 1_000_000_000
+_LONGEST_NAME = 255
+
+_quick = channel.functions(quick=True)
+_slow = channel.functions(quick=False)
+
+
+class _LeafOut(ctypes.Structure):
+    """``struct leaf_out`` of names.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_uint64) for name in ("number", "parent", "birth_ns", "device")),
+        *((name, ctypes.c_uint32) for name in ("lookups", "kind", "name_len", "padding")),
+        ("name", ctypes.c_char * (_LONGEST_NAME + 1)),
+    ]
+
+
+_U64, _POINTER = ctypes.c_uint64, ctypes.c_void_p
+if _quick is not None and _slow is not None:
+    for _name, _result, *_arguments in (
+        ("cachefs_node_own", ctypes.c_int, _U64),
+        ("cachefs_node_disown", None, _U64),
+        ("cachefs_leaves", _U64),
+        ("cachefs_leaf_take", ctypes.c_int, _U64, _POINTER),
+        ("cachefs_leaf_next", _U64, _U64, _POINTER),
+        ("cachefs_device_add", None, _U64, _U64),
+        ("cachefs_folder_open", None, _U64, ctypes.c_int, _U64, _U64, _U64),
+        ("cachefs_folder_is_open", ctypes.c_int, _U64),
+        ("cachefs_folder_close", None, _U64),
+        ("cachefs_folders_close_idle", None, _U64),
+        ("cachefs_listing_free", None, _POINTER),
+        ("cachefs_listing_count", _U64, _POINTER),
+        ("cachefs_listing_stated", _U64, _POINTER),
+        ("cachefs_listing_find", ctypes.c_int64, _POINTER, _U64),
+        ("cachefs_listing_item", ctypes.c_int, _POINTER, _U64, ctypes.c_char_p, ctypes.c_char_p),
+        ("cachefs_listing_set", None, _POINTER, _U64, _U64, _U64),
+        ("cachefs_listing_fits", _U64, _POINTER, _U64, _U64),
+        ("cachefs_listing_strange", _U64, _POINTER, _U64, _U64, _U64, ctypes.c_int),
+        ("cachefs_listing_answer", ctypes.c_int, _POINTER, *(_U64,) * 7),
+    ):
+        _function = getattr(_quick, _name)
+        _function.restype, _function.argtypes = _result, _arguments
+    _slow.cachefs_listing_read.argtypes = (ctypes.c_int, _U64, ctypes.c_size_t, _POINTER)
+    _slow.cachefs_listing_stat.argtypes = (_POINTER, ctypes.c_int, ctypes.c_size_t)
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A leaf as it is handed over. ``dev`` as ``os.stat`` gives it."""
+
+    number: int
+    parent: int
+    birth_ns: int
+    dev: int
+    lookups: int
+    kind: int
+    name: str
+
+
+class Leaves:
+    """All leaves, of which there is one table in a process. Does nothing until ``begin``."""
+
+    def __init__(self) -> None:
+        self._on = False
+
+    def begin(self) -> None:
+        """The session runs over the channel."""
+        self._on = _quick is not None
+
+    def __len__(self) -> int:
+        return int(_quick.cachefs_leaves()) if self._on and _quick is not None else 0
+
+    def own(self, number: int) -> None:
+        """There is a ``Node`` of this number."""
+        if self._on and _quick is not None and _quick.cachefs_node_own(number) != 0:
+            raise MemoryError
+
+    def disown(self, number: int) -> None:
+        """There is none any more; listings and look-ups may make a leaf of it again."""
+        if self._on and _quick is not None:
+            _quick.cachefs_node_disown(number)
+            _quick.cachefs_folder_close(number)
+
+    def take(self, number: int) -> Leaf | None:
+        """The leaf, which is none from now on."""
+        out = _LeafOut()
+        if not self._on or _quick is None or not _quick.cachefs_leaf_take(number, ctypes.byref(out)):
+            return None
+        return _leaf(out)
+
+    def __iter__(self) -> Iterator[Leaf]:
+        """Every leaf; none may be taken meanwhile."""
+        out = _LeafOut()
+        place = 0
+        while self._on and _quick is not None and (place := _quick.cachefs_leaf_next(place, ctypes.byref(out))):
+            yield _leaf(out)
+
+    # --- open folders: look-ups that need no Python ---
+
+    def add_device(self, dev: int, tag: int) -> None:
+        """Numbers of files on this device carry this tag."""
+        if _quick is not None:
+            _quick.cachefs_device_add(dev, tag)
+
+    def open_folder(self, number: int, descriptor: int, dev: int, believed_s: float, ttl_s: float) -> None:
+        """Answer look-ups in this watched folder of a local disk from now on; the descriptor is given away."""
+        if not self._on or _quick is None:
+            os.close(descriptor)
+            return
+        _quick.cachefs_folder_open(number, descriptor, dev, int(believed_s), int(ttl_s * _NS))
+
+    def is_open(self, number: int) -> bool:
+        """Whether look-ups in this folder are answered already; True where they cannot be."""
+        return not self._on or _quick is None or bool(_quick.cachefs_folder_is_open(number))
+
+    def close_folder(self, number: int) -> None:
+        """Look-ups in this folder are Python's again."""
+        if self._on and _quick is not None:
+            _quick.cachefs_folder_close(number)
+
+    def close_idle(self, idle_s: float) -> None:
+        """Close folders that nobody looked into for so long; all of them at 0."""
+        if self._on and _quick is not None:
+            _quick.cachefs_folders_close_idle(int(idle_s * _NS))
+
+
+def _leaf(out: _LeafOut) -> Leaf:
+    name = os.fsdecode(ctypes.string_at(ctypes.addressof(out) + _LeafOut.name.offset, out.name_len))
+    return Leaf(out.number, out.parent, out.birth_ns, out.device, out.lookups, out.kind, name)
+
+
+class Listing:
+    """A folder's names from some place on, the first ``looked_at`` with their attributes. Places are the source's own
+    cookies (``d_off`` of getdents(2)), so they hold for as long as the source says."""
+
+    def __init__(self, pointer: int) -> None:
+        self._pointer = pointer
+
+    def __del__(self) -> None:
+        if _quick is not None:
+            _quick.cachefs_listing_free(self._pointer)
+
+    @staticmethod
+    def read(folder: int, start: int, most: int) -> Listing:
+        """In a thread: what is in an open folder from a place on, with the attributes of at most ``most`` names."""
+        assert _slow is not None
+        pointer = ctypes.c_void_p()
+        _check(_slow.cachefs_listing_read(folder, start, most, ctypes.byref(pointer)))
+        assert pointer.value is not None
+        return Listing(pointer.value)
+
+    def look(self, folder: int, most: int) -> None:
+        """In a thread: attributes of the next names."""
+        assert _slow is not None
+        _check(_slow.cachefs_listing_stat(self._pointer, folder, most))
+
+    def __len__(self) -> int:
+        assert _quick is not None
+        return int(_quick.cachefs_listing_count(self._pointer))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing but ``.`` and ``..``."""
+        return len(self) <= 2 and all(self.item(index) is None for index in range(len(self)))
+
+    @property
+    def looked_at(self) -> int:
+        assert _quick is not None
+        return int(_quick.cachefs_listing_stated(self._pointer))
+
+    def find(self, place: int) -> int | None:
+        """The index at which what follows this place begins; None when the place is not in here."""
+        assert _quick is not None
+        index = _quick.cachefs_listing_find(self._pointer, place)
+        return None if index < 0 else int(index)
+
+    def item(self, index: int) -> tuple[str, Stat] | None:
+        """A name and its attributes; None when it was gone before it could be looked at, and for ``.`` and ``..``."""
+        assert _quick is not None
+        buffer, name = ctypes.create_string_buffer(BUFFER_BYTES), ctypes.create_string_buffer(_LONGEST_NAME + 1)
+        length = _quick.cachefs_listing_item(self._pointer, index, buffer, name)
+        return (os.fsdecode(name.raw[:length]), unpack(buffer)) if length else None
+
+    def strange(self, begin: int, end: int, folder: int, *, files: bool) -> Iterator[int]:
+        """Indexes in ``[begin, end)`` of what Python must answer for with ``set``: what it knows already, what has no
+        simple number, and (``files``) every regular file. Each is to be set before the next is asked for."""
+        assert _quick is not None
+        while (begin := int(_quick.cachefs_listing_strange(self._pointer, begin, end, folder, files))) < end:
+            yield begin
+            begin += 1
+
+    def set(self, index: int, number: int, attributes_s: float) -> None:
+        """Python's answer: it has counted one more look-up of the number."""
+        assert _quick is not None
+        _quick.cachefs_listing_set(self._pointer, index, number, int(attributes_s * _NS))
+
+    def fits(self, begin: int, room: int) -> int:
+        """The end of what a reply of ``room`` bytes can hold from ``begin`` on."""
+        assert _quick is not None
+        return int(_quick.cachefs_listing_fits(self._pointer, begin, room))
+
+    def answer(self, request: int, begin: int, end: int, own: int, above: int, name_s: float, ttl_s: float) -> None:
+        """Put ``[begin, end)`` into the reply to a request; the kernel then knows each of them once more."""
+        assert _quick is not None
+        valid, ttl = int(name_s * _NS), int(ttl_s * _NS)
+        _check(_quick.cachefs_listing_answer(self._pointer, request, begin, end, own, above, valid, ttl))
+
+
+def _check(number: int) -> None:
+    if number:
+        raise OSError(number, os.strerror(number))

@@ -1,0 +1,103 @@
+"""Answers to requests to read a folder, over the channel: whole replies are put together by ``native/names.c``.
+
+Used by ``operations`` on the event loop. The kernel never asks to open or close a folder (it was told once that this is
+not needed), keeps every listing, and asks only for what it does not have. So a listing that may not be true for long is
+taken from it again, by ``behind``. Python sees the names that it knows already, and of what is cached; the rest goes
+from the source's thread to the kernel untouched.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import os
+from collections import OrderedDict
+
+import trio
+
+from cachefs.fs import channel
+from cachefs.fs.inodes import Node
+from cachefs.fs.reach import Child
+from cachefs.fs.union import UNSURE_S, Reading, Union
+
+_LOOK_AT_ONCE = 512
+"""Names of a folder that one thread hop asks attributes of."""
+_MOST_NAMES = 16384
+"""Kept of folders that somebody is reading."""
+
+
+class Listings:
+    """Folders that are being read."""
+
+    def __init__(self, union: Union) -> None:
+        self._union = union
+        self._kept: OrderedDict[int, Reading] = OrderedDict()
+        self._passing: list[tuple[float, int]] = []
+        self._passing_came = trio.Event()
+
+    async def answer(self, folder: Node, place: int, request: int) -> None:
+        """The reply to a request for what follows ``place`` in a folder; empty at its end."""
+        room = channel.room(request)
+        if not room:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        reading, begin = await self._reading(folder, place)
+        listing = reading.listing
+        if begin == listing.looked_at < len(listing):
+            await self._union.look_on(folder, listing, _LOOK_AT_ONCE)
+        end = listing.fits(begin, room)
+        steady = self._is_true(folder, reading)
+        for index in listing.strange(begin, end, folder.number, files=self._union.holds_in(folder)):
+            item = listing.item(index)
+            if item is not None:
+                found = await self._union.found(reading.source, Child(*item), folder, steady=steady)
+                self._union.inodes.looked_up(found.node)
+                listing.set(index, found.node.number, found.attributes_s)
+        name_s, ttl_s = self._union.name_s(folder, reading.source, steady=steady), reading.source.ttl_s
+        listing.answer(request, begin, end, folder.number, self._above(folder), name_s, min(name_s, ttl_s))
+        if begin == end:
+            self._told(folder, reading, steady=steady)
+
+    async def _reading(self, folder: Node, place: int) -> tuple[Reading, int]:
+        """The folder as it is known, and where in it the place is; read anew where that is not enough."""
+        reading = self._kept.get(folder.number)
+        if reading is not None and (place or self._is_true(folder, reading)):
+            begin = reading.listing.find(place)
+            if begin is not None:
+                self._kept.move_to_end(folder.number)
+                return reading, begin
+        reading = await self._union.read_folder(folder, place, _LOOK_AT_ONCE)
+        self._kept[folder.number] = reading
+        self._kept.move_to_end(folder.number)
+        names = sum(len(kept.listing) for kept in self._kept.values())
+        while names > _MOST_NAMES and len(self._kept) > 1:
+            names -= len(self._kept.popitem(last=False)[1].listing)
+        return reading, 0
+
+    def _is_true(self, folder: Node, reading: Reading) -> bool:
+        """Whether nothing has happened in the folder since it was read."""
+        return folder.watch is not None and folder.watch.changes == reading.changes
+
+    def _above(self, folder: Node) -> int:
+        """What ``..`` is: the root, and a removed folder, are their own parents. Only its number is told."""
+        return folder.links[-1].parent if folder.links else folder.number
+
+    def _told(self, folder: Node, reading: Reading, *, steady: bool) -> None:
+        """The kernel has it all."""
+        if self._kept.get(folder.number) is reading:
+            del self._kept[folder.number]
+        if not steady:
+            holds_s = UNSURE_S if folder.watch is not None else reading.source.ttl_s
+            heapq.heappush(self._passing, (trio.current_time() + holds_s, folder.number))
+            self._passing_came.set()
+
+    async def passed(self) -> list[int]:
+        """Wait for listings that the kernel must not believe any longer; returns their folders."""
+        while not self._passing:
+            self._passing_came = trio.Event()
+            await self._passing_came.wait()
+        await trio.sleep_until(self._passing[0][0])
+        now = trio.current_time()
+        found = []
+        while self._passing and self._passing[0][0] <= now:
+            found.append(heapq.heappop(self._passing)[1])
+        return list(dict.fromkeys(found))

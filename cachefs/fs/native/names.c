@@ -1,0 +1,716 @@
+/* Names and attributes that need no Python: nodes that the kernel knows and Python has no use for yet, look-ups in
+ * folders that are open and watched, and listings.
+ *
+ * A node is *ours* (a leaf: told to the kernel in a listing or a look-up, nothing else) or *Python's* (an object of
+ * inodes.py). Whatever Python is asked about becomes its own; it says so by cachefs_node_own. A leaf costs about a
+ * hundred bytes, and a tenth of the time.
+ *
+ * A look-up is answered from here only where that cannot wait for a disk: openat2(RESOLVE_CACHED) fails when a name is
+ * not in the kernel's memory (Linux 5.12), and only folders of local disks are given to cachefs_folder_open.
+ */
+
+#define _GNU_SOURCE
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <malloc.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include "native.h"
+
+#ifndef RESOLVE_CACHED
+#define RESOLVE_CACHED 0x20
+#endif
+
+enum {
+	TAG_SHIFT = 48,
+	SMALLEST_TABLE = 1024,
+	DEVICES = 64,
+	FOLDERS = 256, /* open folders: descriptors that the daemon holds, see cachefs_folders_close_idle */
+	LONGEST_NAME = 255,
+	GETDENTS_BYTES = 64 << 10,
+};
+
+/* --- nodes ------------------------------------------------------------------------------------------------------ */
+
+struct node {
+	uint64_t number, parent, birth_ns;
+	uint32_t lookups;
+	uint16_t kind; /* type bits of the mode */
+	uint8_t device;
+	uint8_t name_len; /* 0: Python's, which knows all the rest */
+	char name[];
+};
+
+static struct node **table;
+static size_t slots, nodes;
+
+static size_t slot_of(uint64_t number)
+{
+	return (size_t)(number * 0x9E3779B97F4A7C15ULL >> 20) & (slots - 1);
+}
+
+/* Where the number is, or the free place where it belongs. */
+static size_t find_slot(uint64_t number)
+{
+	size_t slot = slot_of(number);
+	while (table[slot] != NULL && table[slot]->number != number)
+		slot = (slot + 1) & (slots - 1);
+	return slot;
+}
+
+static struct node *find_node(uint64_t number)
+{
+	return slots == 0 ? NULL : table[find_slot(number)];
+}
+
+static bool resize(size_t wanted)
+{
+	struct node **fresh = calloc(wanted, sizeof(*fresh)), **old = table;
+	if (fresh == NULL)
+		return false;
+	size_t old_slots = slots;
+	table = fresh;
+	slots = wanted;
+	for (size_t slot = 0; slot < old_slots; slot++)
+		if (old[slot] != NULL)
+			table[find_slot(old[slot]->number)] = old[slot];
+	free(old);
+	return true;
+}
+
+static struct node *add_node(uint64_t number, size_t name_len)
+{
+	if ((nodes + 1) * 4 > slots * 3 && !resize(slots == 0 ? SMALLEST_TABLE : slots * 2))
+		return NULL;
+	struct node *node = calloc(1, sizeof(*node) + name_len);
+	if (node == NULL)
+		return NULL;
+	node->number = number;
+	node->name_len = (uint8_t)name_len;
+	table[find_slot(number)] = node;
+	nodes++;
+	return node;
+}
+
+/* Linear probing: what comes behind the freed place moves up, if it may. */
+static void remove_node(uint64_t number)
+{
+	size_t free_slot = find_slot(number);
+	if (table[free_slot] == NULL)
+		return;
+	free(table[free_slot]);
+	table[free_slot] = NULL;
+	nodes--;
+	for (size_t slot = (free_slot + 1) & (slots - 1); table[slot] != NULL; slot = (slot + 1) & (slots - 1)) {
+		size_t home = slot_of(table[slot]->number);
+		if (((slot - home) & (slots - 1)) >= ((slot - free_slot) & (slots - 1))) {
+			table[free_slot] = table[slot];
+			table[slot] = NULL;
+			free_slot = slot;
+		}
+	}
+	if (slots > SMALLEST_TABLE && nodes * 8 < slots && resize(slots / 2))
+		malloc_trim(0);
+}
+
+static bool is_leaf(const struct node *node)
+{
+	return node != NULL && node->name_len != 0;
+}
+
+uint64_t cachefs_leaves(void)
+{
+	uint64_t count = 0;
+	for (size_t slot = 0; slot < slots; slot++)
+		count += is_leaf(table[slot]);
+	return count;
+}
+
+/* Python has an object for this number from now on. */
+int cachefs_node_own(uint64_t number)
+{
+	struct node *node = find_node(number);
+	if (node != NULL && node->name_len == 0)
+		return 0;
+	if (node != NULL)
+		remove_node(number);
+	return add_node(number, 0) != NULL ? 0 : -1;
+}
+
+void cachefs_node_disown(uint64_t number)
+{
+	struct node *node = find_node(number);
+	if (node != NULL && node->name_len == 0)
+		remove_node(number);
+}
+
+struct leaf_out {
+	uint64_t number, parent, birth_ns, device;
+	uint32_t lookups, kind, name_len, padding;
+	char name[LONGEST_NAME + 1];
+};
+
+static uint64_t device_of(const struct node *node);
+
+static void show(const struct node *node, struct leaf_out *out)
+{
+	out->number = node->number;
+	out->parent = node->parent;
+	out->birth_ns = node->birth_ns;
+	out->device = device_of(node);
+	out->lookups = node->lookups;
+	out->kind = node->kind;
+	out->name_len = node->name_len;
+	memcpy(out->name, node->name, node->name_len);
+}
+
+/* Hand a leaf over to Python; 0 when there is none of this number. */
+int cachefs_leaf_take(uint64_t number, struct leaf_out *out)
+{
+	struct node *node = find_node(number);
+	if (!is_leaf(node))
+		return 0;
+	show(node, out);
+	uint64_t kept = node->number;
+	remove_node(kept);
+	return 1;
+}
+
+/* The first leaf at or after this place of the table; returns the place after it, 0 when there is none. */
+uint64_t cachefs_leaf_next(uint64_t place, struct leaf_out *out)
+{
+	for (size_t slot = (size_t)place; slot < slots; slot++) {
+		if (is_leaf(table[slot])) {
+			show(table[slot], out);
+			return slot + 1;
+		}
+	}
+	return 0;
+}
+
+/* --- devices ---------------------------------------------------------------------------------------------------- */
+
+static struct {
+	uint64_t dev;
+	uint64_t tag;
+} devices[DEVICES];
+static int known_devices;
+
+static uint64_t device_of(const struct node *node)
+{
+	return devices[node->device].dev;
+}
+
+static int find_device(uint64_t dev)
+{
+	for (int index = 0; index < known_devices; index++)
+		if (devices[index].dev == dev)
+			return index;
+	return -1;
+}
+
+/* inodes.py: the tag that numbers of this device carry. One that does not fit stays Python's. */
+void cachefs_device_add(uint64_t dev, uint64_t tag)
+{
+	if (find_device(dev) >= 0 || known_devices == DEVICES)
+		return;
+	devices[known_devices].dev = dev;
+	devices[known_devices++].tag = tag;
+}
+
+/* The number that inodes.py gives this file; 0 where that takes more than its tag and inode number. */
+static uint64_t number_of(int device, uint64_t ino)
+{
+	if (device < 0 || devices[device].tag >= 0x7ffe || ino >= (uint64_t)1 << TAG_SHIFT || ino <= 1)
+		return 0;
+	return devices[device].tag << TAG_SHIFT | ino;
+}
+
+/* --- attributes ------------------------------------------------------------------------------------------------- */
+
+static const unsigned BASIC_AND_BIRTH = STATX_BASIC_STATS | STATX_BTIME;
+
+static uint64_t nanoseconds(struct statx_timestamp time)
+{
+	return (uint64_t)time.tv_sec * 1000000000u + time.tv_nsec;
+}
+
+static void fill_attr(struct attr *attr, const struct statx *seen, uint64_t number)
+{
+	*attr = (struct attr){
+		.ino = number,
+		.size = seen->stx_size,
+		.blocks = seen->stx_blocks,
+		.atime = (uint64_t)seen->stx_atime.tv_sec,
+		.mtime = (uint64_t)seen->stx_mtime.tv_sec,
+		.ctime = (uint64_t)seen->stx_ctime.tv_sec,
+		.atimensec = seen->stx_atime.tv_nsec,
+		.mtimensec = seen->stx_mtime.tv_nsec,
+		.ctimensec = seen->stx_ctime.tv_nsec,
+		.mode = seen->stx_mode,
+		.nlink = seen->stx_nlink,
+		.uid = seen->stx_uid,
+		.gid = seen->stx_gid,
+		.rdev = (uint32_t)makedev(seen->stx_rdev_major, seen->stx_rdev_minor),
+		.blksize = seen->stx_blksize,
+	};
+}
+
+static bool same_file(const struct node *node, const struct statx *seen)
+{
+	return node->kind == (seen->stx_mode & S_IFMT) && node->birth_ns == nanoseconds(seen->stx_btime);
+}
+
+/* The leaf of a file just seen under this name, counted once more; NULL when it is a matter for Python. */
+static struct node *tell_leaf(uint64_t number, uint64_t parent, int device, const struct statx *seen, const char *name,
+			      size_t name_len)
+{
+	struct node *node = find_node(number);
+	if (node == NULL) {
+		node = add_node(number, name_len);
+		if (node == NULL)
+			return NULL;
+		node->parent = parent;
+		node->birth_ns = nanoseconds(seen->stx_btime);
+		node->kind = seen->stx_mode & S_IFMT;
+		node->device = (uint8_t)device;
+		memcpy(node->name, name, name_len);
+	}
+	if (!is_leaf(node) || !same_file(node, seen) || node->parent != parent || node->name_len != name_len ||
+	    memcmp(node->name, name, name_len) != 0)
+		return NULL;
+	node->lookups++;
+	return node;
+}
+
+static void give_back(uint64_t number, uint64_t count)
+{
+	struct node *node = find_node(number);
+	if (!is_leaf(node))
+		return;
+	node->lookups -= count < node->lookups ? (uint32_t)count : node->lookups;
+	if (node->lookups == 0)
+		remove_node(number);
+}
+
+/* --- open folders ----------------------------------------------------------------------------------------------- */
+
+/* Where a number's place is taken by another folder, the later one has it. */
+static struct folder {
+	uint64_t number, used_ns;
+	uint64_t believed_s, ttl_ns;
+	int fd, device;
+} folders[FOLDERS];
+
+static struct folder *folder_slot(uint64_t number)
+{
+	return &folders[(number * 0x9E3779B97F4A7C15ULL >> 32) % FOLDERS];
+}
+
+static struct folder *find_folder(uint64_t number)
+{
+	struct folder *folder = folder_slot(number);
+	if (folder->number != number)
+		return NULL;
+	folder->used_ns = now_ns();
+	return folder;
+}
+
+static void close_folder(struct folder *folder)
+{
+	if (folder->number != 0)
+		close(folder->fd);
+	folder->number = 0;
+}
+
+/* Answer look-ups in this folder, which is watched; fd is ours from now on. believed_s is how long the kernel may
+ * believe what it is told of a file with one name, ttl_ns of any other. */
+void cachefs_folder_open(uint64_t number, int fd, uint64_t dev, uint64_t believed_s, uint64_t ttl_ns)
+{
+	struct folder *folder = folder_slot(number);
+	close_folder(folder);
+	*folder = (struct folder){number, now_ns(), believed_s, ttl_ns, fd, find_device(dev)};
+}
+
+int cachefs_folder_is_open(uint64_t number)
+{
+	return folder_slot(number)->number == number;
+}
+
+void cachefs_folder_close(uint64_t number)
+{
+	struct folder *folder = folder_slot(number);
+	if (folder->number == number)
+		close_folder(folder);
+}
+
+/* Close what nobody looked into for so long, or everything at 0: a source must be free to be unmounted. */
+void cachefs_folders_close_idle(uint64_t idle_ns)
+{
+	uint64_t now = now_ns();
+	for (int index = 0; index < FOLDERS; index++)
+		if (folders[index].number != 0 && now - folders[index].used_ns >= idle_ns)
+			close_folder(&folders[index]);
+}
+
+/* What this name is now, if no disk must be asked for it. */
+static bool see(const struct folder *folder, const char *name, struct statx *seen)
+{
+	struct open_how how = {.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC, .resolve = RESOLVE_CACHED | RESOLVE_NO_XDEV};
+	int place = (int)syscall(SYS_openat2, folder->fd, name, &how, sizeof(how));
+	if (place < 0)
+		return false;
+	bool done = statx(place, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, BASIC_AND_BIRTH, seen) == 0;
+	close(place);
+	return done && makedev(seen->stx_dev_major, seen->stx_dev_minor) == devices[folder->device].dev;
+}
+
+static void set_attr_valid(const struct folder *folder, const struct statx *seen, uint64_t *seconds, uint32_t *nsec)
+{
+	bool alone = seen->stx_nlink == 1 && !S_ISDIR(seen->stx_mode);
+	*seconds = alone ? folder->believed_s : folder->ttl_ns / 1000000000u;
+	*nsec = alone ? 0 : (uint32_t)(folder->ttl_ns % 1000000000u);
+}
+
+bool answer_lookup(int fd, const struct in_header *header, const char *name)
+{
+	struct folder *folder = find_folder(header->nodeid);
+	size_t room = header->len - sizeof(*header), name_len = strnlen(name, room);
+	if (folder == NULL || folder->device < 0 || name_len == 0 || name_len >= room || name_len > LONGEST_NAME)
+		return false;
+	struct statx seen;
+	if (!see(folder, name, &seen))
+		return false;
+	uint64_t number = number_of(folder->device, seen.stx_ino);
+	if (number == 0 || tell_leaf(number, header->nodeid, folder->device, &seen, name, name_len) == NULL)
+		return false;
+	struct entry_out reply = {.nodeid = number, .entry_valid = folder->believed_s};
+	set_attr_valid(folder, &seen, &reply.attr_valid, &reply.attr_valid_nsec);
+	fill_attr(&reply.attr, &seen, number);
+	if (!send_reply(fd, header->unique, &reply, sizeof(reply)))
+		give_back(number, 1); /* whoever asked is gone */
+	return true;
+}
+
+bool answer_getattr(int fd, const struct in_header *header, const struct getattr_in *asked)
+{
+	struct node *node = find_node(header->nodeid);
+	if (!is_leaf(node) || asked->flags & GETATTR_WITH_HANDLE)
+		return false;
+	struct folder *folder = find_folder(node->parent);
+	char name[LONGEST_NAME + 1];
+	memcpy(name, node->name, node->name_len);
+	name[node->name_len] = '\0';
+	struct statx seen;
+	if (folder == NULL || folder->device < 0 || !see(folder, name, &seen) || !same_file(node, &seen) ||
+	    number_of(folder->device, seen.stx_ino) != node->number)
+		return false;
+	struct attr_out reply = {0};
+	set_attr_valid(folder, &seen, &reply.attr_valid, &reply.attr_valid_nsec);
+	fill_attr(&reply.attr, &seen, node->number);
+	send_reply(fd, header->unique, &reply, sizeof(reply));
+	return true;
+}
+
+bool answer_forget(const struct in_header *header, uint64_t count)
+{
+	if (!is_leaf(find_node(header->nodeid)))
+		return false;
+	give_back(header->nodeid, count);
+	return true;
+}
+
+/* What is left in the message is Python's. */
+bool answer_batch_forget(struct in_header *header, struct batch_forget_in *batch)
+{
+	struct forget_one *items = (struct forget_one *)(batch + 1);
+	uint32_t room = (header->len - sizeof(*header) - sizeof(*batch)) / sizeof(*items);
+	uint32_t count = batch->count < room ? batch->count : room, left = 0;
+	for (uint32_t index = 0; index < count; index++) {
+		struct forget_one item = items[index];
+		if (is_leaf(find_node(item.nodeid)))
+			give_back(item.nodeid, item.nlookup);
+		else
+			items[left++] = item;
+	}
+	batch->count = left;
+	return left == 0;
+}
+
+/* --- listings --------------------------------------------------------------------------------------------------- */
+
+struct item {
+	uint64_t off;    /* the source's own cookie: where the next name begins */
+	uint64_t number; /* set by Python for what is its own; 0: not yet */
+	uint64_t dirent_ino;
+	uint64_t attr_valid_ns; /* as number */
+	struct statx seen;      /* no mask: the name was gone before it could be looked at */
+	uint32_t name;          /* where it begins in names */
+	uint8_t name_len;
+	uint8_t type;
+};
+
+/* A folder as it was read from some place in it on. */
+struct listing {
+	uint64_t start;
+	size_t count, stated, room, names_size, names_room;
+	struct item *items;
+	char *names;
+};
+
+static bool is_dot(const char *name, size_t length)
+{
+	return name[0] == '.' && (length == 1 || (length == 2 && name[1] == '.'));
+}
+
+static bool append(struct listing *listing, const struct dirent64 *entry)
+{
+	size_t length = strlen(entry->d_name);
+	if (listing->count == listing->room) {
+		size_t room = listing->room == 0 ? 32 : listing->room * 2;
+		struct item *items = realloc(listing->items, room * sizeof(*items));
+		if (items == NULL)
+			return false;
+		listing->items = items;
+		listing->room = room;
+	}
+	if (listing->names_size + length + 1 > listing->names_room) {
+		size_t room = listing->names_room == 0 ? 1024 : listing->names_room * 2;
+		char *names = realloc(listing->names, room);
+		if (names == NULL)
+			return false;
+		listing->names = names;
+		listing->names_room = room;
+	}
+	struct item *item = &listing->items[listing->count++];
+	memset(item, 0, sizeof(*item));
+	item->off = (uint64_t)entry->d_off;
+	item->dirent_ino = entry->d_ino;
+	item->name = (uint32_t)listing->names_size;
+	item->name_len = (uint8_t)length;
+	item->type = entry->d_type;
+	memcpy(listing->names + listing->names_size, entry->d_name, length + 1);
+	listing->names_size += length + 1;
+	return true;
+}
+
+static int read_names(struct listing *listing, int folder)
+{
+	char *buffer = malloc(GETDENTS_BYTES);
+	int result = buffer == NULL ? ENOMEM : 0;
+	while (result == 0) {
+		ssize_t done = getdents64(folder, buffer, GETDENTS_BYTES);
+		if (done <= 0) {
+			result = done < 0 ? errno : 0;
+			break;
+		}
+		for (ssize_t at = 0; at < done && result == 0;) {
+			struct dirent64 *entry = (struct dirent64 *)(buffer + at);
+			if (!append(listing, entry))
+				result = ENOMEM;
+			at += entry->d_reclen;
+		}
+	}
+	free(buffer);
+	return result;
+}
+
+void cachefs_listing_free(struct listing *listing)
+{
+	if (listing == NULL)
+		return;
+	free(listing->items);
+	free(listing->names);
+	free(listing);
+}
+
+/* In a thread: attributes of the next `most` names. Returns an errno. */
+int cachefs_listing_stat(struct listing *listing, int folder, size_t most)
+{
+	size_t end = listing->count - listing->stated < most ? listing->count : listing->stated + most;
+	for (size_t index = listing->stated; index < end; index++) {
+		struct item *item = &listing->items[index];
+		const char *name = listing->names + item->name;
+		if (is_dot(name, item->name_len) ||
+		    statx(folder, name, AT_SYMLINK_NOFOLLOW, BASIC_AND_BIRTH, &item->seen) == 0)
+			continue;
+		item->seen.stx_mask = 0;
+		if (errno != ENOENT)
+			return errno;
+	}
+	listing->stated = end;
+	return 0;
+}
+
+/* In a thread: read an open folder (for reading, not O_PATH) from a place on, and look at the first `most` of it.
+ * Returns an errno, and the listing where that is 0. */
+int cachefs_listing_read(int folder, uint64_t start, size_t most, struct listing **out)
+{
+	if (lseek(folder, (off_t)start, SEEK_SET) < 0)
+		return errno;
+	struct listing *listing = calloc(1, sizeof(*listing));
+	if (listing == NULL)
+		return ENOMEM;
+	listing->start = start;
+	int result = read_names(listing, folder);
+	if (result == 0)
+		result = cachefs_listing_stat(listing, folder, most);
+	if (result != 0) {
+		cachefs_listing_free(listing);
+		return result;
+	}
+	*out = listing;
+	return 0;
+}
+
+uint64_t cachefs_listing_count(const struct listing *listing)
+{
+	return listing->count;
+}
+
+uint64_t cachefs_listing_stated(const struct listing *listing)
+{
+	return listing->stated;
+}
+
+/* The index at which the names after this place begin; -1 when the place is not in this listing. */
+int64_t cachefs_listing_find(const struct listing *listing, uint64_t place)
+{
+	if (place == listing->start)
+		return 0;
+	for (size_t index = 0; index < listing->count; index++)
+		if (listing->items[index].off == place)
+			return (int64_t)index + 1;
+	return -1;
+}
+
+/* One item, for Python. Returns the length of its name; 0 when it was gone, or is . or .. */
+int cachefs_listing_item(const struct listing *listing, uint64_t index, struct statx *seen, char *name)
+{
+	const struct item *item = &listing->items[index];
+	const char *found = listing->names + item->name;
+	if (is_dot(found, item->name_len) || item->seen.stx_mask == 0)
+		return 0;
+	*seen = item->seen;
+	memcpy(name, found, item->name_len);
+	return item->name_len;
+}
+
+/* Python's answer for an item: its number, which it has counted as told, and how long its attributes hold. */
+void cachefs_listing_set(struct listing *listing, uint64_t index, uint64_t number, uint64_t attr_valid_ns)
+{
+	listing->items[index].number = number;
+	listing->items[index].attr_valid_ns = attr_valid_ns;
+}
+
+static size_t direntplus_size(size_t name_len)
+{
+	return (sizeof(struct direntplus_out) + name_len + 7) & ~(size_t)7;
+}
+
+/* The end of what fits into a reply of this size, from begin on, as far as it was looked at. */
+uint64_t cachefs_listing_fits(const struct listing *listing, uint64_t begin, uint64_t size)
+{
+	uint64_t index = begin, used = 0;
+	for (; index < listing->stated; index++) {
+		used += direntplus_size(listing->items[index].name_len);
+		if (used > size)
+			break;
+	}
+	return index;
+}
+
+static uint64_t item_number(const struct item *item, int *device)
+{
+	*device = find_device(makedev(item->seen.stx_dev_major, item->seen.stx_dev_minor));
+	return number_of(*device, item->seen.stx_ino);
+}
+
+/* The next item at or after begin, before end, that is a matter for Python; end when there is none. files: regular
+ * files are, for something in this folder is cached. */
+uint64_t cachefs_listing_strange(const struct listing *listing, uint64_t begin, uint64_t end, uint64_t parent, int files)
+{
+	for (uint64_t index = begin; index < end; index++) {
+		const struct item *item = &listing->items[index];
+		const char *name = listing->names + item->name;
+		if (is_dot(name, item->name_len) || item->seen.stx_mask == 0)
+			continue;
+		int device;
+		uint64_t number = item_number(item, &device);
+		const struct node *node = number != 0 ? find_node(number) : NULL;
+		if (number == 0 || (files && S_ISREG(item->seen.stx_mode)) ||
+		    (node != NULL && (!is_leaf(node) || !same_file(node, &item->seen) || node->parent != parent ||
+				      node->name_len != item->name_len ||
+				      memcmp(node->name, name, item->name_len) != 0)))
+			return index;
+	}
+	return end;
+}
+
+static size_t put(char *place, const struct item *item, const char *name, const struct entry_out *entry, uint64_t ino)
+{
+	size_t size = direntplus_size(item->name_len);
+	memset(place, 0, size);
+	struct direntplus_out out = {.dirent = {ino, item->off, item->name_len, item->type}};
+	if (entry != NULL)
+		out.entry = *entry;
+	memcpy(place, &out, sizeof(out));
+	memcpy(place + sizeof(out), name, item->name_len);
+	return size;
+}
+
+/* Put [begin, end) into the reply to this request; the kernel then knows each of them once more. own and above are
+ * the numbers of . and .., believed_s and ttl_ns as in cachefs_folder_open. Returns 0 or an errno. */
+int cachefs_listing_answer(struct listing *listing, uint64_t unique, uint64_t begin, uint64_t end, uint64_t own,
+			   uint64_t above, uint64_t name_valid_ns, uint64_t ttl_ns)
+{
+	size_t room = 0;
+	for (uint64_t index = begin; index < end; index++)
+		room += direntplus_size(listing->items[index].name_len);
+	char *payload = malloc(room + 1);
+	if (payload == NULL)
+		return ENOMEM;
+	size_t used = 0;
+	for (uint64_t index = begin; index < end; index++) {
+		struct item *item = &listing->items[index];
+		const char *name = listing->names + item->name;
+		if (is_dot(name, item->name_len)) {
+			used += put(payload + used, item, name, NULL, item->name_len == 1 ? own : above);
+			continue;
+		}
+		uint64_t number = item->number, valid = item->attr_valid_ns;
+		item->number = 0; /* counted for this reply only */
+		if (number == 0 && item->seen.stx_mask != 0) {
+			int device;
+			number = item_number(item, &device);
+			if (tell_leaf(number, own, device, &item->seen, name, item->name_len) == NULL)
+				number = 0;
+			bool alone = item->seen.stx_nlink == 1 && !S_ISDIR(item->seen.stx_mode);
+			valid = alone ? name_valid_ns : ttl_ns;
+		}
+		if (number == 0) { /* its name is all that is told: the kernel asks for the rest if somebody wants it */
+			used += put(payload + used, item, name, NULL, item->dirent_ino);
+			continue;
+		}
+		struct entry_out entry = {
+			.nodeid = number,
+			.entry_valid = name_valid_ns / 1000000000u,
+			.entry_valid_nsec = (uint32_t)(name_valid_ns % 1000000000u),
+			.attr_valid = valid / 1000000000u,
+			.attr_valid_nsec = (uint32_t)(valid % 1000000000u),
+		};
+		fill_attr(&entry.attr, &item->seen, number);
+		item->type = (uint8_t)(item->seen.stx_mode >> 12);
+		used += put(payload + used, item, name, &entry, number);
+	}
+	return attach_reply(unique, payload, used) ? 0 : ENOENT;
+}
