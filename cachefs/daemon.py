@@ -31,6 +31,7 @@ from cachefs.cache.populate import Copiers, CopySettings
 from cachefs.cache.store import Limits, Store, open_store
 from cachefs.config import Config, PlexConfig
 from cachefs.control import api
+from cachefs.descriptors import raise_limit
 from cachefs.engine import DaemonEngine, Parts
 from cachefs.errors import CacheError, CachefsError, CannotMount
 from cachefs.fs import mounting
@@ -134,6 +135,7 @@ class _Server:
         self._started_at = time.time()
 
     async def run(self) -> None:
+        raise_limit()
         for warning in self._config.warnings:
             log.warning("%s", warning)
         try:

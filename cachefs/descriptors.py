@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,3 +65,10 @@ class Descriptor:
     @property
     def closed(self) -> bool:
         return not self._open
+
+
+def raise_limit() -> None:
+    """Let this process have as many descriptors as it may: open files and folders need some each, and the usual limit
+    of 1,024 is one for programs that call select(2)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -65,6 +65,7 @@ class DaemonEngine:
 
     def status(self) -> Status:
         parts = self._parts
+        parts.routing.count_reads()
         inventory = parts.store.inventory()
         states = [entry.state for entry in inventory.entries]
         return Status(

@@ -34,20 +34,20 @@ class Counters:
         self._kernel_opens = 0
         self._kernel_size = 0
 
-    def add_cache_read(self, size: int) -> None:
-        """``size`` bytes of one read came from the SSD."""
-        self._cache_reads += 1
+    def add_cache_read(self, size: int, reads: int = 1) -> None:
+        """``size`` bytes of one read (or several) came from the SSD."""
+        self._cache_reads += reads
         self._cache_bytes += size
 
-    def add_source_read(self, size: int) -> None:
-        """``size`` bytes of one read came from a source."""
-        self._source_reads += 1
+    def add_source_read(self, size: int, reads: int = 1) -> None:
+        """``size`` bytes of one read (or several) came from a source."""
+        self._source_reads += reads
         self._source_bytes += size
 
-    def add_kernel_open(self, size: int) -> None:
+    def add_kernel_open(self, size: int, opens: int = 1) -> None:
         """A cached file of this size was handed to the kernel: nobody can count what is read of it."""
-        self._kernel_opens += 1
-        self._kernel_size += size
+        self._kernel_opens += opens
+        self._kernel_size += size * opens
 
     def add_fallback(self) -> None:
         """The SSD failed a read and the source is asked instead; its bytes are added when they come."""

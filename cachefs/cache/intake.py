@@ -175,6 +175,7 @@ class Intake:
         cached = replace(current, state=EntryState.CACHED, ranges=whole, published_at=published_at)
         shelf.holdings.update(cached)
         shelf.note_change()
+        shelf.tell(cached.key)
         return cached
 
     def _publishable(self, entry_id: int) -> CacheEntry | None:

@@ -66,6 +66,8 @@ class Shelf:
         self.owners = {entry.key: entry.id for entry in opened.entries if entry.state is EntryState.CACHED}
         self.tree = trio.Lock()
         self.changed = trio.Event()
+        self.tell: Callable[[FileKey], object] = lambda _: None
+        """Who is told at once of an entry that was published or dropped."""
         self._unsaved: set[int] = set()
         self._quiet_until = float("-inf")
         self._disk_turns = trio.CapacityLimiter(_DISK_THREADS)
@@ -97,6 +99,7 @@ class Shelf:
             self.ledger.dead_rows.add(entry.id)
             log.log(level, "%s is not on the SSD any more: %s", entry.key, cause.value)
             self.note_change()
+            self.tell(entry.key)
 
     def failed(self, entry: CacheEntry, error: OSError | CacheError) -> CacheError:
         """Drop the entry because the SSD failed, and say so to the one who asked."""

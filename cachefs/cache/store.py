@@ -105,6 +105,7 @@ class Store:
         self._intake = intake
         self._pins = {(pin.target, pin.rating_key): pin for pin in pins}
         self._open: Counter[FileKey] = Counter()
+        self._lingering: Callable[[], Iterable[FileKey]] = tuple
 
     @property
     def changed(self) -> trio.Event:
@@ -140,9 +141,16 @@ class Store:
         return self._shelf.observe(file)
 
     def is_fresh(self, key: FileKey, ttl_s: float) -> bool:
-        """Whether the source confirmed the entry within ``ttl_s``. An entry of an earlier run was not, at first."""
+        """Whether the source confirmed the entry within ``ttl_s``. One of an earlier run was not, at first."""
         seen_at = self._shelf.seen_at.get(key)
         return seen_at is not None and trio.current_time() - seen_at <= ttl_s
+
+    def seen_ago_s(self, key: FileKey) -> float:
+        """How long ago the source confirmed the entry: infinity when it did not; 0 when there is none."""
+        if key not in self._shelf.holdings.live:
+            return 0.0
+        seen_at = self._shelf.seen_at.get(key)
+        return float("inf") if seen_at is None else trio.current_time() - seen_at
 
     def gone(self, key: FileKey) -> None:
         """The source has no such file (or folder) any more."""
@@ -182,6 +190,15 @@ class Store:
         self._open[key] -= 1
         if not self._open[key]:
             del self._open[key]
+
+    def follow(self, tell: Callable[[FileKey], object], lingering: Callable[[], Iterable[FileKey]]) -> None:
+        """``tell`` is called with every entry that is published or dropped, at that moment; ``lingering`` says which of
+        the open files nobody has really open."""
+        self._shelf.tell = tell
+        self._lingering = lingering
+
+    def _in_use(self) -> frozenset[FileKey]:
+        return frozenset(self._open).difference(self._lingering())
 
     async def drop(self, targets: Targets, cause: DropCause) -> tuple[CacheEntry, ...]:
         """Drop entries: in memory before the first await, durably when this returns; their files go later.
@@ -246,7 +263,7 @@ class Store:
         entry = self.get(key)
         if entry is None:
             return EvictResult.NOT_CACHED
-        if key in self._open and not force:
+        if not force and key in self._in_use():
             return EvictResult.OPEN
         cause = DropCause.EVICTED if entry.state is EntryState.CACHED else DropCause.ABANDONED
         self._shelf.drop([entry], cause)
@@ -258,7 +275,7 @@ class Store:
     def inventory(self) -> Inventory:
         """Everything the planner wants to know, at this moment."""
         self._shelf.settle_reads()
-        return Inventory(tuple(self._shelf.holdings.live.values()), frozenset(self._open), self.space())
+        return Inventory(tuple(self._shelf.holdings.live.values()), self._in_use(), self.space())
 
     def space(self) -> Space:
         """The limits against what is used: exact on our side, as of the last ``refresh_space`` on that of others."""

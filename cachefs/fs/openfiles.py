@@ -11,6 +11,7 @@ from cachefs.descriptors import Descriptor
 from cachefs.fs.backing import Backing
 from cachefs.fs.inodes import Node
 from cachefs.fs.modes import Mode
+from cachefs.fs.offers import Offer
 from cachefs.fs.source import Source
 from cachefs.model import FileKey
 
@@ -57,12 +58,15 @@ class OpenInode:
 class Handle:
     """One open(2) of the mount. ``own`` is a writer's descriptor on the source; readers share the inode's.
 
-    ``appends``: with O_APPEND, which ``own`` has not: pages of a mapping are written back through it as well."""
+    ``appends``: with O_APPEND, which ``own`` has not: pages of a mapping are written back through it as well.
+    ``offer``: that was withdrawn, of which so many handles are still open."""
 
     inode: OpenInode
     own: Descriptor | None = None
     appends: bool = False
     unbar: Callable[[], object] | None = None
+    offer: Offer | None = None
+    opens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

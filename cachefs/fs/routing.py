@@ -28,6 +28,7 @@ from cachefs.fs import backing, channel, reach
 from cachefs.fs.backing import Backings
 from cachefs.fs.inodes import Node
 from cachefs.fs.modes import TABLE, Answer, Mode, Wish
+from cachefs.fs.offered import Offered
 from cachefs.fs.openfiles import Handle, Opening, OpenInode
 from cachefs.fs.segments import Segment, route, visible
 from cachefs.fs.source import Source
@@ -48,6 +49,8 @@ _KEPT_FLAGS = os.O_ACCMODE | os.O_TRUNC | os.O_SYNC | os.O_DSYNC
 _TOUCH_EVERY_S = 60.0
 _MOST_HANDLES = 1 << 30
 _LOOK_AT_MAPPINGS_EVERY_S = 1.0
+_OFFER_HOLDS_S = 30.0
+"""At most, for one that may be believed for long: whether it still may is asked anew."""
 
 
 class Routing:
@@ -62,6 +65,8 @@ class Routing:
         self._inodes: dict[int, OpenInode] = {}
         self._handles: dict[int, Handle] = {}
         self._issued = 0
+        self._offered = Offered(self._handles, counters, self._let_go, self._touch_entry)
+        store.follow(self._offered.withdraw_key, self._offered.lingering)
 
     # --- changes: the cached copy goes first ---------------------------------------------------------------------
 
@@ -73,6 +78,7 @@ class Routing:
         No copy of them begins or is published until the thread has really returned, however late.
         """
         bar = self._store.bar(targets)
+        self._offered.withdraw_all(targets)
         for number in targets.inodes & self._inodes.keys():
             self._inodes[number].changed = True
         try:
@@ -108,7 +114,7 @@ class Routing:
                 version = await self._open_source(inode)
         except BaseException:
             inode.readers -= 1
-            await self._unshare(inode)
+            self._let_go(inode)
             raise
         if entry is not None:
             self._touch(inode, entry)
@@ -117,7 +123,7 @@ class Routing:
             version = None  # somebody began to write meanwhile
         keep = version is not None and node.version == version
         node.version = version
-        return self._answer(Handle(inode), wish, keep_cache=keep)
+        return self._answer_reader(inode, wish, keep_cache=keep)
 
     def _in_force(self, entry: CacheEntry) -> bool:
         current = self._store.get(entry.key)
@@ -134,6 +140,25 @@ class Routing:
         if inode.mode is Mode.IDLE:
             inode.backing = self.backings.open(side.descriptor, entry.id)
         return Wish.PUBLISHED if inode.mode is not Mode.IDLE or inode.backing is not None else Wish.READ
+
+    def _answer_reader(self, inode: OpenInode, wish: Wish, *, keep_cache: bool) -> Opening:
+        """As ``_answer``; with an offer, if nothing about the file is changing, so that whoever opens it next need not
+        ask."""
+        step = TABLE[inode.mode, wish]
+        if step.answer is not Answer.DIRECT and not inode.writers and inode.node.version is not None:
+            inode.mode = step.mode
+            opening = self._offered.opening(inode, self._holds_s(inode), keep_cache=keep_cache)
+            if opening is not None:
+                inode.readers -= 1  # the offer counts its own
+                return opening
+        return self._answer(Handle(inode), wish, keep_cache=keep_cache)
+
+    def _holds_s(self, inode: OpenInode) -> float:
+        """For how long further readers need not ask."""
+        if self._union.hears_all_of(inode.node):
+            return _OFFER_HOLDS_S
+        ages = (self._store.seen_ago_s(key) for key in inode.keys)
+        return max(0.0, inode.source.ttl_s - max(ages, default=0.0))
 
     def _answer(self, handle: Handle, wish: Wish, *, keep_cache: bool = False) -> Opening:
         """Decide by the table, and count the handle: nothing may wait between the two."""
@@ -206,6 +231,7 @@ class Routing:
         inode.writers += 1
         node.writers += 1
         node.version = None
+        self._offered.withdraw(inode)
         return Handle(inode, opened.descriptor, unbar=unbar)
 
     def _share(self, node: Node, place: Place) -> OpenInode:
@@ -233,8 +259,12 @@ class Routing:
 
     async def release(self, number: int) -> None:
         """The last close of a handle."""
-        handle = self._handles.pop(number)
+        handle = self._handles[number]
         inode = handle.inode
+        if self._offered.released(handle):
+            inode.readers -= 1
+            return
+        self._handles.pop(number, None)
         if handle.own is None:
             inode.readers -= 1
         else:
@@ -247,10 +277,11 @@ class Routing:
                 inode.backing.unbar.append(handle.unbar)
             else:
                 handle.unbar()
-        await self._unshare(inode)
+        self._let_go(inode)
 
-    async def _unshare(self, inode: OpenInode) -> None:
-        """Close what the inode shares when nobody has it open any more, and no mapping can write it."""
+    def _let_go(self, inode: OpenInode) -> None:
+        """Close what the inode shares when nobody has it open any more, and no mapping can write it; nobody waits for
+        that."""
         if inode.readers or inode.writers or self._inodes.get(inode.node.number) is not inode:
             return
         held = inode.backing
@@ -262,6 +293,10 @@ class Routing:
         inode.mode, inode.backing = Mode.IDLE, None
         if held is not None:
             self.backings.close(held)
+        trio.lowlevel.spawn_system_task(self._close_all, inode, held)
+
+    async def _close_all(self, inode: OpenInode, held: backing.Backing | None) -> None:
+        if held is not None:
             await self._ssd.close(held.descriptor.close)
             if held.mirror is not None:
                 await self._ssd.close(held.mirror.close)
@@ -415,9 +450,11 @@ class Routing:
             )
 
     async def run(self) -> None:
-        """Watch backing files that mappings may write; end those that none can any more. Runs for ever."""
+        """Watch backing files that mappings may write, and end those that none can any more; end offers that nobody
+        takes. Runs for ever."""
         while True:
             await trio.sleep(_LOOK_AT_MAPPINGS_EVERY_S)
+            self._offered.withdraw_idle()
             for inode in [inode for inode in self._inodes.values() if inode.backing and inode.backing.is_truth]:
                 await self._look_at_mapping(inode)
 
@@ -434,7 +471,7 @@ class Routing:
         for release in unbar:
             release()
         await inode.source.discard(home)
-        await self._unshare(inode)
+        self._let_go(inode)
 
     async def _nobody_writes(self, held: backing.Backing) -> bool:
         async with held.lock:
@@ -464,6 +501,11 @@ class Routing:
             inode.touched_at = now
             self._store.touch(entry.key, time.time())
 
+    def _touch_entry(self, inode: OpenInode) -> None:
+        entry = self._entry(inode.node, inode.keys)
+        if entry is not None:
+            self._touch(inode, entry)
+
     def names_changed(self) -> None:
         """Something was renamed, linked or removed: from here on the entries of the new names count."""
         for inode in self._inodes.values():
@@ -477,6 +519,11 @@ class Routing:
     def state(self, node: Node) -> Visible:
         """The value of ``user.cachefs.state``."""
         return visible(self._entry(node, self._union.keys(node)))
+
+    def count_reads(self) -> None:
+        """Bring the counters up to date."""
+        for inode in list(self._inodes.values()):
+            self._offered.readers(inode)
 
     def attributes_of_cached(self, node: Node) -> Found | None:
         """What was seen last of a file that somebody reads from the SSD; None for any other.
@@ -512,12 +559,15 @@ class Routing:
 
     def open_files(self) -> Iterator[OpenFile]:
         """What ``status`` shows of the files that somebody holds open."""
-        for inode in self._inodes.values():
+        for inode in list(self._inodes.values()):
+            readers = self._offered.readers(inode)
+            if not readers and not inode.writers:
+                continue  # kept open for a moment
             paths = self._union.inodes.paths(inode.node)
             yield OpenFile(
                 path=UnionPath(paths[0] if paths else "(deleted)"),
                 served_from=visible(self._entry(inode.node, inode.keys)),
-                readers=inode.readers,
+                readers=readers,
                 writers=inode.writers,
                 cache_bytes=inode.cache_bytes,
                 source_bytes=inode.source_bytes,

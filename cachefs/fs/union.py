@@ -350,9 +350,11 @@ class Union:
         """How old what the source showed of a file may be: on a watched folder as old as the watch, for every change
         since would have been heard."""
         watch = self.watched.over(node, self.inodes)
-        if watch is None or (node.seen is not None and node.seen.is_file and node.seen.nlink > 1):
-            return source.ttl_s  # a file of several names may change by another
-        return trio.current_time() - watch.since
+        return source.ttl_s if watch is None or _has_names(node) else trio.current_time() - watch.since
+
+    def hears_all_of(self, node: Node) -> bool:
+        """Whether every change of this file is heard."""
+        return self.watched.over(node, self.inodes) is not None and not _has_names(node)
 
     def seen(self, node: Node, place: Place, seen: Stat, *, steady: bool = False) -> Found:
         """A known node was just seen at its source; tells the witness."""
@@ -506,6 +508,11 @@ class Union:
         if source is None:
             raise OSError(errno.ENOENT, "no such source", name)
         return source
+
+
+def _has_names(node: Node) -> bool:
+    """Whether it is a file of several names, which may change by another than the one that is known."""
+    return node.seen is not None and node.seen.is_file and node.seen.nlink > 1
 
 
 def _source_file(key: FileKey, number: int, seen: Stat, device: _Device) -> SourceFile:

@@ -70,7 +70,7 @@ static void unlink_offer(struct offer *offer)
 }
 
 /* Offer an inode to readers; returns the handle, 0 when there is no room. fd is read from until the offer is
- * withdrawn, -1 for none; expires_ns is a time of CLOCK_MONOTONIC after which Python is asked, 0 for none. */
+ * withdrawn, -1 for none; expires_ns is a time of CLOCK_MONOTONIC after which Python is asked. */
 uint64_t cachefs_offer(uint64_t number, uint32_t open_flags, int32_t backing_id, int fd, uint64_t expires_ns)
 {
 	for (int tries = 0; tries < OFFERS; tries++) {
@@ -95,6 +95,11 @@ uint64_t cachefs_offer(uint64_t number, uint32_t open_flags, int32_t backing_id,
 		return offer->handle;
 	}
 	return 0;
+}
+
+void cachefs_offer_renew(uint64_t handle, uint64_t expires_ns)
+{
+	by_handle(handle)->expires_ns = expires_ns;
 }
 
 /* Python answers an open with this handle itself. */
@@ -140,7 +145,7 @@ bool answer_open(int fd, const struct in_header *header, const struct open_in *a
 	struct offer *offer = find_offer(header->nodeid);
 	if (offer == NULL || (asked->flags & O_ACCMODE) != O_RDONLY || asked->flags & (O_TRUNC | O_DIRECT))
 		return false;
-	if (offer->expires_ns != 0 && now_ns() >= offer->expires_ns)
+	if (now_ns() >= offer->expires_ns)
 		return false;
 	struct open_out reply = {offer->handle, offer->open_flags, offer->backing_id};
 	offer->open++;
@@ -158,7 +163,8 @@ bool edit_open(struct open_out *reply)
 	struct offer *offer = by_handle(reply->fh);
 	if (offer == NULL)
 		return false;
-	reply->open_flags = offer->open_flags;
+	uint32_t keep = offer->backing_id == 0 ? reply->open_flags & OPEN_KEEP_CACHE : 0; /* Python knows what is kept */
+	reply->open_flags = (offer->open_flags & ~(uint32_t)OPEN_KEEP_CACHE) | keep;
 	reply->backing_id = offer->backing_id;
 	return true;
 }
