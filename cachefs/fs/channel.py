@@ -36,6 +36,15 @@ if _reply_room is not None:
     _reply_room.restype, _reply_room.argtypes = ctypes.c_uint64, (ctypes.c_uint64,)
 
 
+def _variable(name: str, kind: type[ctypes.c_int] | type[ctypes.c_uint64]) -> ctypes.c_int | ctypes.c_uint64:
+    return kind.in_dll(_library, name) if _library is not None else kind(0)
+
+
+_bound = _variable("cachefs_channel_bound", ctypes.c_int)
+_node = _variable("cachefs_channel_node", ctypes.c_uint64)
+_request = _variable("cachefs_channel_unique", ctypes.c_uint64)
+
+
 def functions(*, quick: bool) -> ctypes.CDLL | None:
     """The object's functions; None where it is not there. ``quick`` ones are called without letting other threads run
     meanwhile, which takes longer than they do."""
@@ -51,7 +60,7 @@ def is_loaded() -> bool:
 
 def is_bound() -> bool:
     """Whether the mounted session runs over the channel."""
-    return bool(_value("cachefs_channel_bound"))
+    return bool(_bound.value)
 
 
 def want_passthrough() -> None:
@@ -94,14 +103,12 @@ def _value(name: str) -> int:
 
 def node() -> int | None:
     """The node id of the request that is being handled; valid until its handler first awaits. None: not known."""
-    if _library is None or not is_bound():
-        return None
-    return ctypes.c_uint64.in_dll(_library, "cachefs_channel_node").value
+    return _node.value if _bound.value else None
 
 
 def request() -> int:
     """The number of the request that is being handled; as ``node``."""
-    return ctypes.c_uint64.in_dll(_library, "cachefs_channel_unique").value if _library is not None else 0
+    return _request.value
 
 
 def room(request: int) -> int:

@@ -54,7 +54,7 @@ class Listings:
                 listing.set(index, found.node.number, found.attributes_s)
         name_s, ttl_s = self._union.name_s(folder, reading.source, steady=steady), reading.source.ttl_s
         listing.answer(request, begin, end, folder.number, self._above(folder), name_s, min(name_s, ttl_s))
-        if begin == end:
+        if end == len(listing):
             self._told(folder, reading, steady=steady)
 
     async def _reading(self, folder: Node, place: int) -> tuple[Reading, int]:

@@ -46,7 +46,7 @@ enum {
 	PENDING = 8192,  /* at most 4096 requests are under way at once (mounting.py) */
 	WINDOW = 64,
 	LOOK_AGAIN_NS = 30 * 1000,
-	STAY_NS = 1000 * 1000,
+	STAY_NS = 2 * 1000 * 1000,
 };
 
 #define HANDLE_MARK ((uint64_t)1 << 62)
@@ -147,6 +147,8 @@ static bool answered(int fd, struct in_header *header, size_t size)
 		return room > 1 && answer_lookup(fd, header, body);
 	case OPCODE_GETATTR:
 		return room >= sizeof(struct getattr_in) && answer_getattr(fd, header, body);
+	case OPCODE_READDIRPLUS:
+		return room >= sizeof(struct read_in) && answer_readdir(fd, header, body);
 	case OPCODE_FORGET:
 		return room >= sizeof(struct forget_in) &&
 		       answer_forget(header, ((const struct forget_in *)body)->nlookup);

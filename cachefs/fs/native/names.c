@@ -35,6 +35,7 @@ enum {
 	SMALLEST_TABLE = 1024,
 	DEVICES = 64,
 	FOLDERS = 256, /* open folders: descriptors that the daemon holds, see cachefs_folders_close_idle */
+	ENDS = 64,
 	LONGEST_NAME = 255,
 	GETDENTS_BYTES = 64 << 10,
 };
@@ -401,8 +402,23 @@ bool answer_lookup(int fd, const struct in_header *header, const char *name)
 	return true;
 }
 
+/* A folder that is open and watched; its node is Python's. */
+static bool answer_folder(int fd, const struct in_header *header)
+{
+	struct folder *folder = find_folder(header->nodeid);
+	struct statx seen;
+	if (folder == NULL || statx(folder->fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, BASIC_AND_BIRTH, &seen) != 0)
+		return false;
+	struct attr_out reply = {.attr_valid = folder->believed_s};
+	fill_attr(&reply.attr, &seen, header->nodeid);
+	send_reply(fd, header->unique, &reply, sizeof(reply));
+	return true;
+}
+
 bool answer_getattr(int fd, const struct in_header *header, const struct getattr_in *asked)
 {
+	if (answer_folder(fd, header))
+		return true;
 	struct node *node = find_node(header->nodeid);
 	if (!is_leaf(node) || asked->flags & GETATTR_WITH_HANDLE)
 		return false;
@@ -668,6 +684,21 @@ static size_t put(char *place, const struct item *item, const char *name, const 
 	return size;
 }
 
+/* Folders whose last name was just told, and the place after it. */
+static struct end {
+	uint64_t number, off;
+} ends[ENDS];
+
+static struct end *end_slot(uint64_t number)
+{
+	return &ends[(number * 0x9E3779B97F4A7C15ULL >> 32) % ENDS];
+}
+
+static void note_end(uint64_t number, uint64_t off)
+{
+	*end_slot(number) = (struct end){number, off};
+}
+
 /* Put [begin, end) into the reply to this request; the kernel then knows each of them once more. own and above are
  * the numbers of . and .., believed_s and ttl_ns as in cachefs_folder_open. Returns 0 or an errno. */
 int cachefs_listing_answer(struct listing *listing, uint64_t unique, uint64_t begin, uint64_t end, uint64_t own,
@@ -712,5 +743,18 @@ int cachefs_listing_answer(struct listing *listing, uint64_t unique, uint64_t be
 		item->type = (uint8_t)(item->seen.stx_mode >> 12);
 		used += put(payload + used, item, name, &entry, number);
 	}
+	if (end == listing->count && end > begin)
+		note_end(own, listing->items[end - 1].off);
 	return attach_reply(unique, payload, used) ? 0 : ENOENT;
+}
+
+/* The kernel asks once more at the end of every folder. */
+bool answer_readdir(int fd, const struct in_header *header, const struct read_in *asked)
+{
+	struct end *found = end_slot(header->nodeid);
+	if (found->number != header->nodeid || found->off != asked->offset)
+		return false;
+	found->number = 0;
+	send_reply(fd, header->unique, NULL, 0);
+	return true;
 }

@@ -23,6 +23,7 @@ uint64_t now_ns(void);
 /* names.c; each returns whether it has answered (or, for FORGET, whether nothing is left of it to be told) */
 bool answer_lookup(int fd, const struct in_header *header, const char *name);
 bool answer_getattr(int fd, const struct in_header *header, const struct getattr_in *asked);
+bool answer_readdir(int fd, const struct in_header *header, const struct read_in *asked);
 bool answer_forget(const struct in_header *header, uint64_t count);
 bool answer_batch_forget(struct in_header *header, struct batch_forget_in *batch);
 
