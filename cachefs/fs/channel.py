@@ -1,4 +1,4 @@
-"""Loads ``native/channel.c`` before pyfuse3, so that the session runs over it, and says whether it does.
+"""Loads ``channel.c`` before pyfuse3, so that the session runs over it, and says whether it does.
 
 Imported by the package ``cachefs.fs`` before anything else: pyfuse3's call of ``fuse_session_mount`` is bound when
 pyfuse3 is first imported, to the first definition in the global scope.
@@ -120,7 +120,7 @@ def problem() -> str:
     """Why the session does not run over the channel; empty when it does, or before the mount was made."""
     if _library is None:
         return (
-            "the channel object (cachefs/fs/native) is not loaded; install cachefs with pip to build it. Without it "
+            "the channel object (cachefs/fs/channel.c) is not loaded; install cachefs with pip to build it. Without it "
             "one slow lookup delays others in its folder, and a client killed at the wrong moment may freeze the mount"
         )
     return "" if is_bound() else "libfuse did not take the channel; its version may be older than 3.13"

@@ -1,4 +1,4 @@
-"""Nodes, look-ups and listings that need no Python: the other side of ``native/names.c``.
+"""Nodes, look-ups and listings that need no Python: the other side of ``leaves.c``.
 
 A *leaf* is a node that the kernel knows from a listing or a look-up and that nobody has asked anything else about. It
 is kept there, at a fraction of the size; whoever needs it takes it, and it becomes a ``Node``. Used on the event loop
@@ -24,7 +24,7 @@ _slow = channel.functions(quick=False)
 
 
 class _LeafOut(ctypes.Structure):
-    """``struct leaf_out`` of names.c."""
+    """``struct leaf_out`` of leaves.c."""
 
     _fields_ = [
         *((name, ctypes.c_uint64) for name in ("number", "parent", "birth_ns", "device")),

@@ -1,4 +1,4 @@
-"""Answers to requests to read a folder, over the channel: whole replies are put together by ``native/names.c``.
+"""Answers to requests to read a folder, over the channel: whole replies are put together by ``leaves.c``.
 
 Used by ``operations`` on the event loop. The kernel never asks to open or close a folder (it was told once that this is
 not needed), keeps every listing, and asks only for what it does not have. So a listing that may not be true for long is

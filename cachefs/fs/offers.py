@@ -1,4 +1,4 @@
-"""Opens, closes and reads that need no Python: the other side of ``native/files.c``. Used by ``routing`` only."""
+"""Opens, closes and reads that need no Python: the other side of ``offers.c``. Used by ``routing`` only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _library = channel.functions(quick=True)
 
 
 class _UsageOut(ctypes.Structure):
-    """``struct usage`` of files.c."""
+    """``struct usage`` of offers.c."""
 
     _fields_ = [(name, ctypes.c_uint64) for name in ("opens", "reads", "bytes", "open", "idle_ns")]
 

@@ -3,8 +3,8 @@
  * Everything but cachefs_listing_read and cachefs_listing_stat runs on the event loop's thread: in its read of the
  * device, in its write of a reply, or called by Python there. So nothing here is locked.
  */
-#ifndef CACHEFS_NATIVE_H
-#define CACHEFS_NATIVE_H
+#ifndef CACHEFS_CHANNEL_H
+#define CACHEFS_CHANNEL_H
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -20,14 +20,14 @@ bool send_reply(int fd, uint64_t unique, const void *payload, size_t size);
 bool attach_reply(uint64_t unique, void *payload, size_t size);
 uint64_t now_ns(void);
 
-/* names.c; each returns whether it has answered (or, for FORGET, whether nothing is left of it to be told) */
+/* leaves.c; each returns whether it has answered (or, for FORGET, whether nothing is left of it to be told) */
 bool answer_lookup(int fd, const struct in_header *header, const char *name);
 bool answer_getattr(int fd, const struct in_header *header, const struct getattr_in *asked);
 bool answer_readdir(int fd, const struct in_header *header, const struct read_in *asked);
 bool answer_forget(const struct in_header *header, uint64_t count);
 bool answer_batch_forget(struct in_header *header, struct batch_forget_in *batch);
 
-/* files.c */
+/* offers.c */
 bool answer_open(int fd, const struct in_header *header, const struct open_in *asked);
 bool answer_release(int fd, const struct in_header *header, const struct release_in *asked);
 bool answer_read(int fd, const struct in_header *header, const struct read_in *asked);

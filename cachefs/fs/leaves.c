@@ -24,7 +24,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
-#include "native.h"
+#include "channel.h"
 
 #ifndef RESOLVE_CACHED
 #define RESOLVE_CACHED 0x20

@@ -16,7 +16,7 @@
  *   - passthrough (Linux 6.9): INIT asks for it when channel.py wants it, and the reply to OPEN or CREATE names the
  *     backing file that Python has put into the handle: bit 62 of fh marks it, the low 32 bits are the backing id.
  *     The kernel then serves that handle's reads and mmaps from the backing file; the handle keeps its number.
- *   - requests that need no Python are answered here: names.c has look-ups, attributes and listings, files.c opens,
+ *   - requests that need no Python are answered here: leaves.c has look-ups, attributes and listings, offers.c opens,
  *     closes and reads. Each of them declines what it does not know, and Python is asked.
  */
 
@@ -36,7 +36,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "native.h"
+#include "channel.h"
 
 enum {
 	MAX_BACKGROUND = 512, /* the kernel's own default is 12 */

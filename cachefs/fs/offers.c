@@ -16,7 +16,7 @@
 #include <string.h>
 #include <sys/uio.h>
 
-#include "native.h"
+#include "channel.h"
 
 enum {
 	OFFERS = 1024,
