@@ -27,6 +27,7 @@ from functools import partial
 import trio
 
 from cachefs import __version__, leftover, lifeline, logs, mounts, nesting, probes, readahead
+from cachefs.cache.metadata import Metadata, open_metadata
 from cachefs.cache.populate import Copiers, CopySettings
 from cachefs.cache.store import Limits, Store, open_store
 from cachefs.config import Config, PlexConfig
@@ -40,6 +41,7 @@ from cachefs.fs.behind import Behind
 from cachefs.fs.changes import Changes
 from cachefs.fs.listings import Listings
 from cachefs.fs.operations import Operations
+from cachefs.fs.remembered import Memory
 from cachefs.fs.routing import Routing
 from cachefs.fs.source import Source
 from cachefs.fs.union import Union, Witness
@@ -133,6 +135,7 @@ class _Server:
         self._health = HealthRegistry()
         self._counters = Counters()
         self._started_at = time.time()
+        self._metadata: Metadata
 
     async def run(self) -> None:
         raise_limit()
@@ -155,7 +158,8 @@ class _Server:
         await nesting.refuse(config)
         store = await stack.enter_async_context(_store(config))
         await leftover.clear(config.mountpoint)
-        union = await stack.enter_async_context(_union(config, store, store.device_tag))
+        metadata = self._metadata = await stack.enter_async_context(open_metadata(str(config.cache.path)))
+        union = await stack.enter_async_context(_union(config, store, store.device_tag, metadata))
         routing = Routing(
             union,
             store,
@@ -218,6 +222,7 @@ class _Server:
             "copying": parts.copiers.run,
             "removals": parts.store.run_removals,
             "mapped files": parts.routing.run,
+            "memory of folders": self._metadata.run,
             "housekeeping": parts.store.run_housekeeping,
             "idle folders": partial(_close_idle_folders, parts.union),
         }
@@ -245,10 +250,15 @@ def _store(config: Config) -> AbstractAsyncContextManager[Store]:
 
 
 @asynccontextmanager
-async def _union(config: Config, witness: Witness, tag_of: Callable[[str], Awaitable[int]]) -> AsyncIterator[Union]:
-    sources = [Source(s.name, str(s.path), timeout_s=s.timeout, ttl_s=s.ttl) for s in config.sources]
+async def _union(
+    config: Config, witness: Witness, tag_of: Callable[[str], Awaitable[int]], memory: Memory | None = None
+) -> AsyncIterator[Union]:
+    sources = [
+        Source(s.name, str(s.path), timeout_s=s.timeout, ttl_s=s.ttl, in_place=s.path == config.mountpoint)
+        for s in config.sources
+    ]
     layout = Layout(tuple(source.name for source in sources))
-    union = Union(sources, layout, witness, tag_of)
+    union = Union(sources, layout, witness, tag_of, memory)
     try:
         try:
             await union.open_sources()

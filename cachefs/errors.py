@@ -99,8 +99,8 @@ class SourceTimeout(SourceError):
 class SourceOffline(SourceError):
     """The source is known to be away."""
 
-    def __init__(self, source: str) -> None:
-        super().__init__(errno.EIO, f"source {source} is offline; it is probed until it is back")
+    def __init__(self, source: str, problem: str) -> None:
+        super().__init__(errno.EIO, f"source {source} is offline ({problem}); it is probed until it is back")
 
 
 class NotRunning(UserError):

@@ -8,6 +8,7 @@ our back is found again by its name.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -25,7 +26,8 @@ class Folders:
     """The folders below ``root`` that are open now. Thread-safe; the lock is never held over a system call that may
     touch the source."""
 
-    def __init__(self, root: Descriptor, *, most: int = 256, max_age_s: float = 5.0) -> None:
+    def __init__(self, root: Descriptor | None = None, *, most: int = 256, max_age_s: float = 5.0) -> None:
+        """``root`` None: it is not there yet."""
         self._root = root
         self._most = most
         self._max_age_s = max_age_s
@@ -53,6 +55,13 @@ class Folders:
             doomed = [self._open.pop(key)[0] for key in gone]
         for descriptor in doomed:
             descriptor.close()
+
+    def begin_at(self, root: Descriptor | None) -> Descriptor | None:
+        """Another root, or none, from now on; returns the one before. Closes all folders below that one."""
+        with self._lock:
+            before, self._root = self._root, root
+        self.forget("")
+        return before
 
     def close_idle(self) -> None:
         """Close what is older than ``max_age_s``."""
@@ -90,8 +99,11 @@ class Folders:
                     held[0].acquire()
                     return candidate, held[0]
                 candidate = candidate.rpartition("/")[0]
-        self._root.acquire()
-        return "", self._root
+            root = self._root
+            if root is None:
+                raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+            root.acquire()
+        return "", root
 
     def _keep(self, path: str, descriptor: Descriptor, forgotten: int) -> None:
         doomed = []

@@ -117,6 +117,13 @@ class Inodes:
             self.leaves.own(number)
         return node
 
+    def begin(self, seen: Stat) -> None:
+        """This is the mount's root, now and for as long as the source does not become another folder."""
+        root = self._nodes.get(ROOT)
+        if root is None:
+            root = self._nodes[ROOT] = Node(ROOT, seen.dev, seen.ino, S_IFMT(seen.mode), seen.birth_ns, lookups=1)
+        root.dev, root.ino, root.born_ns, root.seen = seen.dev, seen.ino, seen.birth_ns, seen
+
     def meet(self, number: int, seen: Stat, link: Link | None) -> Node:
         """The node for a file that was just seen; a new one where the kernel knows none.
 

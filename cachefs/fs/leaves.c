@@ -758,3 +758,171 @@ bool answer_readdir(int fd, const struct in_header *header, const struct read_in
 	send_reply(fd, header->unique, NULL, 0);
 	return true;
 }
+
+/* --- listings that are remembered ------------------------------------------------------------------------------- */
+
+/* How a listing is kept on the disk: a head with the folder's own attributes, then the names. Devices by their tag, for
+ * device numbers change from one start of the machine to the next. */
+enum { PACKED_VERSION = 0x31664c63, ABSENT_MAJOR = 0xfff };
+
+struct __attribute__((packed)) packed_item {
+	uint64_t off, ino, size, blocks;
+	int64_t atime, mtime, ctime, btime;
+	uint32_t atime_ns, mtime_ns, ctime_ns, btime_ns;
+	uint32_t nlink, uid, gid, rdev_major, rdev_minor, blksize;
+	uint16_t mode, tag;
+	uint8_t type, name_len;
+};
+
+struct __attribute__((packed)) packed_head {
+	uint32_t version, count;
+	struct packed_item own;
+};
+
+static void pack_item(struct packed_item *out, const struct statx *seen, uint64_t off, uint8_t type, uint8_t name_len)
+{
+	int device = find_device(makedev(seen->stx_dev_major, seen->stx_dev_minor));
+	*out = (struct packed_item){
+		.off = off,
+		.ino = seen->stx_ino,
+		.size = seen->stx_size,
+		.blocks = seen->stx_blocks,
+		.atime = seen->stx_atime.tv_sec,
+		.mtime = seen->stx_mtime.tv_sec,
+		.ctime = seen->stx_ctime.tv_sec,
+		.btime = seen->stx_btime.tv_sec,
+		.atime_ns = seen->stx_atime.tv_nsec,
+		.mtime_ns = seen->stx_mtime.tv_nsec,
+		.ctime_ns = seen->stx_ctime.tv_nsec,
+		.btime_ns = seen->stx_btime.tv_nsec,
+		.nlink = seen->stx_nlink,
+		.uid = seen->stx_uid,
+		.gid = seen->stx_gid,
+		.rdev_major = seen->stx_rdev_major,
+		.rdev_minor = seen->stx_rdev_minor,
+		.blksize = seen->stx_blksize,
+		.mode = seen->stx_mode,
+		.tag = device < 0 ? 0xffff : (uint16_t)devices[device].tag,
+		.type = type,
+		.name_len = name_len,
+	};
+}
+
+static void unpack_item(struct statx *out, const struct packed_item *item)
+{
+	uint64_t dev = makedev(ABSENT_MAJOR, item->tag); /* union.py knows */
+	for (int index = 0; index < known_devices; index++)
+		if (devices[index].tag == item->tag)
+			dev = devices[index].dev; /* the latest */
+	*out = (struct statx){
+		.stx_mask = BASIC_AND_BIRTH,
+		.stx_ino = item->ino,
+		.stx_size = item->size,
+		.stx_blocks = item->blocks,
+		.stx_atime = {.tv_sec = item->atime, .tv_nsec = item->atime_ns},
+		.stx_mtime = {.tv_sec = item->mtime, .tv_nsec = item->mtime_ns},
+		.stx_ctime = {.tv_sec = item->ctime, .tv_nsec = item->ctime_ns},
+		.stx_btime = {.tv_sec = item->btime, .tv_nsec = item->btime_ns},
+		.stx_nlink = item->nlink,
+		.stx_uid = item->uid,
+		.stx_gid = item->gid,
+		.stx_rdev_major = item->rdev_major,
+		.stx_rdev_minor = item->rdev_minor,
+		.stx_blksize = item->blksize,
+		.stx_mode = item->mode,
+		.stx_dev_major = major(dev),
+		.stx_dev_minor = minor(dev),
+	};
+}
+
+uint64_t cachefs_listing_packed_size(const struct listing *listing)
+{
+	return sizeof(struct packed_head) + listing->count * sizeof(struct packed_item) + listing->names_size;
+}
+
+/* In a thread: a listing from the start of an open folder, wholly looked at. Returns how many bytes were written, 0 when
+ * it is not that; names that were gone are left out. */
+uint64_t cachefs_listing_pack(const struct listing *listing, int folder, char *out)
+{
+	struct statx own;
+	if (listing->start != 0 || listing->stated != listing->count ||
+	    statx(folder, "", AT_EMPTY_PATH, BASIC_AND_BIRTH, &own) != 0)
+		return 0;
+	struct packed_head head = {.version = PACKED_VERSION};
+	char *place = out + sizeof(head);
+	for (size_t index = 0; index < listing->count; index++) {
+		const struct item *item = &listing->items[index];
+		const char *name = listing->names + item->name;
+		if (item->seen.stx_mask == 0 && !is_dot(name, item->name_len))
+			continue;
+		struct packed_item packed;
+		pack_item(&packed, &item->seen, item->off, item->type, item->name_len);
+		memcpy(place, &packed, sizeof(packed));
+		memcpy(place + sizeof(packed), name, item->name_len);
+		place += sizeof(packed) + item->name_len;
+		head.count++;
+	}
+	pack_item(&head.own, &own, 0, 0, 0);
+	memcpy(out, &head, sizeof(head));
+	return (uint64_t)(place - out);
+}
+
+/* The folder's own attributes as they were packed; 0 when this is no such thing. */
+int cachefs_packed_own(const char *packed, uint64_t size, struct statx *seen)
+{
+	struct packed_head head;
+	if (size < sizeof(head))
+		return 0;
+	memcpy(&head, packed, sizeof(head));
+	unpack_item(seen, &head.own);
+	return head.version == PACKED_VERSION;
+}
+
+/* The listing as it was packed; NULL when this is no such thing. */
+struct listing *cachefs_listing_unpack(const char *packed, uint64_t size)
+{
+	struct statx own;
+	struct listing *listing = calloc(1, sizeof(*listing));
+	if (listing == NULL || !cachefs_packed_own(packed, size, &own)) {
+		free(listing);
+		return NULL;
+	}
+	struct packed_head head;
+	memcpy(&head, packed, sizeof(head));
+	const char *place = packed + sizeof(head), *end = packed + size;
+	for (uint32_t index = 0; index < head.count; index++) {
+		struct packed_item item;
+		struct dirent64 entry = {0};
+		bool fits = (size_t)(end - place) >= sizeof(item);
+		if (fits)
+			memcpy(&item, place, sizeof(item));
+		if (!fits || (size_t)(end - place) < sizeof(item) + item.name_len) {
+			cachefs_listing_free(listing);
+			return NULL;
+		}
+		entry.d_off = (off64_t)item.off;
+		entry.d_ino = item.ino;
+		entry.d_type = item.type;
+		memcpy(entry.d_name, place + sizeof(item), item.name_len);
+		if (!append(listing, &entry)) {
+			cachefs_listing_free(listing);
+			return NULL;
+		}
+		if (!is_dot(entry.d_name, item.name_len))
+			unpack_item(&listing->items[index].seen, &item);
+		place += sizeof(item) + item.name_len;
+	}
+	listing->stated = listing->count;
+	return listing;
+}
+
+/* Where this name is; -1 when it is not. */
+int64_t cachefs_listing_named(const struct listing *listing, const char *name, uint64_t length)
+{
+	for (size_t index = 0; index < listing->count; index++) {
+		const struct item *item = &listing->items[index];
+		if (item->name_len == length && memcmp(listing->names + item->name, name, length) == 0)
+			return (int64_t)index;
+	}
+	return -1;
+}

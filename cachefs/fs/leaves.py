@@ -54,11 +54,17 @@ if _quick is not None and _slow is not None:
         ("cachefs_listing_set", None, _POINTER, _U64, _U64, _U64),
         ("cachefs_listing_fits", _U64, _POINTER, _U64, _U64),
         ("cachefs_listing_strange", _U64, _POINTER, _U64, _U64, _U64, ctypes.c_int),
+        ("cachefs_listing_packed_size", _U64, _POINTER),
+        ("cachefs_listing_unpack", _POINTER, ctypes.c_char_p, _U64),
+        ("cachefs_packed_own", ctypes.c_int, ctypes.c_char_p, _U64, ctypes.c_char_p),
+        ("cachefs_listing_named", ctypes.c_int64, _POINTER, ctypes.c_char_p, _U64),
         ("cachefs_listing_answer", ctypes.c_int, _POINTER, *(_U64,) * 7),
     ):
         _function = getattr(_quick, _name)
         _function.restype, _function.argtypes = _result, _arguments
     _slow.cachefs_listing_read.argtypes = (ctypes.c_int, _U64, ctypes.c_size_t, _POINTER)
+    _slow.cachefs_listing_pack.restype = _U64
+    _slow.cachefs_listing_pack.argtypes = (_POINTER, ctypes.c_int, ctypes.c_char_p)
     _slow.cachefs_listing_stat.argtypes = (_POINTER, ctypes.c_int, ctypes.c_size_t)
 
 
@@ -172,6 +178,30 @@ class Listing:
         assert _slow is not None
         _check(_slow.cachefs_listing_stat(self._pointer, folder, most))
 
+    def pack(self, folder: int) -> bytes | None:
+        """In a thread: everything, with the attributes of the open folder itself, to be remembered; None when this is
+        not the whole folder yet."""
+        assert _quick is not None
+        assert _slow is not None
+        buffer = ctypes.create_string_buffer(_quick.cachefs_listing_packed_size(self._pointer))
+        size = _slow.cachefs_listing_pack(self._pointer, folder, buffer)
+        return buffer.raw[:size] or None
+
+    @staticmethod
+    def unpack(packed: bytes) -> Listing | None:
+        """A listing as it was remembered; None when these bytes are none."""
+        assert _quick is not None
+        pointer = _quick.cachefs_listing_unpack(packed, len(packed))
+        return Listing(pointer) if pointer else None
+
+    def named(self, name: str) -> Stat | None:
+        """The attributes of a name; None when it is not in here."""
+        assert _quick is not None
+        raw = os.fsencode(name)
+        index = _quick.cachefs_listing_named(self._pointer, raw, len(raw))
+        found = self.item(index) if index >= 0 else None
+        return found[1] if found is not None else None
+
     def __len__(self) -> int:
         assert _quick is not None
         return int(_quick.cachefs_listing_count(self._pointer))
@@ -222,6 +252,13 @@ class Listing:
         assert _quick is not None
         valid, ttl = int(name_s * _NS), int(ttl_s * _NS)
         _check(_quick.cachefs_listing_answer(self._pointer, request, begin, end, own, above, valid, ttl))
+
+
+def folder_in(packed: bytes) -> Stat | None:
+    """The attributes of a remembered folder itself."""
+    assert _quick is not None
+    buffer = ctypes.create_string_buffer(BUFFER_BYTES)
+    return unpack(buffer) if _quick.cachefs_packed_own(packed, len(packed), buffer) else None
 
 
 def _check(number: int) -> None:

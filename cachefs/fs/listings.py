@@ -18,6 +18,7 @@ import trio
 from cachefs.fs import channel
 from cachefs.fs.inodes import Node
 from cachefs.fs.reach import Child
+from cachefs.fs.remembered import HOLDS_S
 from cachefs.fs.union import UNSURE_S, Reading, Union
 
 _LOOK_AT_ONCE = 512
@@ -49,10 +50,14 @@ class Listings:
         for index in listing.strange(begin, end, folder.number, files=self._union.holds_in(folder)):
             item = listing.item(index)
             if item is not None:
-                found = await self._union.found(reading.source, Child(*item), folder, steady=steady)
+                found = await self._union.found(
+                    reading.source, Child(*item), folder, steady=steady, remembered=reading.remembered
+                )
                 self._union.inodes.looked_up(found.node)
                 listing.set(index, found.node.number, found.attributes_s)
         name_s, ttl_s = self._union.name_s(folder, reading.source, steady=steady), reading.source.ttl_s
+        if reading.remembered:
+            name_s = HOLDS_S
         listing.answer(request, begin, end, folder.number, self._above(folder), name_s, min(name_s, ttl_s))
         if end == len(listing):
             self._told(folder, reading, steady=steady)
@@ -87,6 +92,7 @@ class Listings:
             del self._kept[folder.number]
         if not steady:
             holds_s = UNSURE_S if folder.watch is not None else reading.source.ttl_s
+            holds_s = HOLDS_S if reading.remembered else holds_s
             heapq.heappush(self._passing, (trio.current_time() + holds_s, folder.number))
             self._passing_came.set()
 

@@ -190,10 +190,12 @@ def list_folder(ref: Ref, most: int, watcher: FolderWatcher | None) -> Listed:
 
 @dataclass(frozen=True, slots=True)
 class FolderRead:
-    """A folder's own attributes, its names from some place on, and as ``Looked``."""
+    """A folder's own attributes, its names from some place on (``packed``: to be remembered, if they are all there
+    is), and as ``Looked``."""
 
     stat: Stat
     listing: Listing
+    packed: bytes | None
     watch: int | None
     place: Descriptor | None
 
@@ -209,15 +211,17 @@ def read_folder(ref: Ref, start: int, most: int, watcher: FolderWatcher | None, 
         readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
         try:
             listing = Listing.read(readable, start, most)
-            return FolderRead(look(readable), listing, watch, _keep(ref, folder) if keep else None)
+            packed = listing.pack(readable)
+            return FolderRead(look(readable), listing, packed, watch, _keep(ref, folder) if keep else None)
         finally:
             os.close(readable)
 
 
-def look_on(ref: Ref, listing: Listing, most: int) -> None:
-    """Attributes of the next names of a listing."""
+def look_on(ref: Ref, listing: Listing, most: int) -> bytes | None:
+    """Attributes of the next names of a listing; when these were the last, what is to be remembered."""
     with folder_of(ref) as folder:
         listing.look(folder, most)
+        return listing.pack(folder)
 
 
 def stat_names(ref: Ref, names: Sequence[str]) -> list[Child]:

@@ -8,9 +8,10 @@ the limiter and its descriptors until it returns.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple
 
@@ -34,6 +35,8 @@ READERS = 16
 COPIERS = 4
 """Threads of one source at a time for copying and planning, so that these never keep a person waiting."""
 _PROBE_EVERY_S = 1.0
+_GONE = frozenset({errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.ESHUTDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH})
+"""What a whole file system answers that is not there any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,48 +55,66 @@ class Source:
     """
 
     def __init__(
-        self, name: SourceName, path: str, *, timeout_s: float, ttl_s: float, watch_changes: bool = True
+        self,
+        name: SourceName,
+        path: str,
+        *,
+        timeout_s: float,
+        ttl_s: float,
+        watch_changes: bool = True,
+        in_place: bool = False,
     ) -> None:
+        """``in_place``: it is mounted over, so that its path does not lead to it later."""
         self.name = name
         self.path = path
         self.ttl_s = ttl_s
+        self.in_place = in_place
         self._watch_changes = watch_changes
         self._timeout_s = timeout_s
         self._descriptor: Descriptor | None = None
-        self._folders: Folders | None = None
+        self.folders = Folders(max_age_s=min(max(self.ttl_s, 1.0), 30.0))
+        """For functions that run in this source's threads."""
+        self.judge: Callable[[Root], Awaitable[str]] = _accept
+        """Says why a folder that was found is not the one that is meant; empty when it is."""
         self._readers = trio.CapacityLimiter(READERS)
         self._copiers = trio.CapacityLimiter(COPIERS)
         self._prober = trio.CapacityLimiter(1)
         self._problem = ""
-        self._down = trio.Event()
+        self._doubtful = False
+        self._suspect = trio.Event()
         self._last_read = float("-inf")
         self._leftover: list[Descriptor] = []
         self.watches: Watches | None = None
         """None where changes behind the mount cannot be heard."""
 
-    @property
-    def folders(self) -> Folders:
-        """For functions that run in this source's threads."""
-        if self._folders is None:
-            raise SourceOffline(self.name)
-        return self._folders
-
     async def open(self) -> Root:
-        """Open the folder; OSError or SourceTimeout when it cannot be."""
-        descriptor, root = await self.call(_open_root, self.path)
-        self._descriptor = Descriptor(descriptor)
-        self._folders = Folders(self._descriptor, max_age_s=min(max(self.ttl_s, 1.0), 30.0))
-        return root
+        """Open the folder; OSError or SourceTimeout when it cannot be, SourceError when another one is in its place."""
+        found = await self.call(_open_root, self.path)
+        await self._begin_at(found)
+        return found.root
+
+    async def _begin_at(self, found: _Found) -> None:
+        problem = await self.judge(found.root)
+        if problem:
+            found.close()
+            raise SourceError(errno.EIO, f"source {self.name}: {self.path}: {problem}")
+        self._descriptor, self._doubtful = found.descriptor, False
+        before = self.folders.begin_at(found.descriptor)
+        if before is not None:
+            self._leftover.append(before)
+
+    def missing(self, error: OSError) -> None:
+        """It could not be opened, or has become another folder: it is probed until it is back."""
+        self._went_away(error.strerror or str(error))
 
     def close(self) -> None:
         """Let go of the folder; threads that still hang in it keep their own descriptors."""
         if self.watches is not None:
             self.watches.close()
             self.watches = None
-        if self._folders is not None and self._descriptor is not None:
-            self._folders.forget("")
-            self._descriptor.close()
-            self._folders = self._descriptor = None
+        descriptor, self._descriptor = self.folders.begin_at(None), None
+        if descriptor is not None:
+            descriptor.close()
 
     def watch(self) -> None:
         """Make it possible to watch folders of this source: some of it is local."""
@@ -128,17 +149,29 @@ class Source:
         """Do the job in a thread, or give it up past the deadline."""
         with job.done_or_abandoned():
             if self._problem:
-                raise SourceOffline(self.name)
+                raise SourceOffline(self.name, self._problem)
             with trio.move_on_after(self._timeout_s):
-                return await trio.to_thread.run_sync(job.run, abandon_on_cancel=True, limiter=limiter)
+                try:
+                    return await trio.to_thread.run_sync(job.run, abandon_on_cancel=True, limiter=limiter)
+                except OSError as error:
+                    self._heard(error)
+                    raise
             self._went_away(f"no answer within {self._timeout_s:g} s")
             raise SourceTimeout(self.name, self._timeout_s)
 
+    def _heard(self, error: OSError) -> None:
+        if self._descriptor is None:
+            return  # it is being opened for the first time
+        if error.errno in _GONE:
+            self._went_away(error.strerror or str(error))
+        elif error.errno == errno.EIO and not isinstance(error, SourceError):
+            self._suspect.set()
+
     def _went_away(self, problem: str) -> None:
         if not self._problem:
-            log.warning("source %s (%s) is offline: %s; probing until it is back", self.name, self.path, problem)
+            log.warning("source %s (%s) is offline (%s); probing until it is back", self.name, self.path, problem)
             self._problem = problem
-            self._down.set()
+            self._suspect.set()
 
     async def discard(self, descriptor: Descriptor) -> None:
         """Close a descriptor in a thread: closing may write, and may hang. Errors have been told by ``flush``."""
@@ -155,31 +188,54 @@ class Source:
             await self.discard(descriptor)
 
     async def probe(self) -> None:
-        """Look for the return of a source that went away, one probe at a time. Runs for ever."""
+        """Look whether a source that fails is away, and for its return, one probe at a time. Runs for ever."""
         while True:
-            await self._down.wait()
-            await trio.sleep(_PROBE_EVERY_S)
-            try:
-                await trio.to_thread.run_sync(self._look, abandon_on_cancel=True, limiter=self._prober)
-            except OSError as error:
-                self._problem = error.strerror or str(error)
-                continue
-            self._problem = ""
-            self._down = trio.Event()
-            log.info("source %s (%s) is back", self.name, self.path)
-            await self._close_leftover()
+            await self._suspect.wait()
+            if self._problem:
+                await trio.sleep(_PROBE_EVERY_S)
+            await self.probe_once()
 
-    def _look(self) -> None:
+    async def probe_once(self) -> None:
+        """Look at the folder, and say how it is."""
+        try:
+            found = await trio.to_thread.run_sync(self._look, abandon_on_cancel=True, limiter=self._prober)
+            if found is not None:
+                await self._begin_at(found)
+        except OSError as error:
+            self._went_away(error.strerror or str(error))
+            self._problem = error.strerror or str(error)
+            return
+        self._suspect = trio.Event()
+        if self._problem:
+            self._problem = ""
+            log.info("source %s (%s) is back", self.name, self.path)
+        await self._close_leftover()
+
+    def _look(self) -> _Found | None:
+        """See that the folder answers; None when it is the one that it was. One that does not answer, or is in
+        doubt, is opened anew, unless it is mounted over."""
         descriptor = self._descriptor
-        if descriptor is None:
-            raise SourceOffline(self.name)
-        with descriptor.use() as folder:
-            stat.look(folder)
+        if descriptor is None or (self._doubtful and not self.in_place):
+            return _open_root(self.path)
+        try:
+            with descriptor.use() as folder:
+                stat.look(folder)
+                return _examine(Descriptor(os.dup(folder))) if self._doubtful else None
+        except OSError:
+            if self.in_place:
+                raise
+            return _open_root(self.path)
+
+    def doubt(self, problem: str) -> None:
+        """It answers, but not as the folder that it was: it is away until it is judged to be that again."""
+        self._doubtful = True
+        self._went_away(problem)
+        self._suspect.set()
 
     async def close_idle_folders(self) -> None:
         """Close folder descriptors that nobody used lately; housekeeping calls this now and then."""
-        if self._folders is not None and not self._problem:
-            await self.call_gently(self._folders.close_idle)
+        if not self._problem:
+            await self.call_gently(self.folders.close_idle)
 
     def note_read(self) -> None:
         """Somebody has just waited for this source's disk."""
@@ -204,13 +260,29 @@ class Source:
         )
 
 
-def _open_root(path: str) -> tuple[int, Root]:
-    descriptor = os.open(path, FOLDER & ~os.O_NOFOLLOW)
+@dataclass(frozen=True, slots=True)
+class _Found:
+    descriptor: Descriptor
+    root: Root
+
+    def close(self) -> None:
+        self.descriptor.close()
+
+
+async def _accept(root: Root) -> str:
+    return ""
+
+
+def _open_root(path: str) -> _Found:
+    return _examine(Descriptor(os.open(path, FOLDER & ~os.O_NOFOLLOW)))
+
+
+def _examine(descriptor: Descriptor) -> _Found:
     try:
-        empty = is_empty(descriptor)
-        return descriptor, Root(stat.look(descriptor), devices.identify(descriptor), empty)
+        number = descriptor.number
+        return _Found(descriptor, Root(stat.look(number), devices.identify(number), is_empty(number)))
     except OSError:
-        os.close(descriptor)
+        descriptor.close()
         raise
 
 

@@ -13,6 +13,7 @@ import stat as st
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol, TypeVar, TypeVarTuple
 
 import trio
@@ -22,7 +23,8 @@ from cachefs.errors import SourceError
 from cachefs.fs import devices, leaves, reach
 from cachefs.fs.inodes import ROOT, Inodes, Link, Node, number_of
 from cachefs.fs.reach import Child, Ref
-from cachefs.fs.source import Source, is_empty
+from cachefs.fs.remembered import HOLDS_S, Memory, NoMemory, Remembered, is_away
+from cachefs.fs.source import Root, Source, is_empty
 from cachefs.fs.space import Space, total
 from cachefs.fs.stat import Stat, look
 from cachefs.fs.watched import Asked, Watched
@@ -37,6 +39,10 @@ UNSURE_S = 0.5
 """How long it may believe what was already changing while the source was asked."""
 NAME_NOT_THERE_S = 60.0
 """The same for a name that is not there; shorter, for after a loss of events nobody knows which names these were."""
+
+_EMPTY = "the folder is empty; is its disk mounted?"
+_ABSENT_MAJOR = 0xFFF
+"""Of device numbers that stand for a tag (leaves.c)."""
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -105,6 +111,7 @@ class Reading:
     source: Source
     listing: leaves.Listing
     changes: int
+    remembered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,35 +141,91 @@ class Union:
         layout: Layout,
         witness: Witness,
         tag_of: Callable[[str], Awaitable[int]],
+        memory: Memory | None = None,
     ) -> None:
         self.sources = {source.name: source for source in sources}
         self.layout = layout
         self.inodes = Inodes()
         self._witness = witness
         self._tag_of = tag_of
+        self.remembered = Remembered(memory if memory is not None else NoMemory())
         self._devices: dict[tuple[SourceName, int], _Device] = {}
         self._roots: dict[SourceName, Stat] = {}
         self._was_full: set[SourceName] = set()
+        self._local: set[SourceName] = set()
         self.watched = Watched(self.inodes.leaves.close_folder)
         self._virtual = Stat(st.S_IFDIR | 0o755, ROOT, 0, 2, os.geteuid(), os.getegid(), 0, 0, 0, 4096, *_now4())
 
     # --- start ---------------------------------------------------------------------------------------------------
 
     async def open_sources(self) -> None:
-        """Open every source's folder; OSError when one cannot be. To be called before the mount is made."""
+        """Open every source's folder; OSError when one cannot be, and nothing is remembered of it. To be called before
+        the mount is made."""
         for source in self.sources.values():
-            root = await source.open()
-            learned = await self._learn_device(source, root.stat.dev, root.device)
-            if learned.local:
+            source.judge = partial(self._judge_root, source)
+            try:
+                await source.open()
+            except OSError as error:
+                if source.in_place or not await self._recall_root(source):
+                    raise
+                source.missing(error)
+            if source.name in self._local:
                 source.watch()  # here or never: the daemon listens to what is watched when it starts
-            self._roots[source.name] = root.stat
-            if not root.empty:
-                self._was_full.add(source.name)
+        if len(self.sources) > 1:
+            self.inodes.begin(self._virtual)
+
+    async def _judge_root(self, source: Source, root: Root) -> str:
+        """Whether this is the folder that was known; if so it is the source's from now on."""
+        device = await self._learn_device(source, root.stat.dev, root.device)
+        if device.local:
+            self._local.add(source.name)
+        known = await self._known_root(source)
+        if known is not None:
+            before, names = known
+            if root.empty and names:
+                return _EMPTY
+            lasting = device.filesystem is not None
+            if _tag_in(before.dev) != device.tag and self._tag_of_dev(source, before.dev) != device.tag:
+                return "the folder is on another file system than before; `cachefs accept` takes it for what it is now"
+            if lasting and before.ino != root.stat.ino:
+                return "it is another folder than before; `cachefs accept` takes it for what it is now"
+        if not root.empty:
+            self._was_full.add(source.name)
+        self._begin_root(source, root.stat)
+        return ""
+
+    def _tag_of_dev(self, source: Source, dev: int) -> int | None:
+        device = self._devices.get((source.name, dev))
+        return device.tag if device is not None else None
+
+    async def _known_root(self, source: Source) -> tuple[Stat, bool] | None:
+        """The source's folder as it was seen last, and whether there was anything in it."""
+        key = FileKey(source.name, "")
+        before = await self.remembered.attributes(key)
+        listing = await self.remembered.folder(key)
+        return (before, not listing.is_empty) if before is not None and listing is not None else None
+
+    async def _recall_root(self, source: Source) -> bool:
+        """Show a source that is not there as it was seen last, if it ever was."""
+        known = await self._known_root(source)
+        if known is None:
+            return False
+        before, names = known
+        if names:
+            self._was_full.add(source.name)
+        self._begin_root(source, before)
+        return True
+
+    def _begin_root(self, source: Source, seen: Stat) -> None:
+        self._roots[source.name] = seen
         if len(self.sources) == 1:
-            (name,) = self.sources
-            self.inodes.looked_up(self.inodes.meet(ROOT, self._roots[name], None))
-        else:
-            self.inodes.looked_up(self.inodes.meet(ROOT, self._virtual, None))
+            self.inodes.begin(seen)
+
+    def accept(self, source: Source) -> None:
+        """Whatever is in the source's place is the source from now on."""
+        self._was_full.discard(source.name)
+        self.remembered.forget(FileKey(source.name, ""))
+        source.doubt("it was accepted as it is, and is looked at anew")
 
     async def _learn_device(self, source: Source, dev: int, device: devices.Device) -> _Device:
         learned = _Device(await self._tag_of(device.identity), device.filesystem, device.local)
@@ -233,14 +296,45 @@ class Union:
         place = self.place(parent)
         asked = self._ask(place.source, parent)
         keep = self._keeps(asked)
-        looked = await place.source.call(reach.look_up, place.ref, name, asked.watcher, keep)
-        steady = self.watched.is_steady(asked, looked.watch)
-        self._keep(place.source, parent, looked.place)
+        try:
+            looked = await self._call(place.source, reach.look_up, place.ref, name, asked.watcher, keep)
+            steady = self.watched.is_steady(asked, looked.watch)
+            self._keep(place.source, parent, looked.place)
+            if looked.stat is None:
+                await self._missing(place.source, self.child_key(parent, name))
+        except OSError as error:
+            if not is_away(error):
+                raise
+            return await self._remembered_child(place, parent, name, error)
         if looked.stat is None:
-            await self._missing(place.source, self.child_key(parent, name))
             raise NotThere(name, NAME_NOT_THERE_S if steady else 0.0)
         (found,) = (await self._found_all(place.source, (Child(name, looked.stat),), parent, steady=steady)).values()
         return found
+
+    async def _call(self, source: Source, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        """As ``source.call``; that a folder is not there is no news where the whole source has become empty."""
+        try:
+            return await source.call(function, *args)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE) or source.name not in self._was_full:
+                raise
+            await self._refuse_emptied(source)
+            raise
+
+    async def _refuse_emptied(self, source: Source) -> None:
+        if await source.call(_root_is_empty, source):
+            source.doubt(_EMPTY)
+            raise SourceError(errno.EIO, f"source {source.name}: {source.path}: {_EMPTY}")
+
+    async def _remembered_child(self, place: Place, parent: Node, name: str, error: OSError) -> Found:
+        """What a name in a folder was when it was last seen; ``error`` where nobody knows."""
+        listing = await self.remembered.folder(place.keys[0]) if place.keys else None
+        if listing is None:
+            raise error
+        seen = listing.named(name)
+        if seen is None:
+            raise error if self._witness.get(self.child_key(parent, name)) is not None else NotThere(name, 0.0)
+        return await self.found(place.source, Child(name, seen), parent, remembered=True)
 
     def holds_in(self, folder: Node) -> bool:
         """Whether anything of a file in this folder itself is cached."""
@@ -287,8 +381,7 @@ class Union:
         in_root_of_library = "/" not in key.path and source.name in self._was_full
         if not held and not in_root_of_library:
             return
-        if await source.call(_root_is_empty, source):
-            raise SourceError(errno.EIO, f"source {source.name}: {source.path} is empty; is its disk mounted?")
+        await self._refuse_emptied(source)
         if held:
             self._witness.gone(key)
 
@@ -296,13 +389,15 @@ class Union:
         """The last name in a source's root was removed through the mount: that it is empty is what somebody wanted."""
         self._was_full.discard(source.name)
 
-    async def found(self, source: Source, child: Child, parent: Node, *, steady: bool = False) -> Found:
-        """The node of a file that was just seen in ``parent``; tells the witness."""
-        (found,) = (await self._found_all(source, (child,), parent, steady=steady)).values()
+    async def found(
+        self, source: Source, child: Child, parent: Node, *, steady: bool = False, remembered: bool = False
+    ) -> Found:
+        """The node of a file that was just seen in ``parent``; tells the witness, unless it is only remembered."""
+        (found,) = (await self._found_all(source, (child,), parent, steady=steady, remembered=remembered)).values()
         return found
 
     async def _found_all(
-        self, source: Source, children: Iterable[Child], parent: Node, *, steady: bool
+        self, source: Source, children: Iterable[Child], parent: Node, *, steady: bool, remembered: bool = False
     ) -> dict[str, Found]:
         """The nodes of files that were just seen in one folder. A library is walked through here: what is the same
         for all of them is worked out once. ``steady``: their folder is watched, and nothing happened in it since it was
@@ -311,14 +406,16 @@ class Union:
         prefix = f"{keys[0].path}/" if keys and keys[0].path else ""
         witness, devices, meet = self._witness, self._devices, self.inodes.meet
         ttl_s, name_of_source, number_of_parent = source.ttl_s, source.name, parent.number
-        name_s = self.name_s(parent, source, steady=steady)
+        name_s = HOLDS_S if remembered else self.name_s(parent, source, steady=steady)
         found: dict[str, Found] = {}
         for child in children:
             name, seen = child
-            device = devices.get((name_of_source, seen.dev)) or await self._meet_device(source, parent, child)
+            device = devices.get((name_of_source, seen.dev)) or (
+                _absent(seen.dev) if remembered else await self._meet_device(source, parent, child)
+            )
             node = meet(number_of(device.tag, seen.ino), seen, Link(number_of_parent, name))
             alone = seen.nlink == 1 if not seen.is_folder else node.watch is not None
-            if keys and st.S_ISREG(seen.mode):
+            if keys and not remembered and st.S_ISREG(seen.mode):
                 key = FileKey(name_of_source, prefix + name)
                 if witness.get(key) is not None:
                     witness.observe(_source_file(key, node.number, seen, device))
@@ -342,7 +439,15 @@ class Union:
         place = self.place(node)
         watch = self.watched.over(node, self.inodes)
         changes = watch.changes if watch is not None else 0
-        seen = await place.source.call(reach.stat_node, place.ref)
+        try:
+            seen = await self._call(place.source, reach.stat_node, place.ref)
+        except OSError as error:
+            if not is_away(error):
+                raise
+            known = node.seen or (await self.remembered.attributes(place.keys[0]) if place.keys else None)
+            if known is None:
+                raise
+            return Found(node, known, HOLDS_S, HOLDS_S)
         alone = seen.nlink == 1 or seen.is_folder
         return self.seen(node, place, seen, steady=alone and watch is not None and watch.changes == changes)
 
@@ -377,28 +482,37 @@ class Union:
         listed = await place.source.call(reach.list_folder, place.ref, most, asked.watcher)
         steady = self.watched.is_steady(asked, listed.watch)
         if place.ref.paths[:1] == ("",):
-            self._judge_root(place.source, empty=not listed.names)
+            self._judge_names(place.source, empty=not listed.names)
         own = self.seen(folder, place, listed.stat, steady=steady)
         changes = folder.watch.changes if steady and folder.watch is not None else -1
         children = await self._found_all(place.source, listed.children, folder, steady=steady)
         return Listing(own, listed.names, children, changes)
 
-    def _judge_root(self, source: Source, *, empty: bool) -> None:
+    def _judge_names(self, source: Source, *, empty: bool) -> None:
         if not empty:
             self._was_full.add(source.name)
         elif source.name in self._was_full:
-            raise SourceError(errno.EIO, f"source {source.name}: {source.path} has become empty")
+            source.doubt(_EMPTY)
+            raise SourceError(errno.EIO, f"source {source.name}: {source.path}: {_EMPTY}")
 
     async def read_folder(self, folder: Node, start: int, most: int) -> Reading:
         """What is in a folder from a place on, in one hop; ``start`` and the rest as in ``listing``."""
         place = self.place(folder)
         asked = self._ask(place.source, folder)
         keep = self._keeps(asked)
-        read = await place.source.call(reach.read_folder, place.ref, start, most, asked.watcher, keep)
-        steady = self.watched.is_steady(asked, read.watch)
-        self._keep(place.source, folder, read.place)
-        if start == 0 and place.ref.paths[:1] == ("",):
-            self._judge_root(place.source, empty=read.listing.is_empty)
+        try:
+            read = await self._call(place.source, reach.read_folder, place.ref, start, most, asked.watcher, keep)
+            steady = self.watched.is_steady(asked, read.watch)
+            self._keep(place.source, folder, read.place)
+            if start == 0 and place.ref.paths[:1] == ("",):
+                self._judge_names(place.source, empty=read.listing.is_empty)
+        except OSError as error:
+            listing = await self.remembered.folder(place.keys[0]) if is_away(error) and place.keys else None
+            if listing is None:
+                raise
+            return Reading(place.source, listing, -1, remembered=True)
+        if read.packed is not None and place.keys:
+            self.remembered.remember(place.keys[0], read.packed)
         self.seen(folder, place, read.stat)
         changes = folder.watch.changes if steady and folder.watch is not None else -1
         return Reading(place.source, read.listing, changes)
@@ -406,7 +520,9 @@ class Union:
     async def look_on(self, folder: Node, listing: leaves.Listing, most: int) -> None:
         """Attributes of the next names of a listing, in one hop."""
         place = self.place(folder)
-        await place.source.call(reach.look_on, place.ref, listing, most)
+        packed = await place.source.call(reach.look_on, place.ref, listing, most)
+        if packed is not None and place.keys:
+            self.remembered.remember(place.keys[0], packed)
 
     async def children(self, folder: Node, names: list[str]) -> dict[str, Found]:
         """Nodes and attributes of several names of one folder, in one hop; what is gone by now is left out."""
@@ -508,6 +624,15 @@ class Union:
         if source is None:
             raise OSError(errno.ENOENT, "no such source", name)
         return source
+
+
+def _absent(dev: int) -> _Device:
+    """The device of a file that is only remembered, while none of its kind is there: its tag is all that is known."""
+    return _Device(_tag_in(dev) or 0, None, local=False)
+
+
+def _tag_in(dev: int) -> int | None:
+    return os.minor(dev) if os.major(dev) == _ABSENT_MAJOR else None
 
 
 def _has_names(node: Node) -> bool:

@@ -269,7 +269,7 @@ async def test_a_source_that_is_away_evicts_nothing(room: Room, autojump_clock: 
     room.store.pinned.append(Pin("Films"))
     room.store.hold(entry_of(seen(HEAT), wanted_at=NOW - 100 * HOUR_S))
     room.store.hold(entry_of(seen("Other.mkv"), wanted_at=NOW - 100 * HOUR_S))
-    room.library.error = SourceOffline("Media")
+    room.library.error = SourceOffline("Media", "no answer")
     assert evictions(await room.planning().dry_run()) == {}
     room.library.error = None
     assert set(evictions(await room.planning().dry_run())) == {"Other.mkv"}

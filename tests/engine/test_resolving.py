@@ -150,7 +150,7 @@ async def test_very_many_pinned_files_are_too_many(monkeypatch: pytest.MonkeyPat
 
 async def test_what_is_pinned_and_cached_stays_pinned_while_its_source_is_away() -> None:
     library = CountingLibrary()
-    library.error = SourceOffline("Media")
+    library.error = SourceOffline("Media", "no answer")
     entries = [entry_of(seen(f"TV/A/{number}.mkv")) for number in (1, 2)]
     resolved = await resolve(resolver(library), pins=("TV/A",), entries=[*entries, entry_of(seen("TV/B.mkv"))])
     assert pinned(resolved) == {"TV/A/1.mkv", "TV/A/2.mkv"}
@@ -239,7 +239,7 @@ async def test_a_folder_of_the_same_path_on_another_source_is_not_searched() -> 
 async def test_a_source_that_is_away_is_asked_again_as_soon_as_there_is_a_plan() -> None:
     library = CountingLibrary()
     library.add(FILM)
-    library.error = SourceOffline("Media")
+    library.error = SourceOffline("Media", "no answer")
     found = resolver(library)
     away = await resolve(found, FILM)
     assert not away.complete
@@ -380,7 +380,7 @@ async def test_a_disk_that_goes_away_takes_no_mapping_with_it() -> None:
     found = resolver(library, learns=True)
     tv, kids = folder("/data/TV", "Show/1.mkv"), folder("/data/Kids", "a.mkv", library="Kids")
     await found.settle_paths((tv,))
-    library.error = SourceOffline("Media")
+    library.error = SourceOffline("Media", "no answer")
     found.forget()
     await found.settle_paths((tv, kids))
     assert found.locate(plex_file("TV/Show/1.mkv")) == key("TV/Show/1.mkv")

@@ -41,7 +41,7 @@ PURE = {"planner", "wanting", "sidecars", "model", "ranges", "units", "paths"}
 IMPURE = {"trio", "os", "io", "socket", "subprocess", "threading", "asyncio", "sqlite3", "plexapi", "logging", "time"}
 
 ONLY_IN: dict[str, set[str]] = {
-    "sqlite3": {"cache.index"},
+    "sqlite3": {"cache.index", "cache.metadata"},
     "pyfuse3": {"fs"},
     "yaml": {"config_text"},
     "pydantic": {"config", "config_text"},

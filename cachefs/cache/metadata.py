@@ -1,0 +1,192 @@
+"""What was last seen of the folders of sources: their names and attributes, for when a source is away.
+
+A file of its own beside the index: losing it costs nothing but that knowledge, so it is written in batches, without
+waiting for the disk, and made anew when it is damaged. Called by the daemon for ``fs``; keeps bytes and never looks
+into them. Bounded: the folders that were seen longest ago go first.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import trio
+
+from cachefs.model import FileKey
+
+log = logging.getLogger(__name__)
+
+_VERSION = 1
+_SCHEMA = """
+-- One row per folder of a source that was listed.
+CREATE TABLE IF NOT EXISTS folders (
+    source          BLOB NOT NULL,      -- the source's name in cachefs.yaml
+    path            BLOB NOT NULL,      -- below the source's folder; empty for that folder itself
+    listing         BLOB NOT NULL,      -- as fs/leaves.c packs it: 110 bytes and the name for each entry
+    seen_at         REAL NOT NULL,      -- seconds since the epoch
+    PRIMARY KEY (source, path)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS folders_by_age ON folders (seen_at);
+"""
+_MOST_BYTES = 400_000_000
+_TRIM_TO_BYTES = 360_000_000
+_WRITE_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    listing: bytes | None
+    at: float
+
+
+class Metadata:
+    """See the module. Made by ``open_metadata``."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+        self._unsaved: dict[FileKey, _Seen] = {}
+        self._came = trio.Event()
+        self._turn = trio.CapacityLimiter(1)
+        self._failed = False
+
+    def note(self, folder: FileKey, listing: bytes) -> None:
+        """This is what the folder holds now. On the disk within some seconds."""
+        self._unsaved[folder] = _Seen(listing, time.time())
+        self._came.set()
+
+    def forget(self, folder: FileKey) -> None:
+        """There is no such folder any more."""
+        self._unsaved[folder] = _Seen(None, time.time())
+        self._came.set()
+
+    async def recall(self, folder: FileKey) -> bytes | None:
+        """What the folder held when it was last seen."""
+        unsaved = self._unsaved.get(folder)
+        if unsaved is not None:
+            return unsaved.listing
+        try:
+            return await trio.to_thread.run_sync(self._load, folder, limiter=self._turn)
+        except sqlite3.Error as error:
+            self._trouble(error)
+            return None
+
+    async def run(self) -> None:
+        """Write what is noted. Runs for ever."""
+        while True:
+            await self._came.wait()
+            await trio.sleep(_WRITE_EVERY_S)
+            await self.save()
+
+    async def save(self) -> None:
+        """Write what is noted now."""
+        batch, self._came = dict(self._unsaved), trio.Event()
+        if not batch:
+            return
+        try:
+            await trio.to_thread.run_sync(self._save, batch, limiter=self._turn)
+            self._failed = False
+        except (sqlite3.Error, OSError) as error:
+            self._trouble(error)
+        for folder, seen in batch.items():
+            if self._unsaved.get(folder) is seen:
+                del self._unsaved[folder]
+
+    def _trouble(self, error: Exception) -> None:
+        level = logging.DEBUG if self._failed else logging.INFO
+        self._failed = True
+        log.log(level, "what folders hold cannot be remembered in %s: %s", self._path, error)
+
+    # --- in threads ---
+
+    def open(self) -> None:
+        """Open the file; one that is damaged or of another version is made anew."""
+        try:
+            self._open()
+        except sqlite3.DatabaseError as error:
+            log.info("%s is made anew: %s", self._path, error)
+            self.close()
+            for suffix in ("", "-wal", "-shm"):
+                with suppress(FileNotFoundError):
+                    os.unlink(self._path + suffix)
+            self._open()
+
+    def _open(self) -> None:
+        self._connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5)
+        os.chmod(self._path, 0o600)
+        self._connection.execute("PRAGMA auto_vacuum = FULL")
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = OFF")
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if version not in (0, _VERSION):
+            raise sqlite3.DatabaseError(f"its version is {version}")
+        self._connection.executescript(_SCHEMA)
+        self._connection.execute(f"PRAGMA user_version = {_VERSION}")
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise sqlite3.OperationalError("it is closed")
+        return self._connection
+
+    def _load(self, folder: FileKey) -> bytes | None:
+        query = "SELECT listing FROM folders WHERE source = ? AND path = ?"
+        row = self._opened().execute(query, _names(folder)).fetchone()
+        return bytes(row[0]) if row is not None else None
+
+    def _save(self, batch: dict[FileKey, _Seen]) -> None:
+        connection = self._opened()
+        connection.execute("BEGIN")
+        try:
+            for folder, seen in batch.items():
+                connection.execute("DELETE FROM folders WHERE source = ? AND path = ?", _names(folder))
+                if seen.listing is not None:
+                    row = (*_names(folder), seen.listing, seen.at)
+                    connection.execute("INSERT INTO folders (source, path, listing, seen_at) VALUES (?, ?, ?, ?)", row)
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        self._trim(connection)
+
+    def _trim(self, connection: sqlite3.Connection) -> None:
+        """Forget what was seen longest ago when the file has become too large."""
+        while os.path.getsize(self._path) > _MOST_BYTES:
+            (count,) = connection.execute("SELECT COUNT(*) FROM folders").fetchone()
+            share = 1 - _TRIM_TO_BYTES / os.path.getsize(self._path)
+            connection.execute(
+                "DELETE FROM folders WHERE (source, path) IN"
+                " (SELECT source, path FROM folders ORDER BY seen_at LIMIT ?)",
+                (max(1, int(count * share)),),
+            )
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _names(folder: FileKey) -> tuple[bytes, bytes]:
+    return os.fsencode(folder.source), os.fsencode(folder.path)
+
+
+@asynccontextmanager
+async def open_metadata(root: str) -> AsyncIterator[Metadata]:
+    """The memory of the cache folder ``root``, which must be locked already. Where the SSD does not want it, it works
+    for as long as this process lives."""
+    metadata = Metadata(f"{root}/folders.sqlite")
+    try:
+        await trio.to_thread.run_sync(metadata.open)
+    except (sqlite3.Error, OSError) as error:
+        metadata._trouble(error)
+    try:
+        yield metadata
+    finally:
+        with trio.CancelScope(shield=True):
+            await metadata.save()
+            await trio.to_thread.run_sync(metadata.close)

@@ -1,0 +1,112 @@
+"""What is known of a source while it is away: its folders as they were seen last.
+
+Used by ``union`` when a source does not answer; ``remember`` is told of every folder that was read. Nothing here asks a
+source or decides what the kernel is told.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import OrderedDict
+from typing import Protocol
+
+from cachefs.errors import SourceError
+from cachefs.fs.leaves import Listing, folder_in
+from cachefs.fs.stat import Stat
+from cachefs.model import FileKey
+
+HOLDS_S = 1.0
+"""How long the kernel may believe what is remembered: the source may be back at any time."""
+_MOST_NAMES = 16384
+_AWAY = frozenset(
+    {
+        errno.EIO,
+        errno.ENOTCONN,
+        errno.ENODEV,
+        errno.ENXIO,
+        errno.ESHUTDOWN,
+        errno.ETIMEDOUT,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.EREMOTEIO,
+    }
+)
+
+
+class Memory(Protocol):
+    """Where packed listings are kept."""
+
+    def note(self, folder: FileKey, listing: bytes) -> None: ...
+
+    def forget(self, folder: FileKey) -> None: ...
+
+    async def recall(self, folder: FileKey) -> bytes | None: ...
+
+
+class NoMemory:
+    """Remembers nothing."""
+
+    def note(self, folder: FileKey, listing: bytes) -> None: ...
+
+    def forget(self, folder: FileKey) -> None: ...
+
+    async def recall(self, folder: FileKey) -> bytes | None:
+        return None
+
+
+def is_away(error: OSError) -> bool:
+    """Whether a source failed, rather than said something about the file."""
+    return isinstance(error, SourceError) or error.errno in _AWAY
+
+
+class Remembered:
+    """Folders as they were seen last, some of them at hand."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._at_hand: OrderedDict[FileKey, Listing] = OrderedDict()
+        self._names = 0
+
+    def remember(self, folder: FileKey, packed: bytes) -> None:
+        """The folder was read wholly."""
+        self._drop(folder)
+        self._memory.note(folder, packed)
+
+    def forget(self, folder: FileKey) -> None:
+        """What was known of it is not true any more."""
+        self._drop(folder)
+        self._memory.forget(folder)
+
+    async def folder(self, folder: FileKey) -> Listing | None:
+        """What was in the folder; None when nobody knows."""
+        listing = self._at_hand.get(folder)
+        if listing is not None:
+            self._at_hand.move_to_end(folder)
+            return listing
+        packed = await self._memory.recall(folder)
+        listing = Listing.unpack(packed) if packed is not None else None
+        if listing is not None:
+            self._drop(folder)
+            self._at_hand[folder] = listing
+            self._names += len(listing)
+            while self._names > _MOST_NAMES and len(self._at_hand) > 1:
+                self._drop(next(iter(self._at_hand)))
+        return listing
+
+    async def attributes(self, key: FileKey) -> Stat | None:
+        """The attributes of a file or folder; None when nobody knows."""
+        if not key.path:
+            packed = await self._memory.recall(key)
+            return folder_in(packed) if packed is not None else None
+        folder, _, name = key.path.rpartition("/")
+        listing = await self.folder(FileKey(key.source, folder))
+        return listing.named(name) if listing is not None else None
+
+    def _drop(self, folder: FileKey) -> None:
+        listing = self._at_hand.pop(folder, None)
+        if listing is not None:
+            self._names -= len(listing)
