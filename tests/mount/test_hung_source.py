@@ -19,7 +19,7 @@ import yaml
 
 from cachefs.mounts import mounted_at, parse
 from tests.mount.kit import MIB, STATE, errno_of, read, took_s
-from tests.mount.lives import Reader, attempt, is_clean, kill_server, readers, settings_in, wait_until
+from tests.mount.lives import Reader, attempt, is_clean, kill_server, readers, slow_and_media_in, wait_until
 from tests.standin.running import REPOSITORY, RunningCachefs
 from tests.standin.slowdisk_control import SlowDisk
 
@@ -34,13 +34,8 @@ CONTENT = random.Random(3).randbytes(4 * MIB)
 
 @pytest.fixture
 def settings(slow_disk: SlowDisk, tmp_path: Path) -> Iterator[dict[str, Any]]:
-    """Two sources: ``slow``, the slow disk, and ``media``, a plain folder. Every ttl is short: nothing is believed."""
-    with settings_in(tmp_path, (slow_disk.mountpoint, tmp_path / "media")) as made:
-        for source in made["sources"]:
-            source |= {"timeout": f"{TIMEOUT_S}s", "ttl": "0s"}
-        for folder in (slow_disk.backing, tmp_path / "media"):
-            for name in ("one.mkv", "two.mkv", "three.mkv"):
-                (folder / name).write_bytes(CONTENT)
+    files = dict.fromkeys(("one.mkv", "two.mkv", "three.mkv"), CONTENT)
+    with slow_and_media_in(tmp_path, slow_disk, files, TIMEOUT_S) as made:
         yield made
 
 
