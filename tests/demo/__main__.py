@@ -18,7 +18,7 @@ from tests.demo.screen import screen_for, speed
 from tests.demo.stop import Stop, Stopped, stop_on_signals
 from tests.demo.story import Measurement, Outcome, Story
 from tests.standin.running import CachefsFailed
-from tests.standin.slowdisk_control import SlowDiskFailed
+from tests.standin.slowdisk_process import SlowDiskFailed
 
 INTRODUCTION = (
     "A sample library on a disk that sleeps (3 s to wake up, then 40 MB/s), a stand-in Plex server, and cachefs "

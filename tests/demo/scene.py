@@ -19,7 +19,8 @@ from tests.standin.library import LibrarySizes, SampleFile, SampleLibrary, build
 from tests.standin.library_in_plex import PlexItems, put_in_plex
 from tests.standin.plex import StandInPlex, run_stand_in_plex
 from tests.standin.running import RunningCachefs, start_cachefs
-from tests.standin.slowdisk_control import SlowDisk, SlowDiskSettings, slow_disk
+from tests.standin.slowdisk_control import SlowDisk, slow_disk
+from tests.standin.slowdisk_process import SlowDiskSettings
 
 OWNER, FRIEND = "Anna", "Ben"
 FILM_ON_WATCHLIST = "The Long Spin (2019)"

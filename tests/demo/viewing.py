@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.standin.library import SampleFile
-from tests.standin.slowdisk_control import REPOSITORY
+from tests.standin.slowdisk_process import REPOSITORY
 
 
 @dataclass(frozen=True, slots=True)

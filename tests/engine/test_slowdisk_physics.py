@@ -6,8 +6,9 @@ import pytest
 import trio
 import trio.testing
 
-from tests.standin.slowdisk_control import SlowDiskSettings
-from tests.standin.slowdisk_physics import Disk, Fault, Place
+from tests.standin.slowdisk_physics import Disk, Place
+from tests.standin.slowdisk_process import SlowDiskSettings
+from tests.standin.slowdisk_rules import Fault, Part, Slowness
 
 MB = 1_000_000
 SETTINGS = SlowDiskSettings(wake_up_s=3.0, idle_s=20.0, bytes_per_s=40 * MB, burst_bytes=0, seek_s=0.008)
@@ -91,12 +92,12 @@ async def test_burst_makes_up_for_a_pause_but_not_for_a_seek(
 
 
 async def test_part_of_the_tree_can_be_slower(autojump_clock: trio.testing.MockClock, disk: Disk) -> None:
-    disk.slow_down("a/b", 1.0, None)
-    disk.slow_down("c", None, 1.0 * MB)
+    disk.slow_down(Slowness(Part("a/b"), 1.0))
+    disk.slow_down(Slowness(Part("c"), 0.0, 1.0 * MB))
     assert await time_of(disk, "lookup", "a/bc") == pytest.approx(0.008)
     assert await time_of(disk, "lookup", "a/b/x") == pytest.approx(1.0)
     assert await time_of(disk, "read", "c", size=2 * MB, offset=0) == pytest.approx(2.0)
-    disk.slow_down("a/b", None, None)
+    disk.release("a", frozenset())
     assert await time_of(disk, "lookup", "a/b/x") == pytest.approx(0.008)
 
 
@@ -112,17 +113,17 @@ async def test_disk_that_goes_away_fails_who_is_waiting_already(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ask)
         await trio.testing.wait_all_tasks_blocked()
-        disk.add_fault(Fault("", frozenset(), 107))
+        disk.add_fault(Fault(Part(""), 107))
 
 
 async def test_released_hang_lets_everybody_go_on(autojump_clock: trio.testing.MockClock, disk: Disk) -> None:
-    disk.add_fault(Fault("a", frozenset({"read"}), None))
+    disk.add_fault(Fault(Part("a", frozenset({"read"})), None))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(time_of, disk, "read", "a", 1, 0)
         nursery.start_soon(time_of, disk, "read", "a/b", 1, 0)
         await disk.until_held(2)
         await disk.ask("lookup", "a")
-        disk.release("")
+        disk.release("", frozenset())
     assert disk.held == 0
 
 

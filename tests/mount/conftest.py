@@ -17,8 +17,9 @@ import pytest
 
 from cachefs import probes
 from tests.standin.running import RunningCachefs, start_cachefs
-from tests.standin.slowdisk_control import FAST, SlowDisk, SlowDiskSettings
+from tests.standin.slowdisk_control import SlowDisk
 from tests.standin.slowdisk_control import slow_disk as started_slow_disk
+from tests.standin.slowdisk_process import FAST, SlowDiskSettings
 
 
 @pytest.fixture(scope="session", autouse=True)

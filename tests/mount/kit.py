@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,3 +70,27 @@ def read(path: Path, start: int = 0, end: int | None = None) -> bytes:
             parts.append(data)
             start += len(data)
     return b"".join(parts)
+
+
+def with_two_files(disk: SlowDisk) -> SlowDisk:
+    """A slow disk of two folders: ``TV/a.mkv`` of 1 MiB, ``Films/b.mkv`` of four bytes."""
+    (disk.backing / "TV").mkdir()
+    (disk.backing / "TV" / "a.mkv").write_bytes(bytes(range(256)) * 4 * 1024)
+    (disk.backing / "Films").mkdir()
+    (disk.backing / "Films" / "b.mkv").write_bytes(b"film")
+    return disk
+
+
+def errno_of(function: Callable[..., object], *args: object) -> int:
+    """The errno that a call fails with; 0 when it does not."""
+    try:
+        function(*args)
+    except OSError as error:
+        return error.errno or 0
+    return 0
+
+
+def took_s(function: Callable[..., object], *args: object) -> float:
+    began = time.monotonic()
+    function(*args)
+    return time.monotonic() - began

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ import yaml
 
 from cachefs.mounts import mounted_at
 from tests.standin.running import POLL_S, REPOSITORY, CachefsFailed, RunningCachefs
+from tests.standin.slowdisk_control import SlowDisk
 
 TOKEN = "secret-token-0123456789"
 ENDS_WITHIN_S = 20.0
@@ -59,6 +60,22 @@ def settings_in(folder: Path, sources: Sequence[Path] = ()) -> Iterator[dict[str
             "cache": {"path": str(folder / "ssd"), "max_size": "1GiB", "min_free": "1MiB"},
             "control": {"socket": f"{short}/control.sock"},
         }
+
+
+@contextmanager
+def slow_and_media_in(
+    folder: Path, disk: SlowDisk, files: Mapping[str, bytes], timeout_s: float
+) -> Iterator[dict[str, Any]]:
+    """As ``settings_in``, with ``files`` in two sources: ``slow``, the slow disk, and ``media``, a plain folder. Their
+    ttl is zero: nothing is believed."""
+    with settings_in(folder, (disk.mountpoint, folder / "media")) as made:
+        for source in made["sources"]:
+            source |= {"timeout": f"{timeout_s:g}s", "ttl": "0s"}
+        for place in (disk.backing, folder / "media"):
+            for name, content in files.items():
+                (place / name).parent.mkdir(exist_ok=True)
+                (place / name).write_bytes(content)
+        yield made
 
 
 @dataclass(frozen=True, slots=True)

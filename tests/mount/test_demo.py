@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.standin.slowdisk_control import REPOSITORY
+from tests.standin.slowdisk_process import REPOSITORY
 
 MARK = "CHECKED_DEMO"
 LONGEST_S = 120

@@ -14,7 +14,8 @@ from tests.standin.library import LibrarySizes, build_library
 from tests.standin.library_in_plex import put_in_plex
 from tests.standin.plex import StandInPlex, run_stand_in_plex
 from tests.standin.running import RunningCachefs
-from tests.standin.slowdisk_control import SlowDisk, SlowDiskSettings
+from tests.standin.slowdisk_control import SlowDisk
+from tests.standin.slowdisk_process import SlowDiskSettings
 
 KEEP_WATCHED_S = 2
 

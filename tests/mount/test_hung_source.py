@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from cachefs.mounts import mounted_at, parse
-from tests.mount.kit import MIB, STATE, read
-from tests.mount.lives import Reader, attempt, is_clean, kill_server, readers, settings_in, wait_until
+from tests.mount.kit import MIB, STATE, errno_of, read, took_s
+from tests.mount.lives import Reader, attempt, is_clean, kill_server, readers, slow_and_media_in, wait_until
 from tests.standin.running import REPOSITORY, RunningCachefs
 from tests.standin.slowdisk_control import SlowDisk
 
@@ -34,13 +34,8 @@ CONTENT = random.Random(3).randbytes(4 * MIB)
 
 @pytest.fixture
 def settings(slow_disk: SlowDisk, tmp_path: Path) -> Iterator[dict[str, Any]]:
-    """Two sources: ``slow``, the slow disk, and ``media``, a plain folder. Every ttl is short: nothing is believed."""
-    with settings_in(tmp_path, (slow_disk.mountpoint, tmp_path / "media")) as made:
-        for source in made["sources"]:
-            source |= {"timeout": f"{TIMEOUT_S}s", "ttl": "0s"}
-        for folder in (slow_disk.backing, tmp_path / "media"):
-            for name in ("one.mkv", "two.mkv", "three.mkv"):
-                (folder / name).write_bytes(CONTENT)
+    files = dict.fromkeys(("one.mkv", "two.mkv", "three.mkv"), CONTENT)
+    with slow_and_media_in(tmp_path, slow_disk, files, TIMEOUT_S) as made:
         yield made
 
 
@@ -56,20 +51,6 @@ def start_reader() -> Iterator[Callable[[Path], Reader]]:
         yield start
 
 
-def _took_s(function: Callable[..., object], *args: object) -> float:
-    began = time.monotonic()
-    function(*args)
-    return time.monotonic() - began
-
-
-def _errno(function: Callable[..., object], *args: object) -> int:
-    try:
-        function(*args)
-    except OSError as error:
-        return error.errno or 0
-    return 0
-
-
 def test_who_does_not_ask_the_hung_source_notices_nothing(
     running: RunningCachefs, slow_disk: SlowDisk, start_reader: Callable[[Path], Reader]
 ) -> None:
@@ -77,7 +58,7 @@ def test_who_does_not_ask_the_hung_source_notices_nothing(
     assert running.run("copy", "slow/one.mkv").returncode == 0
     cached, uncached = start_reader(slow / "one.mkv"), start_reader(slow / "two.mkv")
     assert cached.read(0) == uncached.read(0) == PAGE
-    in_peace = min(_took_s(read, media / "one.mkv") for _ in range(3))
+    in_peace = min(took_s(read, media / "one.mkv") for _ in range(3))
 
     slow_disk.hang()
     waiting = [start_reader(slow / "two.mkv") for _ in range(20)]
@@ -87,9 +68,9 @@ def test_who_does_not_ask_the_hung_source_notices_nothing(
     slow_disk.wait_held()
 
     # Every wait for the hung source is two seconds or more: in a tenth of one, nothing can have waited for it.
-    assert min(_took_s(read, media / name) for name in ("one.mkv", "two.mkv", "three.mkv")) < max(5 * in_peace, 0.2)
-    assert _took_s(os.listdir, running.mountpoint) < TIMEOUT_S / 4
-    assert _took_s(cached.read, 3 * MIB) < TIMEOUT_S / 4
+    assert min(took_s(read, media / name) for name in ("one.mkv", "two.mkv", "three.mkv")) < max(5 * in_peace, 0.2)
+    assert took_s(os.listdir, running.mountpoint) < TIMEOUT_S / 4
+    assert took_s(cached.read, 3 * MIB) < TIMEOUT_S / 4
     assert cached.read(MIB) == PAGE
     assert uncached.result() == -errno.EIO
 
@@ -98,11 +79,11 @@ def test_who_does_not_ask_the_hung_source_notices_nothing(
     assert shown.returncode == 0
     assert "no answer within 2 s" in shown.stdout
     assert uncached.read(3 * MIB) == -errno.EIO
-    assert _took_s(uncached.read, 2 * MIB) < TIMEOUT_S / 4
-    assert _errno(os.listdir, slow) == errno.EIO
+    assert took_s(uncached.read, 2 * MIB) < TIMEOUT_S / 4
+    assert errno_of(os.listdir, slow) == errno.EIO
     assert read(media / "one.mkv") == CONTENT
     assert cached.read(2 * MIB) == PAGE
-    assert _errno(os.statvfs, running.mountpoint) == 0
+    assert errno_of(os.statvfs, running.mountpoint) == 0
 
     slow_disk.release()
     wait_until(running, lambda: all(source.online for source in running.status().sources), "the source is back")
@@ -224,7 +205,7 @@ def test_readers_killed_in_mid_read_do_not_freeze_it(running: RunningCachefs, sl
             reader.kill()
             slow_disk.release(name)
             assert running.status().pid
-            assert _errno(os.listdir, running.mountpoint) == 0
+            assert errno_of(os.listdir, running.mountpoint) == 0
     assert read(running.mountpoint / "media" / "one.mkv") == CONTENT
     assert read(running.mountpoint / "slow" / "one.mkv") == CONTENT
     assert running.terminate() == 0

@@ -21,7 +21,8 @@ from cachefs.mounts import mounted_at
 from tests.mount.kit import MIB, STATE
 from tests.mount.lives import is_clean, kill_server, reading_for_ever, settings_in, wait_gone, wait_until
 from tests.standin.running import REPOSITORY, RunningCachefs, wait_until_ready
-from tests.standin.slowdisk_control import SlowDisk, SlowDiskSettings
+from tests.standin.slowdisk_control import SlowDisk
+from tests.standin.slowdisk_process import SlowDiskSettings
 
 Start = Callable[[dict[str, Any]], RunningCachefs]
 

@@ -1,33 +1,28 @@
-"""The slow disk itself: a proper file system that counts, waits, hangs and fails as told, and always goes away."""
+"""The slow disk itself: a proper file system that counts and is slow, and always goes away."""
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from cachefs.mounts import mounted_at
-from tests.standin.slowdisk_control import FAST, REPOSITORY, SlowDisk, SlowDiskSettings, slow_disk
+from tests.mount.kit import MIB, with_two_files
+from tests.standin.slowdisk_control import SlowDisk
+from tests.standin.slowdisk_process import REPOSITORY, SlowDiskSettings
 
-MIB = 1 << 20
 WAKE_UP_S = 0.4
 
 
 @pytest.fixture
 def disk(slow_disk: SlowDisk) -> SlowDisk:
-    (slow_disk.backing / "TV").mkdir()
-    (slow_disk.backing / "TV" / "a.mkv").write_bytes(bytes(range(256)) * 4 * 1024)
-    (slow_disk.backing / "Films").mkdir()
-    (slow_disk.backing / "Films" / "b.mkv").write_bytes(b"film")
-    return slow_disk
+    return with_two_files(slow_disk)
 
 
 def test_content_and_inode_numbers_are_the_backing_folders(disk: SlowDisk) -> None:
@@ -137,61 +132,6 @@ def test_throughput_is_held(disk: SlowDisk) -> None:
     (disk.mountpoint / "TV" / "a.mkv").read_bytes()
     took_s = time.monotonic() - began
     assert took_s >= (MIB - (64 << 10)) / 4e6, "1 MiB at 4 MB/s, but for the burst"
-
-
-def test_one_part_can_be_slower(disk: SlowDisk) -> None:
-    disk.slow_down("TV", delay_s=0.2)
-    began = time.monotonic()
-    (disk.mountpoint / "Films" / "b.mkv").read_bytes()
-    between = time.monotonic()
-    (disk.mountpoint / "TV" / "a.mkv").stat()
-    assert time.monotonic() - between >= 0.2
-    assert between - began < 0.2
-
-
-def test_failure_meets_the_kind_and_the_part_it_was_told(disk: SlowDisk) -> None:
-    disk.fail(errno.EIO, "TV", kinds=("read",))
-    with pytest.raises(OSError, match="Input/output error") as failed:
-        (disk.mountpoint / "TV" / "a.mkv").read_bytes()
-    assert failed.value.errno == errno.EIO
-    assert (disk.mountpoint / "TV" / "a.mkv").stat().st_size == MIB
-    assert (disk.mountpoint / "Films" / "b.mkv").read_bytes() == b"film"
-    disk.release()
-    assert len((disk.mountpoint / "TV" / "a.mkv").read_bytes()) == MIB
-
-
-def test_disk_goes_away_and_comes_back(disk: SlowDisk) -> None:
-    disk.go_away()
-    with pytest.raises(OSError, match="not connected"):
-        os.listdir(disk.mountpoint)
-    disk.release()
-    assert sorted(os.listdir(disk.mountpoint)) == ["Films", "TV"]
-
-
-def test_hang_holds_until_released(disk: SlowDisk) -> None:
-    disk.hang("TV/a.mkv", kinds=("read",))
-    with ThreadPoolExecutor() as readers:
-        reading = readers.submit((disk.mountpoint / "TV" / "a.mkv").read_bytes)
-        disk.wait_held()
-        assert (disk.mountpoint / "Films" / "b.mkv").read_bytes() == b"film"
-        assert not reading.done()
-        disk.release()
-        assert len(reading.result(20)) == MIB
-
-
-@pytest.mark.parametrize("killed_first", [False, True])
-def test_hung_disk_can_be_removed(slow_disk_folders: tuple[Path, Path], killed_first: bool) -> None:
-    backing, mountpoint = slow_disk_folders
-    (backing / "a").write_bytes(b"a")
-    with slow_disk(backing, mountpoint, FAST) as disk:
-        disk.hang("a")
-        reader = subprocess.Popen(["cat", mountpoint / "a"], stderr=subprocess.DEVNULL)
-        disk.wait_held()
-        if killed_first:
-            disk.kill()
-    assert mounted_at(mountpoint) is None
-    assert disk.process.returncode is not None
-    assert reader.wait(20) == 1
 
 
 def test_disk_goes_when_the_one_who_started_it_dies(slow_disk_folders: tuple[Path, Path]) -> None:

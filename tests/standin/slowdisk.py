@@ -19,13 +19,16 @@ import signal
 import sys
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 import pyfuse3
 import trio
 
-from tests.standin.slowdisk_control import DiskCounts, SlowDiskSettings
+from tests.standin.slowdisk_control import DiskCounts
 from tests.standin.slowdisk_operations import SlowOperations
-from tests.standin.slowdisk_physics import Disk, Fault
+from tests.standin.slowdisk_physics import Disk
+from tests.standin.slowdisk_process import SlowDiskSettings
+from tests.standin.slowdisk_rules import Fault, Part, Slowness
 
 MAX_TASKS = 4000
 UNBLOCK_EVERY_S = 0.2
@@ -47,22 +50,30 @@ async def answer(disk: Disk, stream: trio.SocketStream) -> None:
         await stream.send_all(json.dumps(reply).encode() + b"\n")
 
 
-async def carry_out(disk: Disk, command: str, arguments: dict[str, object]) -> dict[str, object]:
+async def carry_out(disk: Disk, command: str, arguments: dict[str, Any]) -> dict[str, object]:
     if command == "counts":
         counts = (dict(disk.operations), disk.read_bytes, disk.written_bytes, disk.wake_ups, disk.held, disk.asleep)
         return asdict(DiskCounts(*counts))
+    if "kinds" in arguments:
+        arguments["kinds"] = frozenset(arguments["kinds"])
     if command == "fault":
-        kinds = frozenset(arguments.pop("kinds"))  # type: ignore[call-overload]
-        disk.add_fault(Fault(kinds=kinds, **arguments))  # type: ignore[arg-type]
+        disk.add_fault(Fault(_part(arguments), **arguments))
+    elif command == "slow_down":
+        disk.slow_down(Slowness(_part(arguments), **arguments))
     elif command == "settings":
-        disk.change_settings(arguments["changes"])  # type: ignore[arg-type]
+        disk.change_settings(arguments["changes"])
     elif command in ("until_asked", "until_held"):
         await getattr(disk, command)(**arguments)
-    elif command in ("reset", "release", "slow_down", "sleep", "wake"):
+    elif command in ("reset", "release", "sleep", "wake"):
         getattr(disk, command)(**arguments)
     else:
         raise ValueError(f"no such command: {command}")
     return {}
+
+
+def _part(arguments: dict[str, Any]) -> Part:
+    """Takes it out of the arguments of a command."""
+    return Part(arguments.pop("path"), arguments.pop("kinds"), arguments.pop("exact"))
 
 
 # --- process ---

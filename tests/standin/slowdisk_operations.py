@@ -83,6 +83,7 @@ class SlowOperations(pyfuse3.Operations):
             return self._remember(await in_thread(partial(look, parent.fd, name)))
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        self.disk.count("forget", len(inode_list))
         for inode, count in inode_list:
             node = self._nodes[inode]
             node.lookups -= count

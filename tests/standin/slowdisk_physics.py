@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import trio
 
-from tests.standin.slowdisk_control import IN_MEMORY, SlowDiskSettings
+from tests.standin.slowdisk_process import SlowDiskSettings
+from tests.standin.slowdisk_rules import IN_MEMORY, Fault, Slowness
 
 STREAMS_FOLLOWED = 32
 """Files whose reading position the disk remembers: an elevator and the drive's own read-ahead hide the seeks between
@@ -33,38 +33,6 @@ class Place:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What happens to operations below ``path`` (all kinds when ``kinds`` is empty): an error, or no answer at all."""
-
-    path: str
-    kinds: frozenset[str]
-    errno: int | None
-
-    def meets(self, kind: str, paths: Iterable[str]) -> bool:
-        return (not self.kinds or kind in self.kinds) and any(below(path, self.path) for path in paths)
-
-
-@dataclass(slots=True)
-class Slowness:
-    """Extra slowness of one part of the tree, beside the disk's own."""
-
-    delay_s: float = 0.0
-    bytes_per_s: float | None = None
-    free_at: float = 0.0
-
-    def book(self, now: float, size: int) -> float:
-        """When an operation of ``size`` bytes that begins now is done, as far as this rule goes."""
-        if self.bytes_per_s is not None:
-            self.free_at = max(now, self.free_at) + size / self.bytes_per_s
-        return max(now, self.free_at) + self.delay_s
-
-
-def below(path: str, prefix: str) -> bool:
-    """Whether ``path`` is ``prefix`` or inside it; the empty prefix is the whole disk."""
-    return not prefix or path == prefix or path.startswith(prefix + "/")
-
-
 @dataclass(slots=True)
 class Disk:
     """The disk's state. Everything but ``ask`` and the two waits is synchronous."""
@@ -77,7 +45,7 @@ class Disk:
     held: int = 0
     """Operations that a hang holds at this moment."""
     _faults: list[Fault] = field(default_factory=list)
-    _slow_parts: dict[str, Slowness] = field(default_factory=dict)
+    _slow_parts: list[Slowness] = field(default_factory=list)
     _streams: OrderedDict[int, int] = field(default_factory=OrderedDict)
     _free_at: float = float("-inf")
     _awake_at: float = float("-inf")
@@ -86,14 +54,21 @@ class Disk:
 
     async def ask(self, kind: str, *paths: str, size: int = 0, place: Place | None = None) -> None:
         """Count one operation and return when the disk would have done it; ``OSError`` where a fault says so."""
-        self._count(kind, size)
+        self.count(kind, size=size)
         await self._meet_faults(kind, paths)
-        if kind in IN_MEMORY:
-            return
-        done_at = self._wake() if kind in NEEDS_NO_HEAD else self._book(paths, size, place)
+        done_at = max(self._moved_at(kind, size, place), self._let_go_at(kind, paths, size))
         if done_at > trio.current_time():
             await trio.sleep_until(done_at)
             await self._meet_faults(kind, paths)
+
+    def count(self, kind: str, times: int = 1, size: int = 0) -> None:
+        """Count operations, without making anybody wait."""
+        self.operations[kind] += times
+        if kind == "read":
+            self.read_bytes += size
+        elif kind == "write":
+            self.written_bytes += size
+        self._announce()
 
     async def until_asked(self, kind: str, times: int) -> None:
         """Return once ``kind`` was asked at least ``times`` times since the last reset."""
@@ -112,17 +87,15 @@ class Disk:
         self._faults.insert(0, fault)
         self._announce()
 
-    def release(self, path: str) -> None:
-        """Forget every fault at or below ``path``; what they held goes on."""
-        self._faults = [fault for fault in self._faults if not below(fault.path, path)]
-        self._announce()
+    def slow_down(self, slowness: Slowness) -> None:
+        """It replaces what was said of the same part; several that meet an operation do not add up."""
+        self._slow_parts = [slow for slow in self._slow_parts if slow.part != slowness.part] + [slowness]
 
-    def slow_down(self, path: str, delay_s: float | None, bytes_per_s: float | None) -> None:
-        """Set the slowness of one part of the tree; neither value: as fast as the disk."""
-        if delay_s is None and bytes_per_s is None:
-            self._slow_parts.pop(path, None)
-        else:
-            self._slow_parts[path] = Slowness(delay_s or 0.0, bytes_per_s)
+    def release(self, path: str, kinds: frozenset[str]) -> None:
+        """Forget every rule at or below ``path`` for these kinds (none: all); what they held goes on."""
+        self._faults = [fault for fault in self._faults if not fault.part.is_inside(path, kinds)]
+        self._slow_parts = [slow for slow in self._slow_parts if not slow.part.is_inside(path, kinds)]
+        self._announce()
 
     def change_settings(self, changes: dict[str, float | None]) -> None:
         self.settings = replace(self.settings, **changes)  # type: ignore[arg-type]  # keys are checked by replace
@@ -148,20 +121,12 @@ class Disk:
 
     # --- inside ---
 
-    def _count(self, kind: str, size: int) -> None:
-        self.operations[kind] += 1
-        if kind == "read":
-            self.read_bytes += size
-        elif kind == "write":
-            self.written_bytes += size
-        self._announce()
-
     def _announce(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
 
     async def _meet_faults(self, kind: str, paths: tuple[str, ...]) -> None:
-        while (fault := next((fault for fault in self._faults if fault.meets(kind, paths)), None)) is not None:
+        while (fault := next((fault for fault in self._faults if fault.part.meets(kind, paths)), None)) is not None:
             if fault.errno is not None:
                 raise OSError(fault.errno, os.strerror(fault.errno))
             self.held += 1
@@ -177,6 +142,17 @@ class Disk:
         while tuple(self._faults) == faults:
             await self._changed.wait()
 
+    def _moved_at(self, kind: str, size: int, place: Place | None) -> float:
+        """When motor and head have done their part."""
+        if kind in IN_MEMORY:
+            return float("-inf")
+        return self._wake() if kind in NEEDS_NO_HEAD else self._book(size, place)
+
+    def _let_go_at(self, kind: str, paths: tuple[str, ...], size: int) -> float:
+        """When the slowest rule that meets the operation lets it go."""
+        now = trio.current_time()
+        return max((slow.book(now, size) for slow in self._slow_parts if slow.meets(kind, paths)), default=now)
+
     def _wake(self) -> float:
         """Start the motor if it stands; when the disk can answer what needs no head."""
         now = trio.current_time()
@@ -186,7 +162,7 @@ class Disk:
         self._sleeps_at = max(now, self._awake_at) + self.settings.idle_s
         return self._awake_at
 
-    def _book(self, paths: tuple[str, ...], size: int, place: Place | None) -> float:
+    def _book(self, size: int, place: Place | None) -> float:
         """Take the next place in the head's queue; when the operation is done.
 
         A token bucket written as a clock: ``_free_at`` may lag behind now by the burst, which is what lets a timer
@@ -202,10 +178,7 @@ class Disk:
         self._free_at = max(self._free_at, now - burst_s) + seek_s + transfer_s
         done_at = max(self._free_at, now + seek_s)
         self._sleeps_at = done_at + settings.idle_s
-        slow = [
-            part.book(now, size) for prefix, part in self._slow_parts.items() if any(below(p, prefix) for p in paths)
-        ]
-        return max([done_at, *slow])
+        return done_at
 
     def _goes_straight_on(self, place: Place | None, size: int) -> bool:
         if place is None:
