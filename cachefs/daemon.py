@@ -160,6 +160,7 @@ class _Server:
         await leftover.clear(config.mountpoint)
         metadata = self._metadata = await stack.enter_async_context(open_metadata(str(config.cache.path)))
         union = await stack.enter_async_context(_union(config, store, store.device_tag, metadata))
+        union.remembering.cached(entry.key for entry in store.inventory().entries)
         routing = Routing(
             union,
             store,
@@ -223,6 +224,7 @@ class _Server:
             "removals": parts.store.run_removals,
             "mapped files": parts.routing.run,
             "memory of folders": self._metadata.run,
+            "folders of cached files": parts.union.remembering.run,
             "housekeeping": parts.store.run_housekeeping,
             "idle folders": partial(_close_idle_folders, parts.union),
         }
@@ -234,6 +236,10 @@ class _Server:
             listen = partial(watcher.listen, parts.plex_settings, parts.planning.on_event, _POLL_PLEX_EVERY_S)
             tasks["plex events"] = listen
         return tasks
+
+
+def _of(error: OSError) -> str:
+    return f": {error.filename}" if error.filename else ""
 
 
 def _shown(parts: Parts) -> str:
@@ -263,7 +269,7 @@ async def _union(
         try:
             await union.open_sources()
         except OSError as error:
-            raise CannotMount(f"a source cannot be opened: {error}") from error
+            raise CannotMount(f"a source cannot be opened: {error.strerror or error}{_of(error)}") from error
         yield union
     finally:
         union.inodes.leaves.close_idle(0)

@@ -14,8 +14,7 @@ import trio
 
 from cachefs import mounts, probes
 from cachefs.config import Config, SourceConfig
-from cachefs.errors import CannotMount, Problem, UserError
-from cachefs.units import format_duration
+from cachefs.errors import Problem, UserError
 
 T = TypeVar("T")
 
@@ -24,26 +23,21 @@ _LOCAL_S = 10.0
 
 
 async def refuse(config: Config) -> None:
-    """Raises ``UserError`` with all that lies in one another, ``CannotMount`` when a source does not even answer.
+    """Raises ``UserError`` with all that lies in one another.
 
-    What is missing or cannot be read is left to whoever opens it.
+    What is missing, cannot be read or does not answer is left to whoever opens it.
     """
     covered = await trio.to_thread.run_sync(_covered, config)
     sources: dict[int, probes.Folder] = {}
-    silent: list[str] = []
 
     async def look(index: int, source: SourceConfig) -> None:
         with trio.move_on_after(source.timeout):
             sources[index] = await _alone(probes.look_at_folder, source.path)
-            return
-        silent.append(f"{source.path} does not answer within {format_duration(source.timeout)}")
 
     async with trio.open_nursery() as nursery:
         for index, source in enumerate(config.sources):
             if source.path not in covered:
                 nursery.start_soon(look, index, source)
-    if silent:
-        raise CannotMount(f"a source cannot be opened: {'; '.join(silent)}")
     with trio.move_on_after(_LOCAL_S):
         cache = await _alone(probes.look_at_cache, config.cache.path)
         above = await _alone(_above, config.mountpoint)

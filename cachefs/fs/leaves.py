@@ -68,6 +68,11 @@ if _quick is not None and _slow is not None:
     _slow.cachefs_listing_stat.argtypes = (_POINTER, ctypes.c_int, ctypes.c_size_t)
 
 
+def are_there() -> bool:
+    """Whether the shared object is: without it there are neither leaves nor listings."""
+    return _quick is not None
+
+
 @dataclass(frozen=True, slots=True)
 class Leaf:
     """A leaf as it is handed over. ``dev`` as ``os.stat`` gives it."""

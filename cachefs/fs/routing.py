@@ -66,7 +66,12 @@ class Routing:
         self._handles: dict[int, Handle] = {}
         self._issued = 0
         self._offered = Offered(self._handles, counters, self._let_go, self._touch_entry)
-        store.follow(self._offered.withdraw_key, self._offered.lingering)
+        store.follow(self._entry_changed, self._offered.lingering)
+
+    def _entry_changed(self, key: FileKey) -> None:
+        self._offered.withdraw_key(key)
+        if self._store.get(key) is not None:
+            self._union.remembering.cached((key,))
 
     # --- changes: the cached copy goes first ---------------------------------------------------------------------
 

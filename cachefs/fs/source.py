@@ -97,7 +97,7 @@ class Source:
         problem = await self.judge(found.root)
         if problem:
             found.close()
-            raise SourceError(errno.EIO, f"source {self.name}: {self.path}: {problem}")
+            raise SourceError(errno.EIO, problem, self.path)
         self._descriptor, self._doubtful = found.descriptor, False
         before = self.folders.begin_at(found.descriptor)
         if before is not None:

@@ -24,6 +24,7 @@ from cachefs.fs import devices, leaves, reach
 from cachefs.fs.inodes import ROOT, Inodes, Link, Node, number_of
 from cachefs.fs.reach import Child, Ref
 from cachefs.fs.remembered import HOLDS_S, Memory, NoMemory, Remembered, is_away
+from cachefs.fs.remembering import Remembering
 from cachefs.fs.source import Root, Source, is_empty
 from cachefs.fs.space import Space, total
 from cachefs.fs.stat import Stat, look
@@ -153,8 +154,13 @@ class Union:
         self._roots: dict[SourceName, Stat] = {}
         self._was_full: set[SourceName] = set()
         self._local: set[SourceName] = set()
-        self.watched = Watched(self.inodes.leaves.close_folder)
+        self.remembering = Remembering(self.sources, self.remembered)
+        self.watched = Watched(self.inodes.leaves.close_folder, self._changed)
         self._virtual = Stat(st.S_IFDIR | 0o755, ROOT, 0, 2, os.geteuid(), os.getegid(), 0, 0, 0, 4096, *_now4())
+
+    def _changed(self, folder: Node) -> None:
+        for key in self.keys(folder):
+            self.remembering.changed(key)
 
     # --- start ---------------------------------------------------------------------------------------------------
 
@@ -369,8 +375,8 @@ class Union:
         root = self._roots.get(SourceName(name))
         if root is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-        tag = self._devices[SourceName(name), root.dev].tag
-        node = self.inodes.meet(number_of(tag, root.ino), root, Link(ROOT, name))
+        device = self._devices.get((SourceName(name), root.dev)) or _absent(root.dev)
+        node = self.inodes.meet(number_of(device.tag, root.ino), root, Link(ROOT, name))
         ttl_s = self.sources[SourceName(name)].ttl_s
         return Found(node, root, VIRTUAL_S, BELIEVED_S if node.watch is not None else ttl_s)
 

@@ -33,9 +33,13 @@ class Asked:
 class Watched:
     """Folders by their watch."""
 
-    def __init__(self, unwatched: Callable[[int], object] = lambda _: None) -> None:
-        """``unwatched`` is told the number of a folder that is watched no more."""
+    def __init__(
+        self, unwatched: Callable[[int], object] = lambda _: None, changed: Callable[[Node], object] = lambda _: None
+    ) -> None:
+        """``unwatched`` is told the number of a folder that is watched no more, ``changed`` of every folder in which
+        something happened."""
         self._unwatched = unwatched
+        self._changed = changed
         self._folders: dict[tuple[SourceName, int], Node] = {}
         self._early: Counter[tuple[SourceName, int]] = Counter()
 
@@ -84,11 +88,14 @@ class Watched:
                 folder.watch.changes += 1
                 if change.kind is Kind.END:
                     self.forget(folder)
+                else:
+                    self._changed(folder)
 
     def touched(self, folder: Node) -> None:
         """A name in the folder was changed through the mount just now; what is heard of it comes later."""
         if folder.watch is not None:
             folder.watch.changes += 1
+        self._changed(folder)
 
     def _lost(self, source: SourceName) -> None:
         for folder in self.folders(source):

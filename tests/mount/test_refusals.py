@@ -47,7 +47,7 @@ def refused(tmp_path: Path, settings: dict[str, Any]) -> Callable[..., Attempt]:
     return run
 
 
-_ALLOWED = {"cachefs.yaml"} | {f"ssd/{name}" for name in ("lock", "index.sqlite", "files", "partial")}
+_ALLOWED = {"cachefs.yaml"} | {f"ssd/{name}" for name in ("lock", "index.sqlite", "folders.sqlite", "files", "partial")}
 
 
 def _mounts_below(folder: Path) -> list[str]:

@@ -1,0 +1,127 @@
+"""A source that is away: what the cache and the index know of it is still there, and says so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.mount.faultkit import (
+    CACHED,
+    CONTENT,
+    FAULTS,
+    FILES,
+    IN_ROOT,
+    IN_SHOW,
+    WARNINGS,
+    Scene,
+    Start,
+    every_fault,
+    fault_scene,
+    fault_settings,
+)
+from tests.mount.kit import STATE, errno_of, read
+from tests.mount.lives import wait_until
+from tests.standin.slowdisk_control import SlowDisk
+
+
+@pytest.fixture
+def scene(tmp_path: Path, slow_disk: SlowDisk, start_mount: Start, expected_warnings: list[str]) -> Iterator[Scene]:
+    expected_warnings += WARNINGS
+    with fault_settings(tmp_path, slow_disk) as settings, fault_scene(settings, slow_disk, start_mount) as made:
+        yield made
+
+
+def _move_all(source: Path, target: Path) -> None:
+    for path in list(source.iterdir()):
+        path.rename(target / path.name)
+
+
+@pytest.fixture
+def aside(slow_disk: SlowDisk, tmp_path: Path) -> Path:
+    (tmp_path / "aside").mkdir()
+    return tmp_path / "aside"
+
+
+@every_fault
+def test_a_cached_file_is_found_opened_and_read(scene: Scene, fault: str) -> None:
+    scene.break_disk(fault)
+    for name in CACHED:
+        assert (scene.slow / name).stat().st_size == len(CONTENT)
+        assert read(scene.slow / name) == CONTENT
+
+
+def test_a_cached_file_that_was_read_is_stated_without_its_source(scene: Scene) -> None:
+    scene.settings["sources"][0]["ttl"] = "1h"
+    scene = scene.restarted()
+    assert read(scene.slow / "one.mkv") == CONTENT
+    scene.disk.reset()
+    assert (scene.slow / "one.mkv").stat().st_size == len(CONTENT)
+    assert scene.disk.counts().total == 0
+
+
+@every_fault
+def test_folders_list_what_was_last_known(scene: Scene, fault: str) -> None:
+    scene.break_disk(fault)
+    assert sorted(os.listdir(scene.slow)) == IN_ROOT
+    assert sorted(os.listdir(scene.slow / "Show")) == IN_SHOW
+
+
+@every_fault
+def test_status_names_the_source_that_is_away(scene: Scene, fault: str) -> None:
+    scene.break_disk(fault)
+    wait_until(scene.running, lambda: not scene.is_online(), "status says it is away", within_s=5)
+    (slow,) = [source for source in scene.running.status().sources if source.name == "slow"]
+    assert slow.problem
+
+
+@pytest.mark.parametrize("fault", ["dead", "an empty folder"])
+def test_a_disk_mounted_anew_works_again_without_a_restart(scene: Scene, fault: str) -> None:
+    scene.break_disk(fault)
+    scene.mend_disk(fault)
+
+    def works() -> bool:
+        return all(errno_of(read, scene.slow / name) == 0 for name in FILES)
+
+    wait_until(scene.running, works, "everything can be read", within_s=10)
+    assert sorted(os.listdir(scene.slow)) == IN_ROOT
+    assert os.getxattr(scene.slow / "one.mkv", STATE) == b"cached"
+
+
+@every_fault
+def test_it_starts_while_a_source_is_away(scene: Scene, fault: str) -> None:
+    assert scene.running.terminate() == 0
+    FAULTS[fault](scene.disk)
+    running = scene.start(scene.settings)
+    assert read(running.mountpoint / "media" / "one.mkv") == CONTENT
+    assert read(running.mountpoint / "slow" / "one.mkv") == CONTENT
+
+
+def test_status_says_that_an_emptied_root_is_missing(scene: Scene, aside: Path) -> None:
+    _move_all(scene.disk.backing, aside)
+    errno_of(os.listdir, scene.slow)
+    (slow,) = [source for source in scene.running.status().sources if source.name == "slow"]
+    assert not slow.online
+    assert "empty" in slow.problem
+
+
+@pytest.mark.parametrize("holds", ["nothing", "something else"])
+def test_a_root_that_is_another_after_a_restart_forgets_nothing(
+    scene: Scene, tmp_path: Path, holds: str, expected_warnings: list[str]
+) -> None:
+    expected_warnings.append("source media .* is offline")
+    scene.copy("media/one.mkv")
+    media = tmp_path / "media"
+    assert scene.running.terminate() == 0
+    media.rename(tmp_path / "media.away")
+    media.mkdir()
+    if holds == "something else":
+        (media / "other.mkv").write_bytes(b"other")
+    again = replace(scene, running=scene.start(scene.settings))
+    errno_of(os.listdir, again.media)
+    errno_of((again.media / "one.mkv").stat)
+    assert again.cached("media") == {"one.mkv"}
+    assert read(again.media / "one.mkv") == CONTENT
