@@ -226,6 +226,16 @@ def evict(config_file: Path | None, as_json: bool, paths: tuple[str, ...]) -> in
 
 @commands.command()
 @shared.config_option
+@click.argument("source")
+def accept(config_file: Path | None, source: str) -> None:
+    """Take what is in the place of SOURCE now for the source: it was emptied, or its disk was replaced, on purpose."""
+    with shared.client(shared.load(config_file)) as client:
+        accepted = client.accept(source)
+    terminal.write(f"accepted: {show.printable(accepted.path)}, as it is now\n")
+
+
+@commands.command()
+@shared.config_option
 @click.option("--no-wait", is_flag=True, help="Return once the copy is ordered.")
 @click.argument("path")
 def copy(config_file: Path | None, no_wait: bool, path: str) -> None:

@@ -27,6 +27,8 @@ from cachefs.model import (
     Pin,
     Plan,
     SourceFile,
+    SourceHealth,
+    SourceName,
     Status,
     UnionPath,
 )
@@ -177,6 +179,16 @@ class DaemonEngine:
         file = await self._file(key, text)
         await self._parts.planning.copy_now(file)
         return key
+
+    def accept(self, name: str) -> SourceHealth:
+        source = self._parts.union.sources.get(SourceName(name))
+        if source is None:
+            names = ", ".join(self._parts.union.sources)
+            raise UserError(f"{name}: no such source; there are: {names}")
+        if source.online:
+            raise UserError(f"source {name} is online: there is nothing to accept")
+        self._parts.union.accept(source)
+        return source.health()
 
     def request_stop(self) -> None:
         self._stop()

@@ -263,7 +263,7 @@ def _source(source: SourceHealth) -> Text:
     text = _text(f"{source.name}  {source.path} ")
     text.append("online" if source.online else "offline", style=GOOD if source.online else BAD)
     if source.problem:
-        text.append(f": {printable(source.problem)}")
+        text.append(f": {printable(source.problem)}; its folders show what was seen last")
     if source.threads_busy:
         text.append(f" ({source.threads_busy} calls under way)", style=DIM)
     return text

@@ -29,7 +29,7 @@ from starlette.routing import Route
 from cachefs.control import wire
 from cachefs.control.messages import Failure, Target
 from cachefs.errors import CachefsError, UserError
-from cachefs.model import CacheEntry, Explanation, FileKey, Pin, Plan, Status
+from cachefs.model import CacheEntry, Explanation, FileKey, Pin, Plan, SourceHealth, Status
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,10 @@ class Engine(Protocol):
 
     async def evict(self, text: str) -> tuple[FileKey, ...]:
         """The file, or all below the folder; what was evicted."""
+        ...
+
+    def accept(self, name: str) -> SourceHealth:
+        """Whatever is in the source's place now is the source; how it is at this moment."""
         ...
 
     async def copy(self, text: str) -> FileKey:
@@ -112,7 +116,14 @@ def build(engine: Engine) -> Starlette:
     """The application, for any server."""
     api = _Api(engine)
     shows = {"status": api.status, "plan": api.plan, "entries": api.entries, "pins": api.pins, "explain": api.explain}
-    acts = {"pin": api.pin, "unpin": api.unpin, "evict": api.evict, "copy": api.copy, "stop": api.stop}
+    acts = {
+        "pin": api.pin,
+        "unpin": api.unpin,
+        "evict": api.evict,
+        "copy": api.copy,
+        "accept": api.accept,
+        "stop": api.stop,
+    }
     routes = [Route(f"/v1/{name}", endpoint, methods=["GET"]) for name, endpoint in shows.items()]
     routes += [Route(f"/v1/{name}", endpoint, methods=["POST"]) for name, endpoint in acts.items()]
     handlers = {CachefsError: _on_known_error, HTTPException: _on_http_error, Exception: _on_bug}
@@ -155,6 +166,9 @@ class _Api:
 
     async def copy(self, request: Request) -> Response:
         return _answer(await self._engine.copy(await _target(request)))
+
+    async def accept(self, request: Request) -> Response:
+        return _answer(self._engine.accept(await _target(request)))
 
     async def stop(self, request: Request) -> Response:
         self._engine.request_stop()

@@ -16,7 +16,7 @@ import httpx
 from cachefs.control import wire
 from cachefs.control.messages import Failure, Target
 from cachefs.errors import CachefsError, NotRunning, UserError
-from cachefs.model import CacheEntry, Explanation, FileKey, Pin, Plan, Status
+from cachefs.model import CacheEntry, Explanation, FileKey, Pin, Plan, SourceHealth, Status
 
 T = TypeVar("T")
 
@@ -75,6 +75,9 @@ class Client:
 
     def copy(self, text: str) -> FileKey:
         return self._act(FileKey, "copy", text)
+
+    def accept(self, name: str) -> SourceHealth:
+        return self._act(SourceHealth, "accept", name)
 
     def stop(self) -> None:
         """Ask the daemon to end; it may be gone before its answer is."""

@@ -137,6 +137,10 @@ class FakeEngine:
             raise UserError("open.mkv is open; it stays until it is closed")
         return (FileKey(MEDIA, text),)
 
+    def accept(self, name: str) -> SourceHealth:
+        self.asked.append(("accept", name))
+        return SourceHealth(SourceName(name), f"/mnt/{name}")
+
     async def copy(self, text: str) -> FileKey:
         self.asked.append(("copy", text))
         if text == "slow.mkv":

@@ -135,6 +135,7 @@ def test_version_is_said(place: Place) -> None:
         ["pin", "x"],
         ["unpin", "x"],
         ["evict", "x"],
+        ["accept", "x"],
         ["copy", "x"],
         ["explain", "x"],
     ],

@@ -82,7 +82,8 @@ async def test_any_name_reaches_the_engine_unchanged(engine: FakeEngine, path: P
         assert (await ask(lambda client: client.pin(text))).target == text
         assert await ask(lambda client: client.copy(text)) == FileKey(MEDIA, text)
         assert await ask(lambda client: client.evict(text)) == (FileKey(MEDIA, text),)
-    assert engine.asked == [("explain", text), ("pin", text), ("copy", text), ("evict", text)]
+        assert (await ask(lambda client: client.accept(text))).name == text
+    assert engine.asked == [(act, text) for act in ("explain", "pin", "copy", "evict", "accept")]
 
 
 async def test_unpin_says_whether_there_was_such_a_pin(engine: FakeEngine, path: Path) -> None:

@@ -125,3 +125,23 @@ def test_a_root_that_is_another_after_a_restart_forgets_nothing(
     errno_of((again.media / "one.mkv").stat)
     assert again.cached("media") == {"one.mkv"}
     assert read(again.media / "one.mkv") == CONTENT
+
+
+@pytest.mark.parametrize("holds", ["nothing", "something else"])
+def test_another_root_is_the_source_once_it_is_accepted(
+    scene: Scene, tmp_path: Path, holds: str, expected_warnings: list[str]
+) -> None:
+    expected_warnings.append("source media .* is offline")
+    media = tmp_path / "media"
+    assert scene.running.run("accept", "media").returncode == 2  # it is online
+    assert scene.running.terminate() == 0
+    media.rename(tmp_path / "media.away")
+    media.mkdir()
+    if holds == "something else":
+        (media / "other.mkv").write_bytes(b"other")
+    again = replace(scene, running=scene.start(scene.settings))
+    assert sorted(os.listdir(again.media)) != os.listdir(media)
+    assert again.running.run("accept", "media").returncode == 0
+    wait_until(again.running, lambda: os.listdir(again.media) == os.listdir(media), "what is there now is shown")
+    (media / "new.mkv").write_bytes(b"new")
+    wait_until(again.running, lambda: os.path.exists(again.media / "new.mkv"), "and what comes")
