@@ -97,6 +97,12 @@ class Index:
         with self._translated():
             return tuple(map(_entry, self._connection.execute(f"SELECT {_COLUMNS} FROM entries ORDER BY id")))
 
+    def problem(self) -> str:
+        """What SQLite finds wrong when it reads everything; empty when all is well. 0.05 s for 10,000 entries."""
+        with self._translated():
+            (verdict,) = self._connection.execute("PRAGMA integrity_check(1)").fetchone()
+        return "" if verdict == "ok" else str(verdict)
+
     def next_id(self) -> int:
         """A number greater than that of any entry there ever was."""
         with self._translated():

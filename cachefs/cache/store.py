@@ -26,6 +26,7 @@ from cachefs.cache.intake import Intake, Refused
 from cachefs.cache.recovery import Recovery, open_folder
 from cachefs.cache.room import Amount, Limits
 from cachefs.cache.shelf import RETRY_S, Hooks, Shelf
+from cachefs.cache.upkeep import Upkeep
 from cachefs.descriptors import Descriptor
 from cachefs.errors import CacheError
 from cachefs.model import (
@@ -327,6 +328,11 @@ class Store:
         """The persisted number of a device, for inode numbers: 0 for the first, then 1, 2, … Raises ``CacheError``."""
         ledger = self._shelf.ledger
         return await ledger.call(ledger.index.device_tag, identity)
+
+    @property
+    def upkeep(self) -> Upkeep:
+        """For whoever verifies what is on the SSD."""
+        return Upkeep(self._shelf)
 
     # --- background ---
 
