@@ -1,6 +1,7 @@
 """The cache folder on the SSD: its lock, its partial files, and the tree that mirrors the sources.
 
     index.sqlite                 see ``cache.index``
+    keepsake.json                see ``cache.keepsake``
     lock                         flock: one daemon per cache
     files/<source>/<path>        published copies, so that a person can look
     partial/<id>                 copies being made
@@ -21,6 +22,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from cachefs.cache import inside
+from cachefs.cache.label import Label
+from cachefs.cache.label import write as write_label
 from cachefs.errors import CacheBusy, CacheError
 from cachefs.model import FileKey
 from cachefs.paths import cache_path
@@ -34,6 +37,7 @@ NAME_MAX_BYTES = 4095
 class Step(enum.Enum):
     """What has just been done on the way to a cached entry, in this order."""
 
+    LABELLED = "the partial file says whose copy it is"
     FILE_SYNCED = "the partial file is durable"
     RENAMED = "it has its published name"
     FOLDERS_SYNCED = "the name is durable"
@@ -136,6 +140,22 @@ class Folder:
         with _opened(self.partial(entry_id)) as number:
             os.fdatasync(number)
 
+    def label(self, entry_id: int, label: Label) -> bool:
+        """Let the complete partial file say whose copy it is; False where files cannot say so."""
+        with _opened(self.partial(entry_id)) as number:
+            return write_label(number, label)
+
+    def label_published(self, label: Label) -> bool:
+        """As ``label``, for a file that was published without one. False, too, when it is not there."""
+        try:
+            number = inside.open_file(self.root, cache_path(label.file.key))
+        except OSError:
+            return False
+        try:
+            return os.fstat(number).st_size == label.file.size and write_label(number, label)
+        finally:
+            os.close(number)
+
     def sync_file(self, entry_id: int, size: int) -> None:
         """Check the partial file's size, then make bytes, times, owner and attributes durable."""
         with _opened(self.partial(entry_id)) as number:
@@ -216,12 +236,15 @@ class Folder:
         self.prune(os.path.dirname(name))
 
     def set_index_aside(self) -> str:
-        """Rename a damaged index, so that a new one can be made; returns its new name."""
+        """Rename a damaged index, so that a new one can be made; returns its new name. Of several the last is kept."""
         aside = f"{self.index}.damaged"
+        with suppress(FileNotFoundError):
+            os.unlink(f"{aside}-wal")
         os.replace(self.index, aside)
-        for suffix in ("-wal", "-shm"):
-            with suppress(FileNotFoundError):
-                os.unlink(self.index + suffix)
+        with suppress(FileNotFoundError):
+            os.replace(f"{self.index}-wal", f"{aside}-wal")
+        with suppress(FileNotFoundError):
+            os.unlink(f"{self.index}-shm")
         return aside
 
 
@@ -254,7 +277,7 @@ def _lock(path: str) -> int:
 
 @contextmanager
 def _opened(path: str) -> Iterator[int]:
-    number = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # the original may be one that nobody may write
     try:
         yield number
     finally:

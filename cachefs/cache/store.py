@@ -292,7 +292,7 @@ class Store:
     async def add_pin(self, pin: Pin) -> None:
         """Durable when this returns. Raises ``CacheError``; then nothing has changed."""
         ledger = self._shelf.ledger
-        await ledger.call(ledger.index.add_pin, pin)
+        await ledger.change_kept(ledger.index.add_pin, pin)
         self._pins[pin.target, pin.rating_key] = pin
 
     async def remove_pin(self, target: str) -> bool:
@@ -300,7 +300,7 @@ class Store:
         found = [name for name in self._pins if name[0] == target]
         if found:
             ledger = self._shelf.ledger
-            await ledger.call(ledger.index.remove_pin, target)
+            await ledger.change_kept(ledger.index.remove_pin, target)
             for name in found:
                 self._pins.pop(name, None)
         return bool(found)
@@ -327,7 +327,7 @@ class Store:
     async def device_tag(self, identity: str) -> int:
         """The persisted number of a device, for inode numbers: 0 for the first, then 1, 2, … Raises ``CacheError``."""
         ledger = self._shelf.ledger
-        return await ledger.call(ledger.index.device_tag, identity)
+        return await ledger.change_kept(ledger.index.device_tag, identity)
 
     @property
     def upkeep(self) -> Upkeep:

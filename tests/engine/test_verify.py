@@ -308,6 +308,7 @@ async def test_no_source_is_read_while_somebody_reads_from_it(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(verification.run)
             while not verification.progress.waiting:
+                assert not read.is_set()
                 await trio.lowlevel.checkpoint()
             assert verification.progress.waiting == "somebody reads from Media"
             mock_clock.jump(1.9)
@@ -383,8 +384,10 @@ async def test_what_waits_to_be_removed_is_no_leftover(root: Path, source: FakeS
     async with opened(root) as store:
         cache = Cache(store, source, root)
         await cache.cached("a")
-        await store.evict(key("a"))
-        assert listed(root) == {"files/Media/a"}
+        await begun(store, source.write("b", DATA))
+        for path in ("a", "b"):
+            await store.evict(key(path))
+        assert listed(root) == {"files/Media/a", "partial/2"}
         assert (await cache.verify()).findings == ()
 
 

@@ -47,7 +47,9 @@ def refused(tmp_path: Path, settings: dict[str, Any]) -> Callable[..., Attempt]:
     return run
 
 
-_ALLOWED = {"cachefs.yaml"} | {f"ssd/{name}" for name in ("lock", "index.sqlite", "folders.sqlite", "files", "partial")}
+_ALLOWED = {"cachefs.yaml"} | {
+    f"ssd/{name}" for name in ("lock", "index.sqlite", "keepsake.json", "folders.sqlite", "files", "partial")
+}
 
 
 def _mounts_below(folder: Path) -> list[str]:
