@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from cachefs.cache.keepsake import Keepsake
-from cachefs.cache.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
+from cachefs.cache.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION, newer
 from cachefs.errors import CacheError, IndexDamaged
 from cachefs.model import CacheEntry, EntryState, FileKey, Fingerprint, Pin, SourceFile, SourceName
 from cachefs.paths import cache_path
@@ -218,10 +218,7 @@ class Index:
     def _refuse_other_versions(self) -> None:
         version = self._version()
         if version > SCHEMA_VERSION:
-            raise CacheError(
-                f"the index {self._path} was made by a newer cachefs (version {version}; this one knows up to "
-                f"{SCHEMA_VERSION}): use that cachefs, or another cache.path"
-            )
+            raise CacheError(newer(self._path, version))
 
     def _refuse_damaged(self) -> None:
         """Look closely after an end that was not in peace; in a hurry else."""

@@ -17,17 +17,19 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from cachefs.cache import keepsake
+from cachefs.cache import inside, keepsake
 from cachefs.cache.adoption import adopt
-from cachefs.cache.folder import Contents, Folder
+from cachefs.cache.folder import TREES, Contents, Folder, refuse_foreign
 from cachefs.cache.index import Index
 from cachefs.cache.keepsake import Keepsake
 from cachefs.cache.label import Label
+from cachefs.cache.schema import SCHEMA_VERSION, newer
 from cachefs.errors import CacheError, IndexDamaged
 from cachefs.model import CacheEntry, EntryState, Pin, SourceName
 from cachefs.paths import cache_path
@@ -121,6 +123,21 @@ def check_identity(root: str, stored: str | None, sources: Mapping[SourceName, s
             f"the cache folder {root} belongs to another configuration: it holds copies of {was}, not of {now}. "
             "Choose another cache.path, or delete that folder: it holds nothing but copies"
         )
+
+
+def refusal(root: str, sources: Mapping[SourceName, str]) -> str:
+    """Why a start would refuse this cache folder, or an empty text. Takes no lock and does not open the index, so that
+    it can be asked at any time; what only the index knows is found by the start."""
+    kept = keepsake.read(root)
+    try:
+        refuse_foreign(root)
+        inside.refuse_foreign(root, tuple(name for name in TREES if os.path.lexists(f"{root}/{name}")))
+        if kept is not None and kept.schema > SCHEMA_VERSION:
+            return newer(f"{root}/index.sqlite", kept.schema)
+        check_identity(root, kept.identity if kept is not None else None, sources)
+    except (CacheError, OSError) as error:
+        return str(error)
+    return ""
 
 
 def _open_index(folder: Folder) -> tuple[Index, str]:

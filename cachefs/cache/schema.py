@@ -66,3 +66,11 @@ def _label_files(execute: Execute) -> None:
 
 MIGRATIONS: Mapping[int, Callable[[Execute], None]] = {1: _label_files}
 """From the version that is the key to the one after it."""
+
+
+def newer(path: str, version: int) -> str:
+    """What is said of an index that this cachefs cannot know."""
+    return (
+        f"the index {path} was made by a newer cachefs (version {version}; this one knows up to {SCHEMA_VERSION}): "
+        "use that cachefs, or another cache.path"
+    )

@@ -187,6 +187,27 @@ def test_a_cache_that_another_daemon_has(
     assert (running.mountpoint / "film.mkv").read_bytes() == b"film"
 
 
+def test_a_cache_of_other_sources(
+    tmp_path: Path, settings: dict[str, Any], refused: Callable[..., Attempt], start_mount: Start
+) -> None:
+    """The same name, another folder: the copies are of other files."""
+    plex = settings.pop("plex")
+    running = start_mount(settings)
+    assert running.run("copy", "film.mkv").returncode == 0
+    assert running.terminate() == 0
+    (tmp_path / "elsewhere").mkdir()
+    settings["sources"][0]["path"] = str(tmp_path / "elsewhere")
+    settings["plex"] = plex
+    made = refused()
+    said = f"it holds copies of media at {tmp_path}/media, not of media at {tmp_path}/elsewhere"
+    assert made.code == MOUNT
+    assert said in made.output
+    checked = running.run("check")
+    assert checked.returncode == CONFIGURATION
+    assert said in checked.stdout
+    assert (tmp_path / "ssd" / "files" / "media" / "film.mkv").read_bytes() == b"film"
+
+
 def test_a_cache_that_cannot_be_written(settings: dict[str, Any], refused: Callable[..., Attempt]) -> None:
     folder = settings["cache"]["path"]
     made = refused(_in_a_namespace(f"mount -t tmpfs -o ro none {folder}"))
