@@ -16,6 +16,8 @@ from typing import Protocol, TypeVar
 import trio
 
 from cachefs import nesting, probes
+from cachefs.cache.folder import holder
+from cachefs.cache.recovery import refusal
 from cachefs.config import Config, PlexConfig, SourceConfig
 from cachefs.errors import ConfigError, PlexError, PlexRefused
 from cachefs.model import UserReport
@@ -177,6 +179,8 @@ async def _look_at_cache(config: Config, looks: _Looks) -> None:
         return
     if storage.to_be_made:
         looks.add(Severity.NOTE, "cache.path", f"{cache.path} does not exist yet; it will be made")
+    else:
+        await _look_at_owner(config, looks)
     kept = cache.min_free.resolve(storage.total_bytes)
     if kept >= storage.free_bytes:
         has = f"its file system has {format_size(storage.free_bytes)} free and {format_size(kept)} must stay free"
@@ -185,6 +189,20 @@ async def _look_at_cache(config: Config, looks: _Looks) -> None:
         looks.add(
             Severity.ERROR, "cache.max_size", f"{cache.max_size} of {format_size(storage.total_bytes)} is nothing"
         )
+
+
+async def _look_at_owner(config: Config, looks: _Looks) -> None:
+    """Whose cache folder it is: of these sources, and of no other daemon."""
+    root = str(config.cache.path)
+    refused = await within(LOCAL_S, refusal, root, {source.name: str(source.path) for source in config.sources})
+    if refused:
+        looks.add(Severity.ERROR, "cache.path", refused)
+    holding = await within(LOCAL_S, holder, root)
+    if holding is not None and (looks.place is None or holding != looks.place.daemon_pid):
+        message = (
+            f"the cache folder {root} is in use by another cachefs (process {holding}); stop it, or choose another"
+        )
+        looks.add(Severity.ERROR, "cache.path", message)
 
 
 async def _look_at_fuse(looks: _Looks) -> None:

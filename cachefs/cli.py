@@ -1,8 +1,9 @@
-"""The command line: one function per command; those about the machine and the mount are in ``commands.machine``. The
-only part that prints.
+"""The command line: one function per command; those about the machine and the mount are in ``commands.machine``,
+``verify`` in ``commands.verify``. The only part that prints.
 
-Exit codes: 0 fine; 1 a bug (of ours or of the daemon); 2 the user can mend it; 3 cannot mount; 130 interrupted; 141
-nobody reads the output any more. Decides nothing about the cache: it asks the daemon, or says that none runs.
+Exit codes: 0 fine; 1 a bug (of ours or of the daemon); 2 the user can mend it; 3 cannot mount; 4 `verify` found
+something; 130 interrupted; 141 nobody reads the output any more. Decides nothing about the cache: it asks the daemon,
+or says that none runs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from cachefs import __version__, daemon, show, terminal
-from cachefs.commands import machine, shared
+from cachefs.commands import machine, shared, verify
 from cachefs.config import Config
 from cachefs.control import wire
 from cachefs.control.client import Client
@@ -90,7 +91,7 @@ def commands() -> None:
     """Plex reads one mount; what will be watched next is read from the SSD."""
 
 
-for _command in machine.COMMANDS:
+for _command in (*machine.COMMANDS, *verify.COMMANDS):
     commands.add_command(_command)
 
 

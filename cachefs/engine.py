@@ -15,6 +15,7 @@ from pathlib import Path
 from cachefs import __version__, paths
 from cachefs.cache.populate import Copiers
 from cachefs.cache.store import Store
+from cachefs.cache.verify import Verification, Wish
 from cachefs.errors import UserError
 from cachefs.fs.routing import Routing
 from cachefs.fs.segments import visible
@@ -189,6 +190,19 @@ class DaemonEngine:
             raise UserError(f"source {name} is online: there is nothing to accept")
         self._parts.union.accept(source)
         return source.health()
+
+    def verification(self, text: str, content: bool, repair: bool) -> Verification:
+        parts = self._parts
+        path = self._path(text) if text else UnionPath("")
+        made = Verification(
+            parts.store,
+            parts.union,
+            Wish(parts.union.layout.key(path) if path else None, content, repair),
+            lambda: parts.copiers.bandwidth,
+        )
+        if path and not made.entries:
+            raise UserError(f"{text}: nothing of it is cached")
+        return made
 
     def request_stop(self) -> None:
         self._stop()

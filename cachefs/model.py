@@ -101,6 +101,7 @@ class DropCause(enum.Enum):
     GONE = "deleted at its source"
     FAILED = "the SSD failed"
     ABANDONED = "no longer wanted while it was being copied"
+    DAMAGED = "it was found to be damaged"
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,8 @@ from cachefs.model import (
     Visible,
 )
 from cachefs.units import format_duration, format_size
+from cachefs.verification import Finding as Flawed
+from cachefs.verification import Flaw, Progress, Report
 
 Naming = Callable[[FileKey], str]
 """How a file is called for people; ``cli`` gives the path in the mount."""
@@ -179,6 +181,32 @@ def doctor(report: DoctorReport) -> RenderableType:
             parts += [_indented(_remedy(finding, style)) for finding in findings]
     parts.append(_heading(f"{len(hinders)} to mend" if hinders else "nothing hinders cachefs on this machine"))
     return Group(*parts)
+
+
+def verification(report: Report, name_of: Naming = str) -> RenderableType:
+    """What was found wrong, what was done about it, and what a person can do."""
+    parts: list[RenderableType] = []
+    for finding in report.findings:
+        parts += [_text(_place(finding, name_of)), _indented(_flaw(finding))]
+    bytes_said = f", {format_size(report.compared_bytes)} compared" if report.compared_bytes else ""
+    took = format_duration(report.took_s)
+    found = len(report.findings)
+    mended = sum(bool(finding.mended) for finding in report.findings)
+    verdict = f"{found} found, {mended} mended" if found else "all well"
+    parts.append(_heading(f"{_files(report.entries)} verified in {took}{bytes_said}: {verdict}"))
+    return Group(*parts)
+
+
+def how_far(far: Progress, name_of: Naming = str) -> str:
+    """One line about a verification under way."""
+    parts = [f"{far.entries_done} of {_files(far.entries)}"]
+    if far.bytes:
+        parts.append(f"{format_size(far.bytes_done)} of {format_size(far.bytes)}")
+    if far.waiting:
+        parts.append(f"waiting: {far.waiting}")
+    elif far.key is not None:
+        parts.append(name_of(far.key))
+    return printable(", ".join(parts))
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
@@ -364,3 +392,14 @@ def _finding(finding: Finding) -> Text:
 def _remedy(finding: Remedy, style: str) -> Text:
     text = Text(printable(finding.message), style=style)
     return text.append(f": {printable(finding.remedy)}", style="default")
+
+
+def _place(finding: Flawed, name_of: Naming) -> str:
+    return finding.place if finding.key is None else name_of(finding.key)
+
+
+def _flaw(finding: Flawed) -> Text:
+    style = GOOD if finding.mended else BUSY if finding.flaw is Flaw.UNCOMPARED else BAD
+    detail = f" ({finding.detail})" if finding.detail else ""
+    text = Text(printable(f"{finding.flaw.value}{detail}"), style=style)
+    return text.append(f": {finding.mended or finding.flaw.remedy}", style="default")

@@ -14,6 +14,7 @@ import stat
 import time
 from dataclasses import dataclass
 
+from cachefs.cache import label
 from cachefs.descriptors import Descriptor
 
 log = logging.getLogger(__name__)
@@ -149,7 +150,8 @@ def _write(number: int, data: bytes, start: int) -> None:
 
 def _xattrs(number: int) -> list[tuple[str, bytes]]:
     try:
-        return [(name, os.getxattr(number, name)) for name in os.listxattr(number)]
+        names = [name for name in os.listxattr(number) if not name.startswith(label.PREFIX)]
+        return [(name, os.getxattr(number, name)) for name in names]
     except OSError as error:
         if error.errno in (errno.ENOTSUP, errno.ENODATA, errno.EPERM):  # none here, gone meanwhile, or not for us
             return []

@@ -92,7 +92,7 @@ class FileCopy:
         try:
             outcome = await self._copy_from(source)
         finally:
-            await self._close(source)
+            await close_at_source(self._files, self.key, source)
         if outcome is not Outcome.PUBLISHED:
             return outcome
         published = await self._store.publish(self.entry, await self._files.stat(self.key))
@@ -184,13 +184,14 @@ class FileCopy:
         except CacheError as error:
             log.debug("%s", error)
 
-    async def _close(self, source: Descriptor) -> None:
-        """Close in a thread, since a close may hang: then the thread is left alone. A source known to be away refuses
-        to be asked, so that goes to a thread of its own."""
-        with trio.move_on_after(_CLOSE_S, shield=True):
-            try:
-                await self._files.run(self.key.source, source.close)
-            except OSError as error:
-                log.debug("closing %s: %s", self.key, error)
-                own = trio.CapacityLimiter(1)
-                await trio.to_thread.run_sync(source.close, abandon_on_cancel=True, limiter=own)
+
+async def close_at_source(files: SourceFiles, key: FileKey, source: Descriptor) -> None:
+    """Close in a thread, since a close may hang: then the thread is left alone. A source known to be away refuses to
+    be asked, so that goes to a thread of its own."""
+    with trio.move_on_after(_CLOSE_S, shield=True):
+        try:
+            await files.run(key.source, source.close)
+        except OSError as error:
+            log.debug("closing %s: %s", key, error)
+            own = trio.CapacityLimiter(1)
+            await trio.to_thread.run_sync(source.close, abandon_on_cancel=True, limiter=own)

@@ -15,54 +15,12 @@ import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
+from cachefs.cache.keepsake import Keepsake
+from cachefs.cache.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION, newer
 from cachefs.errors import CacheError, IndexDamaged
 from cachefs.model import CacheEntry, EntryState, FileKey, Fingerprint, Pin, SourceFile, SourceName
+from cachefs.paths import cache_path
 from cachefs.ranges import Ranges
-
-SCHEMA_VERSION = 1
-
-_SCHEMA = """
--- One row per file on the SSD. The row is the publication: it is written last when an entry is made and goes first
--- when one is dropped, so that after a crash a file without a row is rubbish and never the reverse.
-CREATE TABLE IF NOT EXISTS entries (
-    id              INTEGER PRIMARY KEY AUTOINCREMENT, -- names partial/<id>; AUTOINCREMENT: never used twice
-    source          BLOB NOT NULL,      -- the source's name in cachefs.yaml
-    path            BLOB NOT NULL,      -- below the source's folder; with the source the name below files/
-    size            INTEGER NOT NULL,   -- fingerprint: bytes
-    mtime_ns        TEXT NOT NULL,      -- fingerprint: decimal, since times after 2262 pass 63 bits (ext4 goes to 2446)
-    source_inode    INTEGER,            -- fingerprint: as two's complement; NULL where the file system does not keep it
-    filesystem      TEXT,               -- fingerprint: UUID; NULL where unknown
-    inode           INTEGER NOT NULL,   -- st_ino in the mount, as two's complement: hard links have the same
-    links           INTEGER NOT NULL,   -- hard links at the source when it was last looked at
-    state           TEXT NOT NULL CHECK (state IN ('copying', 'cached')),
-    ranges          BLOB NOT NULL,      -- copying: little-endian u64 pairs, only of bytes that fdatasync has confirmed;
-                                        -- cached: empty, since all bytes are there
-    reason          TEXT NOT NULL,      -- why it was copied, for people
-    begun_at        REAL NOT NULL,      -- this and the other times: seconds since the epoch
-    published_at    REAL,               -- NULL while copying
-    last_read_at    REAL,               -- written in batches: may be a minute behind
-    last_wanted_at  REAL,               -- when a plan last wanted it; written in batches
-    watched_at      REAL,               -- when somebody last finished it
-    UNIQUE (source, path)
-);
--- What the user said to keep always.
-CREATE TABLE IF NOT EXISTS pins (
-    target          BLOB NOT NULL,      -- a path of the union, or a title when there is a rating key
-    rating_key      TEXT NOT NULL,      -- Plex's number of a show, season or film; '' for a path
-    created_at      REAL NOT NULL,
-    PRIMARY KEY (target, rating_key)
-);
--- 'schema': the version of these tables. 'identity': the sources this cache was made for, one line each.
-CREATE TABLE IF NOT EXISTS meta (
-    name            TEXT PRIMARY KEY,
-    value           BLOB NOT NULL
-);
--- The tag in the upper bits of the inode numbers of each device, in the order in which they were first seen.
-CREATE TABLE IF NOT EXISTS devices (
-    identity        TEXT PRIMARY KEY,
-    tag             INTEGER NOT NULL UNIQUE
-);
-"""
 
 _COLUMNS = (
     "id, source, path, size, mtime_ns, source_inode, filesystem, inode, links, state, ranges, reason, "
@@ -76,8 +34,10 @@ class Index:
     """One open index. Not for two threads at once."""
 
     def __init__(self, path: str) -> None:
-        """Open the index, or make an empty one. Raises ``IndexDamaged`` or ``CacheError``."""
+        """Open the index, or make an empty one. Raises ``IndexDamaged``, or ``CacheError`` when it cannot be reached or
+        a newer cachefs made it."""
         self._path = path
+        self._sound = True
         with self._translated():
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
         try:
@@ -87,15 +47,32 @@ class Index:
             raise
 
     def close(self) -> None:
+        """Let go of it, and leave word that it was closed in peace, unless something was found wrong with it."""
+        with suppress(sqlite3.Error):  # then the next start looks closely
+            if self._sound:
+                self._connection.execute("DELETE FROM meta WHERE name = 'open'")
         with self._translated():
             self._connection.close()
 
     # --- entries ---
 
     def entries(self) -> tuple[CacheEntry, ...]:
-        """Every entry; a copying one with the ranges of its last checkpoint."""
+        """Every entry; a copying one with the ranges of its last checkpoint. Raises ``IndexDamaged`` for a row that
+        nobody can have written: SQLite has no checksums."""
         with self._translated():
-            return tuple(map(_entry, self._connection.execute(f"SELECT {_COLUMNS} FROM entries ORDER BY id")))
+            rows = self._connection.execute(f"SELECT {_COLUMNS} FROM entries ORDER BY id").fetchall()
+        try:
+            return tuple(map(_entry, rows))
+        except (ValueError, TypeError, OverflowError, struct.error) as error:
+            self._sound = False
+            raise IndexDamaged(f"the index {self._path} is damaged: a row of it makes no sense ({error})") from error
+
+    def problem(self) -> str:
+        """What SQLite finds wrong when it reads everything; empty when all is well. 6 ms for 10,000 entries."""
+        with self._translated():
+            (verdict,) = self._connection.execute("PRAGMA integrity_check(1)").fetchone()
+        self._sound = self._sound and verdict == "ok"
+        return "" if verdict == "ok" else str(verdict)
 
     def next_id(self) -> int:
         """A number greater than that of any entry there ever was."""
@@ -121,13 +98,23 @@ class Index:
                 "UPDATE entries SET ranges = ? WHERE id = ? AND state = 'copying'", (_packed(ranges), entry_id)
             )
 
-    def publish(self, entry_id: int, published_at: float) -> None:
+    def publish(self, entry_id: int, published_at: float, *, labelled: bool = False) -> None:
         """Make an entry cached. Nothing happens when its row has gone meanwhile."""
         with self._transaction() as connection:
             connection.execute(
-                "UPDATE entries SET state = 'cached', ranges = x'', published_at = ? WHERE id = ?",
-                (published_at, entry_id),
+                "UPDATE entries SET state = 'cached', ranges = x'', published_at = ?, labelled = ? WHERE id = ?",
+                (published_at, labelled, entry_id),
             )
+
+    def unlabelled(self) -> frozenset[int]:
+        """The cached entries whose files do not say whose copies they are."""
+        with self._translated():
+            found = self._connection.execute("SELECT id FROM entries WHERE state = 'cached' AND NOT labelled")
+            return frozenset(entry_id for (entry_id,) in found)
+
+    def set_labelled(self, ids: Iterable[int]) -> None:
+        with self._transaction() as connection:
+            connection.executemany("UPDATE entries SET labelled = 1 WHERE id = ?", [(entry_id,) for entry_id in ids])
 
     def save_details(self, entries: Iterable[CacheEntry]) -> None:
         """Write what may change while an entry lives: reason, times, inode number, links."""
@@ -160,8 +147,7 @@ class Index:
     def add_pin(self, pin: Pin) -> None:
         with self._transaction() as connection:
             connection.execute(
-                "INSERT OR REPLACE INTO pins (target, rating_key, created_at) VALUES (?, ?, ?)",
-                (os.fsencode(pin.target), pin.rating_key, pin.created_at),
+                "INSERT OR REPLACE INTO pins (target, rating_key, created_at) VALUES (?, ?, ?)", _pin_row(pin)
             )
 
     def remove_pin(self, target: str) -> None:
@@ -175,7 +161,25 @@ class Index:
 
     def set_identity(self, identity: str) -> None:
         with self._transaction() as connection:
-            connection.execute("INSERT OR REPLACE INTO meta VALUES ('identity', ?)", (os.fsencode(identity),))
+            _set_identity(connection, identity)
+
+    def rebuild(self, identity: str, entries: Iterable[CacheEntry], kept: Keepsake | None) -> None:
+        """Make a new index that of a cache which has lost its own: all of it, or nothing."""
+        places = ", ".join("?" * len(_COLUMNS.split(",")))
+        with self._transaction() as connection:
+            connection.executemany(
+                f"INSERT INTO entries ({_COLUMNS}, labelled) VALUES ({places}, 1)", [_row(entry) for entry in entries]
+            )
+            if kept is not None:
+                connection.executemany("INSERT OR IGNORE INTO devices VALUES (?, ?)", kept.devices.items())
+                connection.executemany("INSERT OR IGNORE INTO pins VALUES (?, ?, ?)", map(_pin_row, kept.pins))
+            _set_identity(connection, identity)
+
+    def keepsake(self) -> Keepsake:
+        """What is to be written down a second time."""
+        with self._translated():
+            devices = dict(self._connection.execute("SELECT identity, tag FROM devices").fetchall())
+        return Keepsake(SCHEMA_VERSION, self.identity() or "", devices, self.pins())
 
     def device_tag(self, identity: str) -> int:
         """The number of this device: 0 for the first one ever seen, then 1, 2, … for good."""
@@ -192,25 +196,42 @@ class Index:
         with self._translated():
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = FULL")
-            (verdict,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
+            is_new = self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone() is None
+        if not is_new:
+            self._refuse_other_versions()
+            self._refuse_damaged()
+        with self._transaction() as connection:
+            for statement in _statements(SCHEMA) if is_new else ():
+                connection.execute(statement)
+            for version in () if is_new else range(self._version(), SCHEMA_VERSION):
+                MIGRATIONS[version](connection.execute)
+            connection.execute("INSERT OR REPLACE INTO meta VALUES ('schema', ?)", (b"%d" % SCHEMA_VERSION,))
+            connection.execute("INSERT OR REPLACE INTO meta VALUES ('open', x'')")
+
+    def _version(self) -> int:
+        """The version of the tables. Raises ``IndexDamaged`` when none is said that there ever was."""
+        said = self._meta("schema") or b"nothing"
+        if not said.isdigit() or int(said) < 1:
+            raise IndexDamaged(f"the index {self._path} is damaged: it says {os.fsdecode(said)} about its version")
+        return int(said)
+
+    def _refuse_other_versions(self) -> None:
+        version = self._version()
+        if version > SCHEMA_VERSION:
+            raise CacheError(newer(self._path, version))
+
+    def _refuse_damaged(self) -> None:
+        """Look closely after an end that was not in peace; in a hurry else."""
+        pragma = "quick_check" if self._meta("open") is None else "integrity_check"
+        with self._translated():
+            (verdict,) = self._connection.execute(f"PRAGMA {pragma}(1)").fetchone()
         if verdict != "ok":
             raise IndexDamaged(f"the index {self._path} is damaged: {verdict}")
-        with self._transaction() as connection:
-            for statement in _statements(_SCHEMA):
-                connection.execute(statement)
-            connection.execute("INSERT OR IGNORE INTO meta VALUES ('schema', ?)", (b"%d" % SCHEMA_VERSION,))
-        version = self._meta("schema")
-        if version != b"%d" % SCHEMA_VERSION:
-            found = os.fsdecode(version or b"?")
-            raise CacheError(
-                f"the index {self._path} has version {found}, and this cachefs knows {SCHEMA_VERSION}: "
-                "use the cachefs that made it, or another cache.path"
-            )
 
     def _meta(self, name: str) -> bytes | None:
         with self._translated():
             row = self._connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-        return None if row is None else bytes(row[0])
+        return None if row is None else bytes(row[0] or b"")
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -232,6 +253,7 @@ class Index:
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+            self._sound = self._sound and not damaged
             kind = IndexDamaged if damaged else CacheError
             raise kind(f"the index {self._path} cannot be used: {error}") from error
 
@@ -244,6 +266,14 @@ def _statements(script: str) -> Iterator[str]:
         if sqlite3.complete_statement(statement):
             yield statement
             statement = ""
+
+
+def _set_identity(connection: sqlite3.Connection, identity: str) -> None:
+    connection.execute("INSERT OR REPLACE INTO meta VALUES ('identity', ?)", (os.fsencode(identity),))
+
+
+def _pin_row(pin: Pin) -> _Row:
+    return os.fsencode(pin.target), pin.rating_key, pin.created_at
 
 
 def _delete(connection: sqlite3.Connection, ids: Iterable[int]) -> None:
@@ -281,6 +311,9 @@ def _entry(row: tuple) -> CacheEntry:  # type: ignore[type-arg]
         size, int(mtime_ns), None if source_inode is None else _unsigned(source_inode), filesystem
     )
     key = FileKey(SourceName(os.fsdecode(source)), os.fsdecode(path))
+    cache_path(key)  # ValueError for a name that leads elsewhere
+    if type(size) is not int or size < 0:
+        raise ValueError(f"a size of {size!r:.40}")
     cached = state == EntryState.CACHED.value
     return CacheEntry(
         id=entry_id,

@@ -57,6 +57,21 @@ def unlink(root: str, path: str) -> None:
         os.unlink(name, dir_fd=place)
 
 
+def open_file(root: str, path: str) -> int:
+    """The regular file ``path`` below ``root``, open for reading. OSError: ELOOP for a link in its place, EINVAL for
+    anything else that is no regular file, EXDEV for one of another file system."""
+    above, _, name = path.rpartition("/")
+    with folder(root, above) as place:
+        found = os.stat(name, dir_fd=place, follow_symlinks=False)
+        if stat.S_ISLNK(found.st_mode):
+            raise OSError(errno.ELOOP, "a symbolic link", path)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "no regular file", path)
+        if found.st_dev != os.fstat(place).st_dev:
+            raise OSError(errno.EXDEV, "another file system is mounted here", path)
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=place)
+
+
 def rmdir(root: str, path: str) -> None:
     """Remove the empty folder ``path`` below ``root``."""
     above, _, name = path.rpartition("/")
@@ -89,9 +104,13 @@ def is_folder(root: str, path: str) -> bool:
             return False
 
 
+ELSEWHERE = -2
+"""The "size" of what belongs to another file system."""
+
+
 def sizes(root: str, path: str) -> Iterator[tuple[str, int]]:
     """Every name below a folder that is no folder, with its size; -1 for what is no regular file. Another file system
-    that is mounted there is left out."""
+    that is mounted there is named, as ``ELSEWHERE``, and not looked into."""
     with folder(root, path) as place:
         readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
         device = os.fstat(place).st_dev
@@ -107,6 +126,7 @@ def _sizes(readable: int, path: str, device: int) -> Iterator[tuple[str, int]]:
             name = f"{path}/{item.name}"
             info = item.stat(follow_symlinks=False)
             if info.st_dev != device:
+                yield name, ELSEWHERE
                 continue
             if not stat.S_ISDIR(info.st_mode):
                 yield name, info.st_size if stat.S_ISREG(info.st_mode) else -1

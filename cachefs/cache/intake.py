@@ -9,10 +9,12 @@ from __future__ import annotations
 import enum
 import os
 from dataclasses import replace
+from functools import partial
 
 import trio
 
 from cachefs.cache.folder import Step, no_hook
+from cachefs.cache.label import Label
 from cachefs.cache.shelf import Shelf
 from cachefs.descriptors import Descriptor
 from cachefs.errors import CacheError
@@ -132,16 +134,19 @@ class Intake:
             raise ValueError(f"publication of an incomplete copy of {current.key}")
         published = None
         try:
+            label = Label(current.source_file, current.begun_at)
+            labelled = await shelf.on_disk(shelf.folder.label, current.id, label)
+            await self._step(Step.LABELLED)
             await shelf.on_disk(shelf.folder.sync_file, current.id, current.size)
             await self._step(Step.FILE_SYNCED)
             with trio.CancelScope(shield=True):  # from the rename on a stop would cost the whole copy
-                published = await self._put_in_place(current.id)
+                published = await self._put_in_place(current.id, labelled)
         except (OSError, CacheError) as error:
             if shelf.holdings.by_id(entry.id) is not None:
                 raise shelf.failed(current, error) from error
         return published  # None: dropped, and its file perhaps removed, while we worked on it
 
-    async def _put_in_place(self, entry_id: int) -> CacheEntry | None:
+    async def _put_in_place(self, entry_id: int, labelled: bool) -> CacheEntry | None:
         """Rename, sync the folders, write the row; then, and only then, memory says cached."""
         shelf = self._shelf
         async with shelf.tree:
@@ -156,17 +161,18 @@ class Intake:
                 await self._step(Step.RENAMED)
                 await shelf.on_disk(shelf.folder.sync_folders, folders)
                 await self._step(Step.FOLDERS_SYNCED)
-                return await self._write_row(entry_id)
+                return await self._write_row(entry_id, labelled)
             finally:
                 self._publishing.discard(entry_id)
 
-    async def _write_row(self, entry_id: int) -> CacheEntry | None:
+    async def _write_row(self, entry_id: int, labelled: bool) -> CacheEntry | None:
         shelf = self._shelf
         current = self._publishable(entry_id)
         if current is None:
             return None
         published_at = shelf.hooks.now()
-        await shelf.ledger.call(shelf.ledger.index.publish, current.id, published_at)
+        publish = partial(shelf.ledger.index.publish, labelled=labelled)
+        await shelf.ledger.call(publish, current.id, published_at)
         await self._step(Step.ROW_WRITTEN)
         current = self._publishable(entry_id)
         if current is None:

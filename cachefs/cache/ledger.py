@@ -6,13 +6,18 @@ whoever gets to it first, so that neither a cancelled task nor a failing SSD los
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar, TypeVarTuple
 
 import trio
 
 from cachefs.cache.index import Index
+from cachefs.cache.keepsake import NAME, Keepsake, save
 from cachefs.model import CacheEntry
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -21,8 +26,10 @@ Ts = TypeVarTuple("Ts")
 class Ledger:
     """One index, its queue, and the rows that have to go. Every method raises ``CacheError`` when the SSD fails."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, root: str, kept: Keepsake | None) -> None:
         self.index = index
+        self._root = root
+        self._kept = kept
         self.dead_rows: set[int] = set()
         self._turn = trio.CapacityLimiter(1)
 
@@ -42,6 +49,22 @@ class Ledger:
         if gone:
             await self.call(self.index.delete, gone)
             self.dead_rows.difference_update(gone)
+
+    async def change_kept(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        """As ``call``, for what is written down a second time, in the same turn."""
+        return await self.call(self._change_kept, partial(function, *args))
+
+    def _change_kept(self, function: Callable[[], T]) -> T:
+        result = function()
+        kept = self.index.keepsake()
+        if kept != self._kept:
+            try:
+                save(self._root, kept)
+            except OSError as error:  # the index has it; an SSD that fails is told of by those who need it
+                log.debug("%s cannot be written: %s", NAME, error)
+            else:
+                self._kept = kept
+        return result
 
     async def close(self) -> None:
         await self.call(self.index.close)

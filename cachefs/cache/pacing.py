@@ -48,6 +48,12 @@ def chunk_bytes(someone_reads: bool, bandwidth: int | None) -> int:
     return size if bandwidth is None else max(min(size, bandwidth), 64 << 10)
 
 
+def gentle_pause(took_s: float, read_bytes: int, bandwidth: int | None) -> float:
+    """Seconds to wait after a chunk that was read for nobody: never more than half of the disk's time."""
+    at_most = 0.0 if bandwidth is None else read_bytes / bandwidth - took_s
+    return min(max(took_s, at_most), MAX_PAUSE_S)
+
+
 def pause_after(took_s: float, copied_bytes: int, bandwidth: int | None, someone_reads: bool, copies: int = 1) -> float:
     """Seconds to wait after a chunk that took ``took_s`` of the disk's time.
 

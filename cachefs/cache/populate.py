@@ -83,6 +83,11 @@ class Copiers:
         self._paused_until = -inf
         self._making_room = trio.Lock()
 
+    @property
+    def bandwidth(self) -> int | None:
+        """What all copies together may take of it, in bytes per second; None for no limit."""
+        return self._settings.bandwidth
+
     def follow(self, plan: Plan) -> None:
         """Do as this plan says from now on. A copy in flight that it neither makes nor keeps stops at its next chunk;
         what was copied stays until an eviction."""

@@ -17,12 +17,19 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from cachefs.cache.folder import Contents, Folder
+from cachefs.cache import inside, keepsake
+from cachefs.cache.adoption import adopt
+from cachefs.cache.folder import TREES, Contents, Folder, refuse_foreign
 from cachefs.cache.index import Index
+from cachefs.cache.keepsake import Keepsake
+from cachefs.cache.label import Label
+from cachefs.cache.schema import SCHEMA_VERSION, newer
 from cachefs.errors import CacheError, IndexDamaged
 from cachefs.model import CacheEntry, EntryState, Pin, SourceName
 from cachefs.paths import cache_path
@@ -59,6 +66,7 @@ class Opened:
     pins: tuple[Pin, ...]
     next_id: int
     recovery: Recovery
+    kept: Keepsake
 
 
 def reconcile(entries: Iterable[CacheEntry], contents: Contents, sources: frozenset[SourceName]) -> Verdict:
@@ -80,11 +88,15 @@ def open_folder(root: str, sources: Mapping[SourceName, str]) -> Opened:
     with ExitStack() as stack:
         folder = Folder.take(root)
         stack.callback(folder.close)
-        index = _open_index(folder)
-        stack.callback(index.close)
-        check_identity(root, index.identity(), sources)
-        index.set_identity(identity_of(sources))
         try:
+            index, damage = _open_index(folder)
+            stack.callback(index.close)
+            kept = keepsake.read(root)
+            identity = index.identity()
+            check_identity(root, identity if identity is not None or kept is None else kept.identity, sources)
+            if identity is None:
+                _rebuild(folder, index, sources, kept, damage)
+            index.set_identity(identity_of(sources))
             opened = _recover(folder, index, frozenset(sources))
         except OSError as error:
             raise CacheError(f"cache.path {root} cannot be used: {error}") from error
@@ -113,13 +125,59 @@ def check_identity(root: str, stored: str | None, sources: Mapping[SourceName, s
         )
 
 
-def _open_index(folder: Folder) -> Index:
+def refusal(root: str, sources: Mapping[SourceName, str]) -> str:
+    """Why a start would refuse this cache folder, or an empty text. Takes no lock and does not open the index, so that
+    it can be asked at any time; what only the index knows is found by the start."""
+    kept = keepsake.read(root)
     try:
-        return Index(folder.index)
+        refuse_foreign(root)
+        inside.refuse_foreign(root, tuple(name for name in TREES if os.path.lexists(f"{root}/{name}")))
+        if kept is not None and kept.schema > SCHEMA_VERSION:
+            return newer(f"{root}/index.sqlite", kept.schema)
+        check_identity(root, kept.identity if kept is not None else None, sources)
+    except (CacheError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def _open_index(folder: Folder) -> tuple[Index, str]:
+    """The index, and what befell the one before it if that had to be set aside."""
+    try:
+        return _readable_index(folder), ""
     except IndexDamaged as error:
-        aside = folder.set_index_aside()
-        log.warning("%s: it is kept as %s and the cache begins empty; pins must be set again", error, aside)
-        return Index(folder.index)
+        damage = f"{error}; it is kept as {folder.set_index_aside()}"
+        return Index(folder.index), damage
+
+
+def _readable_index(folder: Folder) -> Index:
+    index = Index(folder.index)
+    try:
+        index.entries()
+        index.keepsake()
+    except CacheError:
+        index.close()
+        raise
+    return index
+
+
+def _rebuild(
+    folder: Folder, index: Index, sources: Mapping[SourceName, str], kept: Keepsake | None, damage: str
+) -> None:
+    """Fill a new index with what the cache folder knows of itself, and say once what has become of the old one."""
+    contents = folder.contents()
+    adopted = tuple(adopt(folder.root, contents, frozenset(sources), time.time()))
+    index.rebuild(identity_of(sources), adopted, kept)
+    found = len(contents.published) + len(contents.partial)
+    if not damage and kept is None and not found:
+        return  # a new cache
+    log.warning(
+        "%s. A new one is made from what is on the SSD: copies kept: %d; files removed since they do not say whose "
+        "copies they are: %d. Lost is when the copies were read and wanted, and why they were made%s",
+        damage or f"the index {folder.index} is gone",
+        len(adopted),
+        found - len(adopted),
+        "" if kept is not None else "; pins must be set again",
+    )
 
 
 def _recover(folder: Folder, index: Index, sources: frozenset[SourceName]) -> Opened:
@@ -128,9 +186,26 @@ def _recover(folder: Folder, index: Index, sources: frozenset[SourceName]) -> Op
         index.delete(verdict.rows)
     for name in verdict.files:
         folder.remove(name)
+    _label(folder, index, verdict.keep)
+    kept = index.keepsake()
+    if kept != keepsake.read(folder.root):
+        keepsake.save(folder.root, kept)
     resumable = sum(entry.state is EntryState.COPYING for entry in verdict.keep)
     counts = Recovery(len(verdict.keep), resumable, len(verdict.rows), len(verdict.files))
-    return Opened(folder, index, verdict.keep, index.pins(), index.next_id(), counts)
+    return Opened(folder, index, verdict.keep, index.pins(), index.next_id(), counts, kept)
+
+
+def _label(folder: Folder, index: Index, entries: Iterable[CacheEntry]) -> None:
+    """Label the files of copies that were published before there were labels."""
+    unlabelled = index.unlabelled()
+    labelled = []
+    for entry in entries:
+        if entry.id in unlabelled:
+            if not folder.label_published(Label(entry.source_file, entry.begun_at)):
+                break  # nor will the SSD take the others
+            labelled.append(entry.id)
+    if labelled:
+        index.set_labelled(labelled)
 
 
 def _file_name(entry: CacheEntry) -> str:

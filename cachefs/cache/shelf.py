@@ -56,7 +56,7 @@ class Shelf:
 
     def __init__(self, opened: Opened, limits: Limits, hooks: Hooks) -> None:
         self.folder: Folder = opened.folder
-        self.ledger = Ledger(opened.index)
+        self.ledger = Ledger(opened.index, opened.folder.root, opened.kept)
         self.hooks = hooks
         self.holdings = Holdings(opened.entries)
         self.room = Room(limits)

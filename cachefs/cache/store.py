@@ -26,6 +26,7 @@ from cachefs.cache.intake import Intake, Refused
 from cachefs.cache.recovery import Recovery, open_folder
 from cachefs.cache.room import Amount, Limits
 from cachefs.cache.shelf import RETRY_S, Hooks, Shelf
+from cachefs.cache.upkeep import Upkeep
 from cachefs.descriptors import Descriptor
 from cachefs.errors import CacheError
 from cachefs.model import (
@@ -291,7 +292,7 @@ class Store:
     async def add_pin(self, pin: Pin) -> None:
         """Durable when this returns. Raises ``CacheError``; then nothing has changed."""
         ledger = self._shelf.ledger
-        await ledger.call(ledger.index.add_pin, pin)
+        await ledger.change_kept(ledger.index.add_pin, pin)
         self._pins[pin.target, pin.rating_key] = pin
 
     async def remove_pin(self, target: str) -> bool:
@@ -299,7 +300,7 @@ class Store:
         found = [name for name in self._pins if name[0] == target]
         if found:
             ledger = self._shelf.ledger
-            await ledger.call(ledger.index.remove_pin, target)
+            await ledger.change_kept(ledger.index.remove_pin, target)
             for name in found:
                 self._pins.pop(name, None)
         return bool(found)
@@ -326,7 +327,12 @@ class Store:
     async def device_tag(self, identity: str) -> int:
         """The persisted number of a device, for inode numbers: 0 for the first, then 1, 2, … Raises ``CacheError``."""
         ledger = self._shelf.ledger
-        return await ledger.call(ledger.index.device_tag, identity)
+        return await ledger.change_kept(ledger.index.device_tag, identity)
+
+    @property
+    def upkeep(self) -> Upkeep:
+        """For whoever verifies what is on the SSD."""
+        return Upkeep(self._shelf)
 
     # --- background ---
 

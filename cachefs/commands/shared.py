@@ -20,7 +20,7 @@ from cachefs.paths import Layout
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
-BUG, USER, MOUNT, INTERRUPTED, NOBODY_READS = 1, 2, 3, 130, 141
+BUG, USER, MOUNT, UNSOUND, INTERRUPTED, NOBODY_READS = 1, 2, 3, 4, 130, 141
 DEFAULT_FILES = (Path("cachefs.yaml"), Path("/etc/cachefs/cachefs.yaml"))
 ENVIRONMENT_ONLY = Path(os.devnull)
 """Stands for "no file": an empty one, so that whoever is handed its name need not know."""

@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qs
 
 import hypercorn.config
@@ -27,11 +27,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from cachefs.control import wire
-from cachefs.control.messages import Failure, Target
+from cachefs.control.messages import Failure, Target, VerifyWish
+from cachefs.control.verifying import Running, Verifying
 from cachefs.errors import CachefsError, UserError
 from cachefs.model import CacheEntry, Explanation, FileKey, Pin, Plan, SourceHealth, Status
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MAX_BODY_BYTES = 64 * 1024
 """A path is at most 4 KiB; JSON's escapes make six bytes of one."""
@@ -73,6 +76,10 @@ class Engine(Protocol):
         ...
 
     async def explain(self, text: str) -> Explanation: ...
+
+    def verification(self, text: str, content: bool, repair: bool) -> Running:
+        """Of the file, of all below the folder, or of everything when the text is empty; begins with its ``run``."""
+        ...
 
     def request_stop(self) -> None: ...
 
@@ -122,6 +129,7 @@ def build(engine: Engine) -> Starlette:
         "evict": api.evict,
         "copy": api.copy,
         "accept": api.accept,
+        "verify": api.verify,
         "stop": api.stop,
     }
     routes = [Route(f"/v1/{name}", endpoint, methods=["GET"]) for name, endpoint in shows.items()]
@@ -170,20 +178,28 @@ class _Api:
     async def accept(self, request: Request) -> Response:
         return _answer(self._engine.accept(await _target(request)))
 
+    async def verify(self, request: Request) -> Response:
+        wish = await _body(request, VerifyWish)
+        return Verifying(self._engine.verification(wish.text, wish.content, wish.repair))
+
     async def stop(self, request: Request) -> Response:
         self._engine.request_stop()
         return _answer(True)
 
 
 async def _target(request: Request) -> str:
-    """The text in the body, of which no more than the limit is ever read."""
+    return (await _body(request, Target)).text
+
+
+async def _body(request: Request, form: type[T]) -> T:
+    """The value in the body, of which no more than the limit is ever read."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY_BYTES:
             raise HTTPException(413, f"a request may have {MAX_BODY_BYTES} bytes")
     try:
-        return wire.loads(Target, bytes(body)).text
+        return wire.loads(form, bytes(body))
     except wire.WireError as error:
         raise HTTPException(400, f"the request cannot be understood: {error}") from error
 

@@ -6,6 +6,7 @@ Synchronous: the command line has nothing else to do meanwhile. Never reaches pa
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -14,9 +15,10 @@ from urllib.parse import quote
 import httpx
 
 from cachefs.control import wire
-from cachefs.control.messages import Failure, Target
+from cachefs.control.messages import Failure, Target, VerifyLine, VerifyWish
 from cachefs.errors import CachefsError, NotRunning, UserError
 from cachefs.model import CacheEntry, Explanation, FileKey, Pin, Plan, SourceHealth, Status
+from cachefs.verification import Progress, Report
 
 T = TypeVar("T")
 
@@ -79,6 +81,28 @@ class Client:
     def accept(self, name: str) -> SourceHealth:
         return self._act(SourceHealth, "accept", name)
 
+    def verify(self, text: str, content: bool, repair: bool, show: Callable[[Progress], None]) -> Report:
+        """Verify and wait for the report, however long it takes; ``show`` is told how far it is about twice a second.
+        The daemon stops when this is interrupted."""
+        body = wire.dumps(VerifyWish(text, content, repair))
+        timeout = httpx.Timeout(_QUICK_S, connect=5.0)
+        try:
+            with self._http.stream("POST", "/v1/verify", content=body, timeout=timeout) as response:
+                if not response.is_success:
+                    response.read()
+                    raise _failure(response)
+                for line in response.iter_lines():
+                    told = self._understood(VerifyLine, line)
+                    if told.failure is not None:
+                        raise UserError(told.failure.error)
+                    if told.report is not None:
+                        return told.report
+                    if told.progress is not None:
+                        show(told.progress)
+        except httpx.TransportError as error:
+            raise self._unanswered(error) from error
+        raise CachefsError(f"the daemon on {self._socket} ended before it answered")
+
     def stop(self) -> None:
         """Ask the daemon to end; it may be gone before its answer is."""
         try:
@@ -98,8 +122,11 @@ class Client:
             response = self._exchange(method, route, timeout_s, body)
         except httpx.TransportError as error:
             raise self._unanswered(error) from error
+        return self._understood(form, response.content)
+
+    def _understood(self, form: type[T], content: str | bytes) -> T:
         try:
-            return wire.loads(form, response.content)
+            return wire.loads(form, content)
         except wire.WireError as error:
             raise CachefsError(
                 f"the daemon's answer cannot be understood ({error}); it runs another version of cachefs: restart it"
@@ -108,13 +135,9 @@ class Client:
     def _exchange(self, method: str, route: str, timeout_s: float, body: str | None = None) -> httpx.Response:
         timeout = httpx.Timeout(timeout_s, connect=5.0)
         response = self._http.request(method, f"/v1/{route}", content=body, timeout=timeout)
-        if response.is_success:
-            return response
-        try:
-            text = wire.loads(Failure, response.content).error
-        except wire.WireError:
-            text = f"the daemon answered {response.status_code} {response.reason_phrase}"
-        raise UserError(text) if response.status_code == 400 else CachefsError(text)
+        if not response.is_success:
+            raise _failure(response)
+        return response
 
     def _unanswered(self, error: httpx.TransportError) -> CachefsError:
         root = _root_cause(error)
@@ -125,6 +148,15 @@ class Client:
         if _was_connected(error):
             return CachefsError(f"the daemon on {self._socket} ended before it answered")
         return NotRunning(f"no cachefs daemon answers on {self._socket}; `cachefs mount` starts one")
+
+
+def _failure(response: httpx.Response) -> CachefsError:
+    """What the daemon says when it does not do what was asked."""
+    try:
+        text = wire.loads(Failure, response.content).error
+    except wire.WireError:
+        text = f"the daemon answered {response.status_code} {response.reason_phrase}"
+    return UserError(text) if response.status_code == 400 else CachefsError(text)
 
 
 def _was_connected(error: httpx.TransportError) -> bool:

@@ -1,8 +1,10 @@
-"""The two bodies that only the control socket knows; every other one is a value of ``model``."""
+"""The bodies that only the control socket knows; every other one is a value of ``model`` or ``verification``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from cachefs.verification import Progress, Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,3 +19,21 @@ class Failure:
     """The body of every answer that is not 200."""
 
     error: str
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyWish:
+    """The body of ``verify``. ``text``: what the user typed; empty for everything."""
+
+    text: str
+    content: bool
+    repair: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyLine:
+    """One line of the answer to ``verify``: how far it is, again and again, then its report or why there is none."""
+
+    progress: Progress | None = None
+    report: Report | None = None
+    failure: Failure | None = None

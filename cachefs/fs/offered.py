@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from cachefs.descriptors import Descriptor
 from cachefs.fs.modes import Mode
 from cachefs.fs.offers import Offer
-from cachefs.fs.openfiles import Handle, Opening, OpenInode
+from cachefs.fs.openfiles import Handle, Opening, OpenInode, SsdSide
 from cachefs.model import FileKey, Targets
 from cachefs.status import Counters
 
@@ -48,15 +48,16 @@ class Offered:
         self._used = used
         self._standing: dict[int, _Standing] = {}
 
-    def opening(self, inode: OpenInode, holds_s: float, *, keep_cache: bool) -> Opening | None:
-        """Answer an open for reading with an offer, made or renewed; None where there can be none."""
+    def opening(self, inode: OpenInode, holds_s: float, *, keep_cache: bool, side: SsdSide | None) -> Opening | None:
+        """Answer an open for reading with an offer, made or renewed; None where there can be none. ``side``: the SSD
+        has it all, and is in force."""
         through = inode.mode is Mode.PASSTHROUGH
         standing = self._standing.get(inode.node.number)
         if standing is not None and (standing.inode is not inode or standing.offer.passthrough is not through):
             self.withdraw(standing.inode)
             standing = None
         if standing is None:
-            standing = self._make(inode, holds_s, through=through)
+            standing = self._make(inode, holds_s, side, through=through)
         else:
             standing.offer.renew(holds_s)
         if standing is None:
@@ -64,12 +65,11 @@ class Offered:
         standing.offer.opened()
         return Opening(standing.offer.handle, keep_cache)
 
-    def _make(self, inode: OpenInode, holds_s: float, *, through: bool) -> _Standing | None:
+    def _make(self, inode: OpenInode, holds_s: float, side: SsdSide | None, *, through: bool) -> _Standing | None:
         if len(self._standing) >= _MOST and not self._make_room():
             return None
-        held, side = inode.backing, inode.from_ssd
-        from_ssd = side is not None and side.whole
-        reads_from = None if through else side.descriptor if from_ssd and side is not None else inode.from_source
+        held = inode.backing
+        reads_from = None if through else side.descriptor if side is not None else inode.from_source
         if (held is None) if through else (reads_from is None):
             return None
         backing_id = held.id if through and held is not None else None
@@ -80,7 +80,7 @@ class Offered:
             reads_from.acquire()
         inode.readers += 1
         self._handles[offer.handle] = Handle(inode)
-        made = self._standing[inode.node.number] = _Standing(inode, offer, reads_from, from_ssd)
+        made = self._standing[inode.node.number] = _Standing(inode, offer, reads_from, side is not None)
         return made
 
     def _make_room(self) -> bool:

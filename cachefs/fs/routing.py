@@ -128,7 +128,7 @@ class Routing:
             version = None  # somebody began to write meanwhile
         keep = version is not None and node.version == version
         node.version = version
-        return self._answer_reader(inode, wish, keep_cache=keep)
+        return self._answer_reader(inode, wish, entry, keep_cache=keep)
 
     def _in_force(self, entry: CacheEntry) -> bool:
         current = self._store.get(entry.key)
@@ -146,13 +146,16 @@ class Routing:
             inode.backing = self.backings.open(side.descriptor, entry.id)
         return Wish.PUBLISHED if inode.mode is not Mode.IDLE or inode.backing is not None else Wish.READ
 
-    def _answer_reader(self, inode: OpenInode, wish: Wish, *, keep_cache: bool) -> Opening:
+    def _answer_reader(self, inode: OpenInode, wish: Wish, entry: CacheEntry | None, *, keep_cache: bool) -> Opening:
         """As ``_answer``; with an offer, if nothing about the file is changing, so that whoever opens it next need not
         ask."""
         step = TABLE[inode.mode, wish]
         if step.answer is not Answer.DIRECT and not inode.writers and inode.node.version is not None:
             inode.mode = step.mode
-            opening = self._offered.opening(inode, self._holds_s(inode), keep_cache=keep_cache)
+            side = inode.from_ssd if entry is not None and self._in_force(entry) else None
+            if side is not None and (entry is None or side.entry_id != entry.id):
+                side = None
+            opening = self._offered.opening(inode, self._holds_s(inode), keep_cache=keep_cache, side=side)
             if opening is not None:
                 inode.readers -= 1  # the offer counts its own
                 return opening

@@ -80,6 +80,10 @@ class FakeSource:
         self._fail(key)
         return Descriptor(await trio.to_thread.run_sync(os.open, self.root / key.path, os.O_RDONLY))
 
+    async def list_folder(self, key: FileKey, /) -> list[str]:
+        self._fail(key)
+        return await trio.to_thread.run_sync(os.listdir, self.root / key.path)
+
     async def run(self, source: SourceName, function: Callable[[*Ts], T], /, *args: *Ts) -> T:
         called: object = function
         if called is read_chunk:

@@ -39,6 +39,7 @@ from cachefs.model import (
     Want,
 )
 from cachefs.ranges import Ranges
+from cachefs.verification import Finding, Progress, Report
 
 GIB = 1024**3
 MEDIA = SourceName("Media")
@@ -94,6 +95,30 @@ def sample_status(now: float) -> Status:
     )
 
 
+class FakeVerification:
+    """Ends at once with its report, or raises ``error``, or with ``endless`` waits; ``cancelled`` once it was."""
+
+    def __init__(self, *findings: Finding) -> None:
+        self.progress = Progress(2, 1, 10, 5, FileKey(MEDIA, LATIN1))
+        self.report = Report(2, 10, findings, 1.5)
+        self.error: Exception | None = None
+        self.endless = False
+        self.running, self.cancelled = trio.Event(), trio.Event()
+
+    async def run(self) -> Report:
+        self.running.set()
+        if self.error is not None:
+            raise self.error
+        try:
+            if self.endless:
+                await trio.sleep_forever()
+            await trio.lowlevel.checkpoint()
+        except trio.Cancelled:
+            self.cancelled.set()
+            raise
+        return self.report
+
+
 class FakeEngine:
     """Satisfies ``control.api.Engine``; ``asked`` holds the texts of the acts in order."""
 
@@ -106,6 +131,7 @@ class FakeEngine:
         self.answer_entries = sample_entries(now)
         self.answer_plan = sample_plan(now)
         self.answer_pins = (Pin("Series", "", now), Pin("Heat (1995)", "77", now))
+        self.answer_verification = FakeVerification()
         self.states = [Visible.CACHED]
         """What ``explain`` says, one after the other; the last one stays."""
 
@@ -157,6 +183,12 @@ class FakeEngine:
         state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
         done = GIB if state is Visible.CACHED else 0
         return Explanation(UnionPath(text), state, GIB, done, ("on deck for Ann",), wanted=True, planned_position=1)
+
+    def verification(self, text: str, content: bool, repair: bool) -> FakeVerification:
+        self.asked.append((f"verify content={content} repair={repair}", text))
+        if text == "nothing":
+            raise UserError("nothing: nothing of it is cached")
+        return self.answer_verification
 
     def request_stop(self) -> None:
         self.stopped.set()

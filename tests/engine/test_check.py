@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,12 +13,16 @@ import pytest
 import trio
 
 from cachefs import check, cli, mounts, probes
+from cachefs.cache import keepsake
+from cachefs.cache.folder import Folder
+from cachefs.cache.store import open_store
 from cachefs.check import CheckReport, Finding, Severity
 from cachefs.commands import machine, shared
 from cachefs.config import Config, PlexConfig, build
-from cachefs.errors import PlexRefused, PlexUnreachable
-from cachefs.model import UserName, UserReport
+from cachefs.errors import CacheError, PlexRefused, PlexUnreachable
+from cachefs.model import SourceName, UserName, UserReport
 from cachefs.plex.values import ServerFacts
+from tests.engine.cachekit import ROOMY
 from tests.standin.plex import run_stand_in_plex
 
 ERROR, WARNING, NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
@@ -91,6 +96,75 @@ async def test_all_faults_are_found_at_once(folders: Folders) -> None:
         ("sources[0].path", "does not exist"),
         ("sources[1].path", "is no folder"),
     ]
+
+
+# --- whose cache folder it is ----------------------------------------------------------------------------------------
+
+
+async def use(folders: Folders) -> None:
+    """Make the cache folder that of these folders' configuration."""
+    sources = {SourceName("media"): f"{folders.root}/media"}
+    async with open_store(folders.root / "ssd", ROOMY, sources):
+        pass
+
+
+async def test_a_cache_folder_of_these_sources_is_fine(folders: Folders) -> None:
+    await use(folders)
+    assert (await examined(folders.config())).can_mount
+
+
+async def test_a_cache_folder_of_other_sources_is_refused_as_by_mount(folders: Folders) -> None:
+    await use(folders)
+    (folders.root / "other").mkdir()
+    sources = [{"path": f"{folders.root}/other", "name": "media"}]
+    said = only(await examined(folders.config(sources=sources)), ERROR, "cache.path")
+    with pytest.raises(CacheError) as refused:
+        async with open_store(folders.root / "ssd", ROOMY, {SourceName("media"): f"{folders.root}/other"}):
+            pass
+    assert said == str(refused.value)
+    assert f"copies of media at {folders.root}/media, not of media at {folders.root}/other" in said
+
+
+async def test_a_cache_folder_of_a_newer_cachefs_is_refused_as_by_mount(folders: Folders) -> None:
+    await use(folders)
+    kept = keepsake.read(f"{folders.root}/ssd")
+    assert kept is not None
+    keepsake.save(f"{folders.root}/ssd", replace(kept, schema=99))
+    with sqlite3.connect(folders.root / "ssd/index.sqlite") as index:
+        index.execute("UPDATE meta SET value = CAST('99' AS BLOB) WHERE name = 'schema'")
+    index.close()
+    said = only(await examined(folders.config()), ERROR, "cache.path")
+    with pytest.raises(CacheError) as refused:
+        await use(folders)
+    assert said == str(refused.value)
+
+
+async def test_a_folder_that_cachefs_did_not_make_is_refused(folders: Folders) -> None:
+    (folders.root / "ssd/files").mkdir()
+    (folders.root / "ssd/files/precious").write_text("mine")
+    assert "that cachefs did not make" in only(await examined(folders.config()), ERROR, "cache.path")
+
+
+async def test_a_cache_folder_that_another_daemon_has_is_refused(folders: Folders) -> None:
+    taken = Folder.take(f"{folders.root}/ssd")
+    try:
+        said = only(await examined(folders.config()), ERROR, "cache.path")
+    finally:
+        taken.close()
+    assert said.endswith(f"is in use by another cachefs (process {os.getpid()}); stop it, or choose another")
+    assert (await examined(folders.config())).can_mount
+
+
+async def test_a_cache_folder_that_our_own_daemon_has_is_fine(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await use(folders)
+    taken = Folder.take(f"{folders.root}/ssd")
+    monkeypatch.setattr(probes, "look_at_mountpoint", lambda *_: probes.Place(None, os.getpid(), None))
+    try:
+        assert (await examined(folders.config())).can_mount
+    finally:
+        taken.close()
 
 
 async def test_a_source_that_hangs_is_left_behind(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,8 +21,9 @@ from cachefs import cli, keeper, mounts
 from cachefs.control import wire
 from cachefs.control.api import listen, serve
 from cachefs.errors import CannotMount
-from cachefs.model import CacheEntry, Explanation, Pin, Plan, Status, Visible
-from tests.engine.fake_engine import LATIN1, LONG, FakeEngine
+from cachefs.model import CacheEntry, Explanation, FileKey, Pin, Plan, Status, Visible
+from cachefs.verification import Finding, Flaw, Report
+from tests.engine.fake_engine import LATIN1, LONG, MEDIA, FakeEngine, FakeVerification
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,6 +139,8 @@ def test_version_is_said(place: Place) -> None:
         ["accept", "x"],
         ["copy", "x"],
         ["explain", "x"],
+        ["verify"],
+        ["verify", "x", "--content", "--repair", "--json"],
     ],
 )
 def test_no_daemon_is_said_and_is_two(place: Place, here: Here, arguments: list[str]) -> None:
@@ -349,6 +352,37 @@ async def test_a_name_that_leads_into_the_mount_from_here_is_meant_so(engine: Fa
         await ask(place, "explain", "mnt/Films/Heat.mkv", PWD="/")
     absolute = str(inside.folder / "Heat.mkv")
     assert engine.asked == [("explain", absolute), ("pin", absolute), ("pin", "Severance"), ("explain", absolute)]
+
+
+UNSOUND = Finding(Flaw.UNEQUAL, "/ssd/files/Media/x", FileKey(MEDIA, LATIN1), "from byte 5 on")
+MENDED = Finding(Flaw.LEFTOVER, "/ssd/partial/7", mended="removed")
+
+
+@pytest.mark.parametrize(("findings", "code"), [((), 0), ((MENDED,), 0), ((MENDED, UNSOUND), 4)])
+async def test_what_verify_finds_and_does_not_mend_is_four(
+    engine: FakeEngine, place: Place, findings: tuple[Finding, ...], code: int
+) -> None:
+    engine.answer_verification = FakeVerification(*findings)
+    async with daemon(engine, place):
+        done = await ask(place, "verify")
+        as_json = await ask(place, "verify", "--content", "--repair", "--json", "Films")
+    assert (done.returncode, as_json.returncode, done.stderr) == (code, code, "")
+    assert wire.loads(Report, as_json.stdout) == engine.answer_verification.report
+    assert engine.asked == [("verify content=False repair=False", ""), ("verify content=True repair=True", "Films")]
+
+
+async def test_verify_says_what_is_wrong_where_and_what_to_do(engine: FakeEngine, place: Place) -> None:
+    engine.answer_verification = FakeVerification(UNSOUND, MENDED)
+    async with daemon(engine, place):
+        done = await ask(place, "verify")
+    assert done.stdout.splitlines() == [
+        "Films/Am\\xe9lie.mkv",
+        "  its bytes are not those of its source (from byte 5 on): cachefs verify --repair drops the copy; it is made "
+        "again if the file is still wanted",
+        "/ssd/partial/7",
+        "  no copy accounts for it: removed",
+        "2 files verified in 1.5s, 10 B compared: 2 found, 1 mended",
+    ]
 
 
 async def test_unmount_stops_the_daemon(engine: FakeEngine, place: Place) -> None:

@@ -18,9 +18,10 @@ import trio
 
 from cachefs.control.api import MAX_BODY_BYTES, listen, serve
 from cachefs.control.client import Client
-from cachefs.errors import CachefsError, NotRunning, UserError
+from cachefs.errors import CacheError, CachefsError, NotRunning, UserError
 from cachefs.model import FileKey, Visible
-from tests.engine.fake_engine import LATIN1, LONG, MEDIA, FakeEngine
+from cachefs.verification import Finding, Flaw, Progress
+from tests.engine.fake_engine import LATIN1, LONG, MEDIA, FakeEngine, FakeVerification
 
 T = TypeVar("T")
 
@@ -46,6 +47,10 @@ async def served(engine: FakeEngine, path: Path) -> AsyncIterator[Asker]:
             await nursery.start(partial(serve, engine, path))
             yield Asker(path)
             nursery.cancel_scope.cancel()
+
+
+def ignore(progress: Progress) -> None:
+    """For those who do not watch."""
 
 
 def mode(path: Path) -> int:
@@ -110,6 +115,57 @@ async def test_a_known_failure_is_no_bug_and_has_its_text(engine: FakeEngine, pa
             await ask(lambda client: client.pin("away"))
         with pytest.raises(UserError, match=r"^source Media: no answer within 30 s$"):
             await ask(lambda client: client.copy("slow.mkv"))
+
+
+async def test_a_verification_tells_how_far_it_is_and_then_its_report(engine: FakeEngine, path: Path) -> None:
+    told: list[Progress] = []
+    fake = engine.answer_verification = FakeVerification(Finding(Flaw.LEFTOVER, f"/ssd/{LATIN1}"))
+    async with served(engine, path) as ask:
+        report = await ask(lambda client: client.verify(LATIN1, True, False, told.append))
+    assert report == fake.report
+    assert told[0] == fake.progress
+    assert engine.asked == [("verify content=True repair=False", LATIN1)]
+
+
+async def test_a_verification_that_cannot_be_made_says_why(engine: FakeEngine, path: Path) -> None:
+    engine.answer_verification.error = CacheError("the cache folder /ssd cannot be listed")
+    async with served(engine, path) as ask:
+        with pytest.raises(UserError, match=r"^the cache folder /ssd cannot be listed$"):
+            await ask(lambda client: client.verify("", False, False, ignore))
+        with pytest.raises(UserError, match=r"^nothing: nothing of it is cached$"):
+            await ask(lambda client: client.verify("nothing", False, False, ignore))
+
+
+async def test_a_verification_ends_with_its_client(engine: FakeEngine, path: Path) -> None:
+    engine.answer_verification.endless = True
+    body = b'{"text": "", "content": false, "repair": false}'
+    request = b"POST /v1/verify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    async with served(engine, path):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(os.fspath(path))
+            connection.sendall(request)
+            await engine.answer_verification.running.wait()
+        await engine.answer_verification.cancelled.wait()
+
+
+async def test_a_verification_under_way_does_not_hold_up_the_end(engine: FakeEngine, path: Path) -> None:
+    engine.answer_verification.endless = True
+    outcome: list[CachefsError] = []
+
+    def verify() -> None:
+        with Client(path) as client:
+            try:
+                client.verify("", False, False, ignore)
+            except CachefsError as error:
+                outcome.append(error)
+
+    async with trio.open_nursery() as nursery:
+        async with served(engine, path):
+            nursery.start_soon(trio.to_thread.run_sync, verify)
+            await engine.answer_verification.running.wait()
+            began = trio.current_time()
+        assert trio.current_time() - began < 5
+    assert len(outcome) == 1
 
 
 @pytest.mark.expected_warnings("Error in ASGI Framework")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,6 +33,7 @@ from cachefs.model import (
 from cachefs.planning import PLEX, Planning
 from cachefs.plex.client import Ask, PlexClient, PlexSettings
 from cachefs.status import Counters, HealthRegistry
+from cachefs.verification import Flaw
 from tests.engine.cachekit import ROOMY, begun, limited
 from tests.engine.cachekit import write as write_bytes
 from tests.engine.plankit import MEDIA, MOUNT, copies, key, real, resolver, skips, write
@@ -353,6 +355,43 @@ async def test_copy_of_what_is_cached_is_fine(media: Path) -> None:
         await it.cached(HEAT)
         assert await it.engine.copy(HEAT) == key(HEAT)
         assert (await it.engine.explain(HEAT)).reasons == ("because", "asked for with cachefs copy")
+
+
+# --- verify ----------------------------------------------------------------------------------------------------------
+
+
+async def test_verify_everything_or_what_is_named(media: Path) -> None:
+    async with daemon(media) as it:
+        await it.cached(HEAT, ALIEN)
+        (media / MEDIA / HEAT).write_bytes(b"y" * 10)
+        assert [
+            it.engine.verification(text, False, False).entries for text in ("", "Films/Heat", f"{MOUNT}/Films")
+        ] == [
+            2,
+            1,
+            2,
+        ]
+        report = await it.engine.verification("", content=True, repair=False).run()
+    assert [(finding.flaw, finding.key) for finding in report.findings] == [(Flaw.CHANGED, key(HEAT))]
+
+
+async def test_verify_of_what_is_not_cached_says_so(media: Path) -> None:
+    async with daemon(media) as it:
+        await it.cached(HEAT)
+        for text in (ALIEN, "Nothing"):
+            with pytest.raises(UserError, match=f"^{text}: nothing of it is cached$"):
+                it.engine.verification(text, content=False, repair=False)
+        with pytest.raises(UserError, match="is not below the mount"):
+            it.engine.verification("/etc/passwd", content=False, repair=False)
+
+
+async def test_a_source_that_is_not_mounted_keeps_its_copies_when_verified(media: Path) -> None:
+    async with daemon(media) as it:
+        await it.cached(HEAT)
+        shutil.rmtree(media / MEDIA / "Films")
+        report = await it.engine.verification("", content=True, repair=True).run()
+        assert [finding.flaw for finding in report.findings] == [Flaw.UNCOMPARED]
+        assert it.is_cached(HEAT)
 
 
 # --- status ----------------------------------------------------------------------------------------------------------

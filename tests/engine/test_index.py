@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cachefs.cache.index import Index
+from cachefs.cache.schema import MIGRATIONS, SCHEMA_VERSION
 from cachefs.errors import CacheError, IndexDamaged
 from cachefs.model import CacheEntry, EntryState, FileKey, Fingerprint, Pin, SourceFile, SourceName
 from cachefs.ranges import Ranges
@@ -135,15 +136,171 @@ def test_identity_is_remembered(path: str) -> None:
     assert reopened(index, path).identity() == "Media at /mnt/\udcff"
 
 
-def test_newer_version_is_refused(path: str) -> None:
-    Index(path).close()
+# --- versions --------------------------------------------------------------------------------------------------------
+
+
+def change(path: str, *statements: str) -> None:
+    """Do something to a closed index that cachefs would never do."""
     connection = sqlite3.connect(path)
     with connection:
-        connection.execute("UPDATE meta SET value = ? WHERE name = 'schema'", (b"99",))
+        for statement in statements:
+            connection.execute(statement)
     connection.close()
-    with pytest.raises(CacheError, match="version 99") as caught:
+
+
+def test_newer_version_is_refused_and_left_alone(path: str) -> None:
+    Index(path).close()
+    change(path, "UPDATE meta SET value = CAST('99' AS BLOB) WHERE name = 'schema'")
+    before = Path(path).read_bytes()
+    with pytest.raises(
+        CacheError, match=r"was made by a newer cachefs \(version 99; this one knows up to 2\)"
+    ) as caught:
         Index(path)
     assert not isinstance(caught.value, IndexDamaged)
+    assert Path(path).read_bytes() == before
+
+
+def test_every_version_leads_to_the_next() -> None:
+    assert sorted(MIGRATIONS) == list(range(1, SCHEMA_VERSION))
+
+
+def test_index_of_version_1_is_brought_up_to_date_with_all_that_is_in_it(path: str) -> None:
+    connection = sqlite3.connect(path)
+    connection.executescript((Path(__file__).parent / "index_v1.sql").read_text())
+    connection.close()
+    index = reopened(Index(path), path)
+    media = SourceName("Media")
+    assert index.entries() == (
+        CacheEntry(
+            3,
+            SourceFile(FileKey(media, "Show/\udcff.mkv"), Fingerprint(10, 5, 7, "uuid"), (1 << 63) + 7, 2),
+            EntryState.CACHED,
+            Ranges.of([(0, 10)]),
+            "on deck for Ann",
+            1.5,
+            2.5,
+            3.5,
+            4.5,
+            5.5,
+        ),
+        CacheEntry(
+            4,
+            SourceFile(FileKey(media, "b"), Fingerprint(100, 1 << 70), 8),
+            EntryState.COPYING,
+            Ranges.of([(0, 10), (20, 30)]),
+            "pinned",
+            1.5,
+        ),
+    )
+    assert index.next_id() == 10
+    assert index.pins() == (Pin("TV/Show", "", 6.5), Pin("Heat", "12", 7.5))
+    assert index.identity() == '{"Media": "/mnt/media"}'
+    assert [index.device_tag(name) for name in ("ext4:aa", "fuse:bb", "new")] == [0, 1, 2]
+    assert index.unlabelled() == {3}
+
+
+def test_index_that_was_brought_up_to_date_has_the_tables_of_a_new_one(path: str, tmp_path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.executescript((Path(__file__).parent / "index_v1.sql").read_text())
+    connection.close()
+    Index(path).close()
+    Index(str(tmp_path / "new")).close()
+
+    def tables(index: str) -> dict[str, list[object]]:
+        connection = sqlite3.connect(index)
+        names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        found = {name: connection.execute(f"PRAGMA table_info({name})").fetchall() for name in names}
+        connection.close()
+        return found
+
+    assert tables(path) == tables(str(tmp_path / "new"))
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+
+def flip(path: str, text: bytes, nth: int) -> None:
+    """Change one letter of the n-th place where the file has this text."""
+    data = bytearray(Path(path).read_bytes())
+    places = [at for at in range(len(data)) if data.startswith(text, at)]
+    data[places[nth]] ^= 1
+    Path(path).write_bytes(data)
+
+
+def places_of(path: str, text: bytes) -> int:
+    return Path(path).read_bytes().count(text)
+
+
+def test_damage_that_a_quick_look_misses_is_found_after_an_end_that_was_not_in_peace(path: str) -> None:
+    """The name of a row is in the table and in the index over it: one of them is wrong."""
+    index = Index(path)
+    index.insert(entry(1, "quite-unique"))
+    index.close()
+    flip(path, b"quite-unique", 0)
+    assert places_of(path, b"quite-unique") == 1
+    Index(path).close()  # nobody had a reason to look closely
+    change(path, "INSERT INTO meta VALUES ('open', x'')")
+    with pytest.raises(IndexDamaged, match="is damaged"):
+        Index(path)
+
+
+def test_end_in_peace_is_remembered_and_any_other_is_not(path: str) -> None:
+    def is_open() -> bool:
+        connection = sqlite3.connect(path)
+        found = connection.execute("SELECT 1 FROM meta WHERE name = 'open'").fetchone()
+        connection.close()
+        return found is not None
+
+    index = Index(path)
+    assert is_open()
+    index.close()
+    assert not is_open()
+
+
+def test_index_that_was_found_damaged_does_not_end_in_peace(path: str) -> None:
+    index = Index(path)
+    index.insert(entry(1, "quite-unique"))
+    index.close()
+    flip(path, b"quite-unique", 0)
+    index = Index(path)
+    assert index.problem()
+    index.close()
+    with pytest.raises(IndexDamaged):
+        Index(path)
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        "UPDATE entries SET mtime_ns = 'yesterday'",
+        "UPDATE entries SET ranges = x'00'",
+        "UPDATE entries SET size = 'big'",
+        "UPDATE entries SET size = -1",
+        "UPDATE entries SET path = CAST('../../precious' AS BLOB)",
+        "UPDATE entries SET source = NULL",
+    ],
+)
+def test_row_that_nobody_can_have_written_is_damage(path: str, nonsense: str) -> None:
+    index = Index(path)
+    index.insert(entry(1))
+    index.close()
+    change(
+        path,
+        "PRAGMA writable_schema = ON",
+        "UPDATE sqlite_master SET sql = replace(sql, 'NOT NULL', '') WHERE name = 'entries'",
+        "PRAGMA writable_schema = RESET",
+        nonsense,
+    )
+    with pytest.raises(IndexDamaged, match="makes no sense"):
+        Index(path).entries()
+
+
+@pytest.mark.parametrize("said", ["NULL", "x''", "CAST('two' AS BLOB)", "CAST('0' AS BLOB)"])
+def test_version_that_never_was_is_damage(path: str, said: str) -> None:
+    Index(path).close()
+    change(path, "DROP TABLE meta", "CREATE TABLE meta (name, value)", f"INSERT INTO meta VALUES ('schema', {said})")
+    with pytest.raises(IndexDamaged, match="about its version"):
+        Index(path)
 
 
 def test_what_is_no_index_is_damaged(path: str) -> None:

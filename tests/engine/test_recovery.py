@@ -104,6 +104,7 @@ async def publish_one(store: Store) -> None:
 @pytest.mark.parametrize(
     ("step", "rows_found", "files_found", "files_left"),
     [
+        (Step.LABELLED, [("Show/a", EntryState.COPYING)], {"partial/1"}, {"partial/1"}),
         (Step.FILE_SYNCED, [("Show/a", EntryState.COPYING)], {"partial/1"}, {"partial/1"}),
         (Step.RENAMED, [("Show/a", EntryState.COPYING)], {"files/Media/Show/a"}, set()),
         (Step.FOLDERS_SYNCED, [("Show/a", EntryState.COPYING)], {"files/Media/Show/a"}, set()),
@@ -133,7 +134,7 @@ async def test_steps_are_taken_in_the_promised_order(tmp_path: Path) -> None:
     steps: list[Step] = []
     async with opened(tmp_path / "cache", hooks=Hooks(on_step=steps.append)) as store:
         await publish_one(store)
-    assert steps == [Step.FILE_SYNCED, Step.RENAMED, Step.FOLDERS_SYNCED, Step.ROW_WRITTEN]
+    assert steps == [Step.LABELLED, Step.FILE_SYNCED, Step.RENAMED, Step.FOLDERS_SYNCED, Step.ROW_WRITTEN]
 
 
 async def test_crash_between_a_drop_and_its_removal_leaves_no_file(tmp_path: Path) -> None:
@@ -225,20 +226,6 @@ async def test_source_may_come_and_go_beside_one_that_stays(tmp_path: Path) -> N
         assert store.get(key("a")) is not None
     async with open_store(root, ROOMY, {**SOURCES, films: "/mnt/other"}) as store:
         assert store.get(key("a")) is not None
-
-
-@pytest.mark.expected_warnings("file is not a database: it is kept as .*damaged and the cache begins empty")
-async def test_damaged_index_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    root = tmp_path / "cache"
-    async with opened(root) as store:
-        await cached(store, "a", DATA)
-    (root / "index.sqlite").write_bytes(b"not SQLite's" * 1000)
-    async with opened(root) as store:
-        assert store.get(key("a")) is None
-        assert files_in(root) == set()
-        await cached(store, "a", DATA)
-    assert (root / "index.sqlite.damaged").exists()
-    assert [record.levelname for record in caplog.records if record.levelno >= 30] == ["WARNING"]
 
 
 @pytest.mark.parametrize("name", ["files", "partial"])

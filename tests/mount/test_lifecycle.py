@@ -179,6 +179,31 @@ def _serves_anew(running: RunningCachefs, killed: int) -> bool:
     return asked.returncode == 0 and f'"pid": {killed},' not in asked.stdout
 
 
+@pytest.mark.parametrize("befall", [os.unlink, lambda index: index.write_bytes(b"nonsense" * 512)], ids=["gone", "bad"])
+def test_a_lost_index_costs_neither_copies_nor_pins_nor_inode_numbers(
+    running: RunningCachefs,
+    settings: dict[str, Any],
+    start_mount: Start,
+    expected_warnings: list[str],
+    befall: Callable[[Path], object],
+) -> None:
+    expected_warnings.append("A new one is made from what is on the SSD: copies kept: 1; files removed .*: 0")
+    assert running.run("pin", "film.mkv").returncode == 0
+    wait_until(running, lambda: running.status().entries_cached == 1, "the film is cached")
+    number = _film(running).stat().st_ino
+    assert running.terminate() == 0
+
+    befall(Path(settings["cache"]["path"]) / "index.sqlite")
+    again = start_mount(settings)
+
+    assert os.getxattr(_film(again), STATE) == b"cached"
+    assert _film(again).read_bytes() == CONTENT
+    assert again.status().reads.source_bytes == 0
+    assert _film(again).stat().st_ino == number
+    assert "film.mkv" in again.run("pin", "--list").stdout
+    assert again.run("verify", "--content").returncode == 0
+
+
 def test_when_the_keeper_is_killed_the_server_unmounts(running: RunningCachefs) -> None:
     server = running.status().pid
     running.kill()

@@ -47,7 +47,9 @@ def refused(tmp_path: Path, settings: dict[str, Any]) -> Callable[..., Attempt]:
     return run
 
 
-_ALLOWED = {"cachefs.yaml"} | {f"ssd/{name}" for name in ("lock", "index.sqlite", "folders.sqlite", "files", "partial")}
+_ALLOWED = {"cachefs.yaml"} | {
+    f"ssd/{name}" for name in ("lock", "index.sqlite", "keepsake.json", "folders.sqlite", "files", "partial")
+}
 
 
 def _mounts_below(folder: Path) -> list[str]:
@@ -183,6 +185,27 @@ def test_a_cache_that_another_daemon_has(
     assert f"{settings['cache']['path']}" in made.output
     assert "another" in made.output
     assert (running.mountpoint / "film.mkv").read_bytes() == b"film"
+
+
+def test_a_cache_of_other_sources(
+    tmp_path: Path, settings: dict[str, Any], refused: Callable[..., Attempt], start_mount: Start
+) -> None:
+    """The same name, another folder: the copies are of other files."""
+    plex = settings.pop("plex")
+    running = start_mount(settings)
+    assert running.run("copy", "film.mkv").returncode == 0
+    assert running.terminate() == 0
+    (tmp_path / "elsewhere").mkdir()
+    settings["sources"][0]["path"] = str(tmp_path / "elsewhere")
+    settings["plex"] = plex
+    made = refused()
+    said = f"it holds copies of media at {tmp_path}/media, not of media at {tmp_path}/elsewhere"
+    assert made.code == MOUNT
+    assert said in made.output
+    checked = running.run("check")
+    assert checked.returncode == CONFIGURATION
+    assert said in checked.stdout
+    assert (tmp_path / "ssd" / "files" / "media" / "film.mkv").read_bytes() == b"film"
 
 
 def test_a_cache_that_cannot_be_written(settings: dict[str, Any], refused: Callable[..., Attempt]) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "cachefs"
 
-SHARED = {"model", "errors", "ranges", "descriptors", "units", "paths"}
+SHARED = {"model", "errors", "ranges", "descriptors", "units", "paths", "verification"}
 """The words everybody speaks. They import nothing of ours but each other."""
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -37,7 +37,7 @@ EXCEPTIONS = {
     ("fs.routing", "cache.store"),
 }
 
-PURE = {"planner", "wanting", "sidecars", "model", "ranges", "units", "paths"}
+PURE = {"planner", "wanting", "sidecars", "model", "ranges", "units", "paths", "verification"}
 IMPURE = {"trio", "os", "io", "socket", "subprocess", "threading", "asyncio", "sqlite3", "plexapi", "logging", "time"}
 
 ONLY_IN: dict[str, set[str]] = {

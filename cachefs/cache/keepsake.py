@@ -1,0 +1,66 @@
+"""The few facts that only the index has and nobody could find out again, written down a second time.
+
+Pins, the tags of devices (inode numbers in the mount depend on them) and the sources that the cache was made for. Only
+read when the index is lost, and by ``cachefs check``, which must not open the index. Blocks; raises ``OSError``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cachefs.model import Pin
+
+NAME = "keepsake.json"
+_FORM = 1
+_MOST_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Keepsake:
+    """``schema``: the version of the index it was taken from. ``identity``: see ``recovery.identity_of``."""
+
+    schema: int
+    identity: str
+    devices: Mapping[str, int]
+    pins: tuple[Pin, ...]
+
+
+def save(root: str, kept: Keepsake) -> None:
+    """Durable when it returns; a crash leaves the old one or the new one."""
+    facts = {
+        "form": _FORM,
+        "schema": kept.schema,
+        "identity": kept.identity,
+        "devices": dict(kept.devices),
+        "pins": [[pin.target, pin.rating_key, pin.created_at] for pin in kept.pins],
+    }
+    new = f"{root}/{NAME}.new"
+    number = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(number, "w", encoding="ascii") as file:
+        json.dump(facts, file, indent=1)
+        file.flush()
+        os.fsync(number)
+    os.rename(new, f"{root}/{NAME}")
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read(root: str) -> Keepsake | None:
+    """None when there is none that can be understood."""
+    try:
+        number = os.open(f"{root}/{NAME}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(number, encoding="ascii") as file:
+            facts = json.loads(file.read(_MOST_BYTES))
+        if facts["form"] != _FORM:
+            return None
+        pins = tuple(Pin(str(target), str(key), float(at)) for target, key, at in facts["pins"])
+        devices = {str(name): int(tag) for name, tag in facts["devices"].items()}
+        return Keepsake(int(facts["schema"]), str(facts["identity"]), devices, pins)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

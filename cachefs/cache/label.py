@@ -1,0 +1,112 @@
+"""What a published file says about itself: whose copy it is. From this a lost index is made anew.
+
+``cache.folder`` writes it to the complete partial file before that is made durable and gets its name, so that whatever
+has a published name and a label was whole. ``cache.adoption`` reads it. It is an extended attribute: it goes where the
+file goes, and with it. On an SSD without extended attributes files have no labels, and a lost index costs the copies.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import stat
+from dataclasses import dataclass
+from typing import TypeVar
+
+from cachefs.model import FileKey, Fingerprint, SourceFile
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PREFIX = "user.cachefs."
+"""Ours alone: no attribute of a source that is called so is copied."""
+NAME = f"{PREFIX}entry"
+_FORM = 1
+_NO_ROOM = (errno.ENOTSUP, errno.ENOSPC, errno.EDQUOT, errno.E2BIG, errno.ERANGE, errno.EPERM, errno.EACCES)
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """Whose copy a file is, and since when it is being made."""
+
+    file: SourceFile
+    begun_at: float
+
+
+def write(number: int, label: Label) -> bool:
+    """Label an open file whose bytes and times are final. False where that cannot be. Raises ``OSError`` when the SSD
+    fails."""
+    info = os.fstat(number)
+    value = _encode(label, info.st_mtime_ns)
+    try:
+        try:
+            os.setxattr(number, NAME, value)
+        except PermissionError:  # a file that even its owner may not write: not for long
+            os.fchmod(number, stat.S_IMODE(info.st_mode) | stat.S_IWUSR)
+            try:
+                os.setxattr(number, NAME, value)
+            finally:
+                os.fchmod(number, stat.S_IMODE(info.st_mode))
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        log.debug("%s cannot be labelled: %s", label.file.key, error.strerror)
+        return False
+    return True
+
+
+def read(number: int, key: FileKey) -> Label | None:
+    """The label of an open file that is called after ``key``. None when there is none, when it is another file's, or
+    when the file was written to after it was labelled."""
+    try:
+        found = json.loads(os.getxattr(number, NAME))
+        info = os.fstat(number)
+        if found["form"] != _FORM or found["key"] != _digest(key):
+            return None
+        size, mtime_ns = _typed(found["size"], int), _typed(found["mtime_ns"], int)
+        if (info.st_size, info.st_mtime_ns) != (size, _typed(found["own_mtime_ns"], int)):
+            return None
+        inode, filesystem = found["source_inode"], found["filesystem"]
+        fingerprint = Fingerprint(
+            size,
+            mtime_ns,
+            None if inode is None else _typed(inode, int),
+            None if filesystem is None else _typed(filesystem, str),
+        )
+        file = SourceFile(key, fingerprint, _typed(found["inode"], int), _typed(found["links"], int))
+        return Label(file, float(found["begun_at"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _encode(label: Label, own_mtime_ns: int) -> bytes:
+    """As JSON, so that a person can read it. The name is a digest, since ext4 has 4 KiB for all attributes together
+    and a path may take as much."""
+    file, fingerprint = label.file, label.file.fingerprint
+    facts = {
+        "form": _FORM,
+        "key": _digest(file.key),
+        "size": fingerprint.size,
+        "mtime_ns": fingerprint.mtime_ns,
+        "source_inode": fingerprint.inode,
+        "filesystem": fingerprint.filesystem,
+        "inode": file.inode,
+        "links": file.links,
+        "begun_at": label.begun_at,
+        "own_mtime_ns": own_mtime_ns,
+    }
+    return json.dumps(facts).encode("ascii")
+
+
+def _digest(key: FileKey) -> str:
+    return hashlib.sha256(os.fsencode(f"{key.source}\0{key.path}")).hexdigest()[:32]
+
+
+def _typed(value: object, form: type[T]) -> T:
+    if type(value) is not form:
+        raise TypeError(f"{value!r:.80} is no {form.__name__}")
+    return value
