@@ -271,6 +271,24 @@ def test_a_file_that_nobody_has_open_any_more_is_not_shown_as_open_and_can_be_ch
     assert (source / "film.mkv").read_bytes() == b"changed" + CONTENT[7:]
 
 
+def test_a_copy_that_is_out_of_service_is_read_by_no_later_open(
+    source: Path, tmp_path: Path, start_mount: Start
+) -> None:
+    (source / "film.mkv").write_bytes(CONTENT)
+    with settings_in(tmp_path, (source,)) as settings:
+        running = start_mount(settings | {"fast_path": "off"})
+        film = running.mountpoint / "film.mkv"
+        with film.open("rb", buffering=0) as stays_open:
+            assert running.run("copy", "film.mkv").returncode == 0
+            os.posix_fadvise(stays_open.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            assert stays_open.read(MIB) == CONTENT[:MIB]  # from the SSD
+            with film.open("r+b", buffering=0) as writer:
+                writer.write(b"changed")
+            with film.open("rb", buffering=0) as later:
+                os.posix_fadvise(later.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                assert later.read(MIB) == b"changed" + CONTENT[7:MIB]
+
+
 def test_descriptors_are_given_back_some_seconds_after_the_last_close(mounted: RunningCachefs, source: Path) -> None:
     for number in range(40):
         (source / f"film {number}").write_bytes(b"film")

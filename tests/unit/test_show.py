@@ -98,8 +98,6 @@ def test_status_shows_every_part() -> None:
     assert line_with(shown, "user", "Bob: no token for this user")
     away = "offline: no answer; its folders show what was seen last (2 calls under way)"
     assert line_with(shown, "source ", f"/mnt/user/Media {away}")
-        shown, "source ", "/mnt/user/Media offline: no answer; its folders show what was seen last (2 calls under way)"
-    )
     assert line_with(shown, "cache ", "125 GiB of 500 GiB (25%) in 62 files, 1 being copied", "room for 250 GiB")
     assert line_with(
         shown, "90% from the cache: 900 reads with 9 GiB", "100 reads with 1 GiB", "2 reads the SSD failed"
