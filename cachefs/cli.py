@@ -23,12 +23,13 @@ from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from cachefs import __version__, daemon, show, terminal
+from cachefs.cache.metadata import forget_source
 from cachefs.commands import machine, shared, verify
 from cachefs.config import Config
 from cachefs.control import wire
 from cachefs.control.client import Client
 from cachefs.errors import CachefsError, CannotMount, NotRunning, UserError
-from cachefs.model import FileKey, Plan, Visible
+from cachefs.model import FileKey, Plan, SourceName, Visible
 
 _ASK_DISKS = frozenset({"check", "doctor", "plan"})
 """Commands that ask sources themselves, which may hang. A word too many here costs nothing."""
@@ -229,10 +230,21 @@ def evict(config_file: Path | None, as_json: bool, paths: tuple[str, ...]) -> in
 @shared.config_option
 @click.argument("source")
 def accept(config_file: Path | None, source: str) -> None:
-    """Take what is in the place of SOURCE now for the source: it was emptied, or its disk was replaced, on purpose."""
-    with shared.client(shared.load(config_file)) as client:
-        accepted = client.accept(source)
-    terminal.write(f"accepted: {show.printable(accepted.path)}, as it is now\n")
+    """Take what is in the place of SOURCE now for the source: it was emptied, or its disk was replaced, on purpose.
+
+    Without a running cachefs it holds for the next start.
+    """
+    config = shared.load(config_file)
+    known = {item.name: item for item in config.sources}
+    named = known.get(SourceName(source))
+    if named is None:
+        raise UserError(f"{source}: no such source; there are: {', '.join(known)}")
+    try:
+        with shared.client(config) as client:
+            client.accept(source)
+    except NotRunning:
+        trio.run(forget_source, str(config.cache.path), named.name)
+    terminal.write(f"accepted: {show.printable(str(named.path))}, as it is now\n")
 
 
 @commands.command()

@@ -101,6 +101,8 @@ class SourceConfig(Section):
     timeout: Seconds = Field(default=30.0, gt=0)
     ttl: Seconds = 5.0
     """How long what was seen at the source is believed before it is asked again."""
+    metadata: Literal["auto", "remembered", "asked"] = "auto"
+    """Whether names and attributes that were seen once are believed until a change is heard."""
 
     @model_validator(mode="before")
     @classmethod

@@ -39,12 +39,14 @@ from cachefs.fs import mounting
 from cachefs.fs.backing import Backings
 from cachefs.fs.behind import Behind
 from cachefs.fs.changes import Changes
+from cachefs.fs.found import Witness
 from cachefs.fs.listings import Listings
 from cachefs.fs.operations import Operations
 from cachefs.fs.remembered import Memory
 from cachefs.fs.routing import Routing
+from cachefs.fs.source import Metadata as SourceMetadata
 from cachefs.fs.source import Source
-from cachefs.fs.union import Union, Witness
+from cachefs.fs.union import Union
 from cachefs.lifeline import Lifeline, Word
 from cachefs.model import FileKey, Plan, Snapshot, SourceFile
 from cachefs.paths import Layout, PathMap
@@ -168,7 +170,7 @@ class _Server:
             Backings("it is switched off (fast_path: off)" if config.fast_path == "off" else ""),
         )
         settings = CopySettings(config.copying.workers, config.copying.bandwidth, config.copying.hours)
-        copiers = Copiers(store, union, settings)
+        copiers = Copiers(store, union.files, settings)
         plex_settings = await _plex_settings(config.plex)
         plex = PlexClient(plex_settings) if plex_settings is not None else None
         planning = Planning(
@@ -260,7 +262,14 @@ async def _union(
     config: Config, witness: Witness, tag_of: Callable[[str], Awaitable[int]], memory: Memory | None = None
 ) -> AsyncIterator[Union]:
     sources = [
-        Source(s.name, str(s.path), timeout_s=s.timeout, ttl_s=s.ttl, in_place=s.path == config.mountpoint)
+        Source(
+            s.name,
+            str(s.path),
+            timeout_s=s.timeout,
+            ttl_s=s.ttl,
+            in_place=s.path == config.mountpoint,
+            metadata=SourceMetadata(s.metadata),
+        )
         for s in config.sources
     ]
     layout = Layout(tuple(source.name for source in sources))
@@ -309,7 +318,7 @@ def _resolver(config: Config, union: Union) -> Resolver:
     given = config.plex.path_map if config.plex is not None else "auto"
     return Resolver(
         layout=union.layout,
-        library=union,
+        library=union.files,
         mountpoint=config.mountpoint,
         with_sidecars=config.policy.sidecars,
         rules=PathMap(()) if given == "auto" else PathMap(given),

@@ -196,7 +196,7 @@ class DaemonEngine:
         path = self._path(text) if text else UnionPath("")
         made = Verification(
             parts.store,
-            parts.union,
+            parts.union.files,
             Wish(parts.union.layout.key(path) if path else None, content, repair),
             lambda: parts.copiers.bandwidth,
         )
@@ -221,7 +221,7 @@ class DaemonEngine:
 
     async def _file(self, key: FileKey, text: str) -> SourceFile:
         try:
-            return await self._parts.union.stat(key)
+            return await self._parts.union.files.stat(key)
         except OSError as error:
             raise UserError(f"{text}: {error.strerror or error}") from error
 
@@ -246,7 +246,7 @@ class DaemonEngine:
         if key is None:
             return True
         try:
-            return await self._parts.union.exists(key)
+            return await self._parts.union.files.exists(key)
         except OSError as error:
             raise UserError(f"{text}: {error.strerror or error}") from error
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import trio
 
-from cachefs.model import FileKey
+from cachefs.model import FileKey, SourceName
 
 log = logging.getLogger(__name__)
 
@@ -173,6 +173,12 @@ class Metadata:
 
 def _names(folder: FileKey) -> tuple[bytes, bytes]:
     return os.fsencode(folder.source), os.fsencode(folder.path)
+
+
+async def forget_source(root: str, source: SourceName) -> None:
+    """Whatever is in the source's folder at the next start is the source. While no daemon has the cache folder."""
+    async with open_metadata(root) as metadata:
+        metadata.forget(FileKey(source, ""))
 
 
 @asynccontextmanager

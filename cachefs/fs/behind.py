@@ -22,11 +22,12 @@ from typing import Protocol
 import pyfuse3
 import trio
 
+from cachefs.fs.found import Seen
 from cachefs.fs.inodes import Node
 from cachefs.fs.listings import Listings
 from cachefs.fs.source import Source
 from cachefs.fs.stat import Stat
-from cachefs.fs.union import Seen, Union
+from cachefs.fs.union import Union
 from cachefs.fs.watch import Change, Kind, Watches
 from cachefs.model import SourceName
 

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from cachefs.descriptors import Descriptor
 from cachefs.fs import reach, times
 from cachefs.fs.caller import Caller, acting_as
+from cachefs.fs.found import Found, Place
 from cachefs.fs.inodes import Link, Node
 from cachefs.fs.reach import Child, Opened, Ref
 from cachefs.fs.rename import Moved, Step, carry_out
 from cachefs.fs.routing import Routing
 from cachefs.fs.source import is_empty
 from cachefs.fs.stat import Stat, look
-from cachefs.fs.union import Found, Place, Union
+from cachefs.fs.union import Union
 from cachefs.model import DropCause, FileKey, Targets
 
 Maker = Callable[[int, str], object]

@@ -18,7 +18,7 @@ from stat import S_IFMT
 from cachefs.descriptors import Descriptor
 from cachefs.fs.leaves import Leaves
 from cachefs.fs.stat import Stat
-from cachefs.model import SourceName
+from cachefs.model import FileKey, SourceName
 
 ROOT = 1
 """pyfuse3.ROOT_INODE: the mount's own root, whatever the source calls it."""
@@ -62,6 +62,12 @@ class FolderWatch:
     source: SourceName
     since: float
     changes: int = 0
+    key: FileKey | None = None
+    """The folder's key, under which it is remembered."""
+    folder: int = 0
+    """The folder's number, while the kernel does not know it."""
+    remembered: int = -1
+    """The count of changes for which what is remembered of it is true."""
 
 
 @dataclass(slots=True, eq=False)

@@ -652,8 +652,9 @@ static uint64_t item_number(const struct item *item, int *device)
 }
 
 /* The next item at or after begin, before end, that is a matter for Python; end when there is none. files: regular
- * files are, for something in this folder is cached. */
-uint64_t cachefs_listing_strange(const struct listing *listing, uint64_t begin, uint64_t end, uint64_t parent, int files)
+ * files are, for something in this folder is cached; folders: they are, for this listing is only remembered. */
+uint64_t cachefs_listing_strange(const struct listing *listing, uint64_t begin, uint64_t end, uint64_t parent, int files,
+				 int folders_too)
 {
 	for (uint64_t index = begin; index < end; index++) {
 		const struct item *item = &listing->items[index];
@@ -664,6 +665,7 @@ uint64_t cachefs_listing_strange(const struct listing *listing, uint64_t begin, 
 		uint64_t number = item_number(item, &device);
 		const struct node *node = number != 0 ? find_node(number) : NULL;
 		if (number == 0 || (files && S_ISREG(item->seen.stx_mode)) ||
+		    (folders_too && S_ISDIR(item->seen.stx_mode)) ||
 		    (node != NULL && (!is_leaf(node) || !same_file(node, &item->seen) || node->parent != parent ||
 				      node->name_len != item->name_len ||
 				      memcmp(node->name, name, item->name_len) != 0)))

@@ -53,7 +53,7 @@ if _quick is not None and _slow is not None:
         ("cachefs_listing_item", ctypes.c_int, _POINTER, _U64, ctypes.c_char_p, ctypes.c_char_p),
         ("cachefs_listing_set", None, _POINTER, _U64, _U64, _U64),
         ("cachefs_listing_fits", _U64, _POINTER, _U64, _U64),
-        ("cachefs_listing_strange", _U64, _POINTER, _U64, _U64, _U64, ctypes.c_int),
+        ("cachefs_listing_strange", _U64, _POINTER, _U64, _U64, _U64, ctypes.c_int, ctypes.c_int),
         ("cachefs_listing_packed_size", _U64, _POINTER),
         ("cachefs_listing_unpack", _POINTER, ctypes.c_char_p, _U64),
         ("cachefs_packed_own", ctypes.c_int, ctypes.c_char_p, _U64, ctypes.c_char_p),
@@ -234,11 +234,16 @@ class Listing:
         length = _quick.cachefs_listing_item(self._pointer, index, buffer, name)
         return (os.fsdecode(name.raw[:length]), unpack(buffer)) if length else None
 
-    def strange(self, begin: int, end: int, folder: int, *, files: bool) -> Iterator[int]:
+    def items(self) -> Iterator[tuple[str, Stat]]:
+        """All names that were looked at, without ``.`` and ``..``."""
+        found = (self.item(index) for index in range(self.looked_at))
+        return (item for item in found if item is not None)
+
+    def strange(self, begin: int, end: int, folder: int, *, files: bool, folders: bool) -> Iterator[int]:
         """Indexes in ``[begin, end)`` of what Python must answer for with ``set``: what it knows already, what has no
-        simple number, and (``files``) every regular file. Each is to be set before the next is asked for."""
+        simple number, and every regular file, and folder, if so. Each is to be set before the next is asked for."""
         assert _quick is not None
-        while (begin := int(_quick.cachefs_listing_strange(self._pointer, begin, end, folder, files))) < end:
+        while (begin := int(_quick.cachefs_listing_strange(self._pointer, begin, end, folder, files, folders))) < end:
             yield begin
             begin += 1
 

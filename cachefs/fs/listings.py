@@ -16,10 +16,11 @@ from collections import OrderedDict
 import trio
 
 from cachefs.fs import channel
+from cachefs.fs.found import UNSURE_S, Found, Reading, Told
 from cachefs.fs.inodes import Node
 from cachefs.fs.reach import Child
 from cachefs.fs.remembered import HOLDS_S
-from cachefs.fs.union import UNSURE_S, Reading, Union
+from cachefs.fs.union import Union
 
 _LOOK_AT_ONCE = 512
 """Names of a folder that one thread hop asks attributes of."""
@@ -44,23 +45,35 @@ class Listings:
         reading, begin = await self._reading(folder, place)
         listing = reading.listing
         if begin == listing.looked_at < len(listing):
-            await self._union.look_on(folder, listing, _LOOK_AT_ONCE)
+            await self._union.look_on(folder, reading, _LOOK_AT_ONCE)
         end = listing.fits(begin, room)
         steady = self._is_true(folder, reading)
-        for index in listing.strange(begin, end, folder.number, files=self._union.holds_in(folder)):
+        numbers: dict[int, int] = {}
+        folders = reading.kind is Told.CERTAIN
+        files = self._union.holds_in(folder)
+        for index in listing.strange(begin, end, folder.number, files=files, folders=folders):
             item = listing.item(index)
             if item is not None:
-                found = await self._union.found(
-                    reading.source, Child(*item), folder, steady=steady, remembered=reading.remembered
-                )
+                found = await self._found(folder, reading, Child(*item), steady=steady)
                 self._union.inodes.looked_up(found.node)
                 listing.set(index, found.node.number, found.attributes_s)
+                numbers[index] = found.node.number
+        if steady and not self._is_true(folder, reading):  # something happened meanwhile
+            steady = False
+            for index, number in numbers.items():
+                listing.set(index, number, UNSURE_S)
         name_s, ttl_s = self._union.name_s(folder, reading.source, steady=steady), reading.source.ttl_s
-        if reading.remembered:
+        if reading.kind is Told.REMEMBERED:
             name_s = HOLDS_S
         listing.answer(request, begin, end, folder.number, self._above(folder), name_s, min(name_s, ttl_s))
         if end == len(listing):
             self._told(folder, reading, steady=steady)
+
+    async def _found(self, folder: Node, reading: Reading, child: Child, *, steady: bool) -> Found:
+        if reading.kind is Told.CERTAIN:
+            return await self._union.certain(reading.source, child, folder)
+        remembered = reading.kind is Told.REMEMBERED
+        return await self._union.found(reading.source, child, folder, steady=steady, remembered=remembered)
 
     async def _reading(self, folder: Node, place: int) -> tuple[Reading, int]:
         """The folder as it is known, and where in it the place is; read anew where that is not enough."""
@@ -92,7 +105,7 @@ class Listings:
             del self._kept[folder.number]
         if not steady:
             holds_s = UNSURE_S if folder.watch is not None else reading.source.ttl_s
-            holds_s = HOLDS_S if reading.remembered else holds_s
+            holds_s = HOLDS_S if reading.kind is Told.REMEMBERED else holds_s
             heapq.heappush(self._passing, (trio.current_time() + holds_s, folder.number))
             self._passing_came.set()
 

@@ -20,10 +20,11 @@ import pyfuse3
 from cachefs.fs import channel
 from cachefs.fs.caller import Caller
 from cachefs.fs.changes import Attributes, Changes
+from cachefs.fs.found import Found, NotThere
 from cachefs.fs.inodes import Node
 from cachefs.fs.listings import Listings
 from cachefs.fs.routing import Opening, Routing
-from cachefs.fs.union import Found, NotThere, Union
+from cachefs.fs.union import Union
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Protocol
 
 from cachefs.errors import SourceError
@@ -63,12 +64,20 @@ def is_away(error: OSError) -> bool:
     return isinstance(error, SourceError) or error.errno in _AWAY
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A folder as it was seen last: its own attributes, and its names."""
+
+    own: Stat
+    listing: Listing
+
+
 class Remembered:
     """Folders as they were seen last, some of them at hand."""
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
-        self._at_hand: OrderedDict[FileKey, Listing] = OrderedDict()
+        self._at_hand: OrderedDict[FileKey, Known] = OrderedDict()
         self._names = 0
 
     def remember(self, folder: FileKey, packed: bytes) -> None:
@@ -81,32 +90,34 @@ class Remembered:
         self._drop(folder)
         self._memory.forget(folder)
 
-    async def folder(self, folder: FileKey) -> Listing | None:
+    async def folder(self, folder: FileKey) -> Known | None:
         """What was in the folder; None when nobody knows."""
-        listing = self._at_hand.get(folder)
-        if listing is not None:
+        known = self._at_hand.get(folder)
+        if known is not None:
             self._at_hand.move_to_end(folder)
-            return listing
+            return known
         packed = await self._memory.recall(folder)
         listing = Listing.unpack(packed) if packed is not None else None
-        if listing is not None:
-            self._drop(folder)
-            self._at_hand[folder] = listing
-            self._names += len(listing)
-            while self._names > _MOST_NAMES and len(self._at_hand) > 1:
-                self._drop(next(iter(self._at_hand)))
-        return listing
+        own = folder_in(packed) if packed is not None else None
+        if listing is None or own is None:
+            return None
+        self._drop(folder)
+        known = self._at_hand[folder] = Known(own, listing)
+        self._names += len(listing)
+        while self._names > _MOST_NAMES and len(self._at_hand) > 1:
+            self._drop(next(iter(self._at_hand)))
+        return known
 
     async def attributes(self, key: FileKey) -> Stat | None:
         """The attributes of a file or folder; None when nobody knows."""
         if not key.path:
-            packed = await self._memory.recall(key)
-            return folder_in(packed) if packed is not None else None
+            known = await self.folder(key)
+            return known.own if known is not None else None
         folder, _, name = key.path.rpartition("/")
-        listing = await self.folder(FileKey(key.source, folder))
-        return listing.named(name) if listing is not None else None
+        known = await self.folder(FileKey(key.source, folder))
+        return known.listing.named(name) if known is not None else None
 
     def _drop(self, folder: FileKey) -> None:
-        listing = self._at_hand.pop(folder, None)
-        if listing is not None:
-            self._names -= len(listing)
+        known = self._at_hand.pop(folder, None)
+        if known is not None:
+            self._names -= len(known.listing)

@@ -18,6 +18,7 @@ from cachefs.fs.folders import Folders
 from cachefs.fs.leaves import Listing
 from cachefs.fs.remembered import Remembered
 from cachefs.fs.source import Source
+from cachefs.fs.watched import Watched
 from cachefs.model import FileKey, SourceName
 
 log = logging.getLogger(__name__)
@@ -31,9 +32,10 @@ _LOOK_AT_ONCE = 512
 class Remembering:
     """Folders that are to be read, and when (trio time)."""
 
-    def __init__(self, sources: dict[SourceName, Source], remembered: Remembered) -> None:
+    def __init__(self, sources: dict[SourceName, Source], remembered: Remembered, watched: Watched) -> None:
         self._sources = sources
         self._remembered = remembered
+        self._watched = watched
         self._due: dict[FileKey, float] = {}
         self._files: dict[FileKey, None] = {}
         self._came = trio.Event()
@@ -72,7 +74,7 @@ class Remembering:
                 path, _, name = path.rpartition("/")
                 folder = FileKey(file.source, path)
                 known = await self._remembered.folder(folder)
-                if known is None or known.named(name) is None:
+                if known is None or known.listing.named(name) is None:
                     self._due[folder] = trio.current_time()
 
     async def _read(self, folder: FileKey) -> None:
@@ -83,6 +85,7 @@ class Remembering:
         if not source.online:
             self._due[folder] = trio.current_time() + _TRY_AGAIN_S
             return
+        changes = self._watched.changes_of(folder)
         try:
             listing = await source.call_gently(_begin, source.folders, folder.path)
             while listing.looked_at < len(listing):
@@ -93,6 +96,7 @@ class Remembering:
             return
         if packed is not None and (folder.path or not listing.is_empty):
             self._remembered.remember(folder, packed)
+            self._watched.relearned(folder, changes)
 
 
 # --- in the source's threads -----------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from cachefs.cache.store import Store
 from cachefs.descriptors import Descriptor
 from cachefs.fs import backing, channel, reach
 from cachefs.fs.backing import Backings
+from cachefs.fs.found import Found, Place
 from cachefs.fs.inodes import Node
 from cachefs.fs.modes import TABLE, Answer, Mode, Wish
 from cachefs.fs.offered import Offered
@@ -34,7 +35,7 @@ from cachefs.fs.segments import Segment, route, visible
 from cachefs.fs.source import Source
 from cachefs.fs.ssd import Ssd, read_at_once
 from cachefs.fs.stat import Stat, look
-from cachefs.fs.union import Found, Place, Union
+from cachefs.fs.union import Union
 from cachefs.model import CacheEntry, DropCause, EntryState, FileKey, OpenFile, Targets, UnionPath, Visible
 from cachefs.status import Counters
 

@@ -8,6 +8,7 @@ the limiter and its descriptors until it returns.
 
 from __future__ import annotations
 
+import enum
 import errno
 import logging
 import os
@@ -39,6 +40,15 @@ _GONE = frozenset({errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.ESHUTDOWN, e
 """What a whole file system answers that is not there any more."""
 
 
+class Metadata(enum.Enum):
+    """Whether names and attributes that were seen once are believed until a change is heard: where all changes are
+    (AUTO), always (REMEMBERED), or never (ASKED)."""
+
+    AUTO = "auto"
+    REMEMBERED = "remembered"
+    ASKED = "asked"
+
+
 @dataclass(frozen=True, slots=True)
 class Root:
     """A source's folder as it was found at start."""
@@ -63,12 +73,14 @@ class Source:
         ttl_s: float,
         watch_changes: bool = True,
         in_place: bool = False,
+        metadata: Metadata = Metadata.AUTO,
     ) -> None:
         """``in_place``: it is mounted over, so that its path does not lead to it later."""
         self.name = name
         self.path = path
         self.ttl_s = ttl_s
         self.in_place = in_place
+        self.metadata = metadata
         self._watch_changes = watch_changes
         self._timeout_s = timeout_s
         self._descriptor: Descriptor | None = None
@@ -115,6 +127,11 @@ class Source:
         descriptor, self._descriptor = self.folders.begin_at(None), None
         if descriptor is not None:
             descriptor.close()
+
+    @property
+    def hears_all(self) -> bool:
+        """Whether its changes are to be believed to be heard, whatever kind of file system it is."""
+        return self.metadata is Metadata.REMEMBERED
 
     def watch(self) -> None:
         """Make it possible to watch folders of this source: some of it is local."""

@@ -65,6 +65,11 @@ class Watches:
     def fileno(self) -> int:
         return int(self._inotify.fileno())
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the user's limit was reached, and nothing was removed since."""
+        return self._full.is_set()
+
     def add(self, folder: int) -> int | None:
         """Watch the open ``folder``; None when the user's limit is reached: its changes are then seen by asking."""
         if self._full.is_set():

@@ -7,7 +7,7 @@ kernel when the answer has long been with it.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from stat import S_ISDIR
@@ -16,7 +16,9 @@ import trio
 
 from cachefs.fs.inodes import FolderWatch, Inodes, Node
 from cachefs.fs.watch import Change, Kind, Watches
-from cachefs.model import SourceName
+from cachefs.model import FileKey, SourceName
+
+_MOST_DORMANT = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +36,23 @@ class Watched:
     """Folders by their watch."""
 
     def __init__(
-        self, unwatched: Callable[[int], object] = lambda _: None, changed: Callable[[Node], object] = lambda _: None
+        self,
+        unwatched: Callable[[int], object] = lambda _: None,
+        changed: Callable[[Node | FileKey], object] = lambda _: None,
     ) -> None:
         """``unwatched`` is told the number of a folder that is watched no more, ``changed`` of every folder in which
         something happened."""
         self._unwatched = unwatched
         self._changed = changed
         self._folders: dict[tuple[SourceName, int], Node] = {}
+        self._dormant: OrderedDict[tuple[SourceName, int], FolderWatch] = OrderedDict()
+        self._dormant_of: dict[int, FolderWatch] = {}
+        self._by_key: dict[FileKey, FolderWatch] = {}
         self._early: Counter[tuple[SourceName, int]] = Counter()
 
     def ask(self, source: SourceName, folder: Node, watches: Watches | None) -> Asked:
         """The source is about to be asked about this folder. ``watches``: None where it cannot be watched."""
-        watch = folder.watch
+        watch = folder.watch if folder.watch is not None else self._wake(folder)
         if watch is None:
             return Asked(source, folder, watches, 0, trio.current_time())
         return Asked(source, folder, None, watch.changes, watch.since)
@@ -55,6 +62,7 @@ class Watched:
         folder = asked.folder
         if watch is not None and folder.watch is None and folder.lookups > 0:
             name = (asked.source, watch)
+            self._end_dormant(name)
             folder.watch = FolderWatch(watch, asked.source, asked.at, self._early.pop(name, 0))
             self._folders[name] = folder
         return folder.watch is not None and folder.watch.changes == asked.changes
@@ -82,7 +90,10 @@ class Watched:
                 self._lost(source)
                 continue
             folder = self._folders.get((source, change.watch))
-            if folder is None:
+            dormant = self._dormant.get((source, change.watch))
+            if dormant is not None:
+                self._count_dormant(dormant, change)
+            elif folder is None:
                 self._early[source, change.watch] += change.kind is not Kind.END
             elif folder.watch is not None:
                 folder.watch.changes += 1
@@ -97,7 +108,88 @@ class Watched:
             folder.watch.changes += 1
         self._changed(folder)
 
+    def _count_dormant(self, watch: FolderWatch, change: Change) -> None:
+        watch.changes += 1
+        if change.kind is Kind.END:
+            self._end_dormant((watch.source, watch.id))
+        elif watch.key is not None:
+            self._changed(watch.key)
+
+    # --- folders that the kernel has forgotten, and that are remembered ---
+
+    def learned(self, folder: Node, key: FileKey, changes: int) -> None:
+        """What is remembered of the folder under this key is what was there after so many changes."""
+        watch = folder.watch
+        if watch is None or watch.changes != changes:
+            return
+        self._forget_key(watch)
+        watch.key, watch.remembered = key, changes
+        self._by_key[key] = watch
+
+    def certain(self, key: FileKey) -> FolderWatch | None:
+        """The watch of a folder of which what is remembered is certainly true; None where it may be not."""
+        watch = self._by_key.get(key)
+        return watch if watch is not None and watch.remembered == watch.changes else None
+
+    def relearned(self, key: FileKey, changes: int) -> None:
+        """It was read anew by its key, when so many changes had been counted."""
+        watch = self._by_key.get(key)
+        if watch is not None and watch.changes == changes:
+            watch.remembered = changes
+
+    def changes_of(self, key: FileKey) -> int:
+        watch = self._by_key.get(key)
+        return watch.changes if watch is not None else -1
+
+    def sleep(self, folder: Node) -> Iterator[FolderWatch]:
+        """The kernel has forgotten the folder: its watch stays for as long as there is room, if the folder is
+        remembered. Yields the watches that are to be removed."""
+        watch = folder.watch
+        if watch is None:
+            return
+        folder.watch = None
+        self._folders.pop((watch.source, watch.id), None)
+        self._unwatched(folder.number)
+        if watch.key is None:
+            yield watch
+            return
+        self._dormant[watch.source, watch.id] = watch
+        self._dormant_of[folder.number] = watch
+        watch.folder = folder.number
+        if len(self._dormant) > _MOST_DORMANT:
+            yield from self.evict(1)
+
+    def evict(self, count: int) -> Iterator[FolderWatch]:
+        """Watches that have slept longest, which are to be removed."""
+        for name in list(self._dormant)[:count]:
+            yield self._dormant[name]
+            self._end_dormant(name)
+
+    def _wake(self, folder: Node) -> FolderWatch | None:
+        watch = self._dormant_of.get(folder.number)
+        if watch is None:
+            return None
+        name = (watch.source, watch.id)
+        del self._dormant[name], self._dormant_of[folder.number]
+        folder.watch = watch
+        self._folders[name] = folder
+        return watch
+
+    def _end_dormant(self, name: tuple[SourceName, int]) -> None:
+        watch = self._dormant.pop(name, None)
+        if watch is not None:
+            self._dormant_of.pop(watch.folder, None)
+            self._forget_key(watch)
+
+    def _forget_key(self, watch: FolderWatch) -> None:
+        if watch.key is not None and self._by_key.get(watch.key) is watch:
+            del self._by_key[watch.key]
+
     def _lost(self, source: SourceName) -> None:
+        for watch in self._dormant.values():
+            if watch.source == source:
+                watch.changes += 1
+                watch.since = trio.current_time()
         for folder in self.folders(source):
             if folder.watch is not None:
                 folder.watch.changes += 1
@@ -108,5 +200,6 @@ class Watched:
         watch, folder.watch = folder.watch, None
         if watch is not None:
             self._folders.pop((watch.source, watch.id), None)
+            self._forget_key(watch)
             self._unwatched(folder.number)
         return watch

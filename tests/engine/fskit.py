@@ -104,7 +104,7 @@ class Rooms:
 
     async def begun(self, path: str) -> CacheEntry:
         """A copy of the file, with no byte of it on the SSD yet."""
-        entry = await self.store.begin(await self.union.stat(self.key(path)), "because", now=100.0)
+        entry = await self.store.begin(await self.union.files.stat(self.key(path)), "because", now=100.0)
         assert not isinstance(entry, Refused)
         return entry
 
@@ -122,7 +122,7 @@ class Rooms:
         """The file is cached; with ``data`` the SSD holds other bytes than the source, so that a test can tell."""
         entry = await self.begun(path)
         await self.copy(entry, 0, entry.size, data=data)
-        cached = await self.store.publish(entry, await self.union.stat(entry.key))
+        cached = await self.store.publish(entry, await self.union.files.stat(entry.key))
         assert cached is not None
         return cached
 

@@ -15,6 +15,7 @@ import trio
 from cachefs.cache.store import Limits, Store, open_store
 from cachefs.config import PolicyConfig
 from cachefs.errors import PlexUnreachable
+from cachefs.fs.files import Files
 from cachefs.fs.source import Source
 from cachefs.fs.union import Union
 from cachefs.model import (
@@ -222,7 +223,7 @@ def folder(path: str, *samples: str, size: int = 10, library: str = "TV") -> Lib
 
 
 def resolver(
-    library: CountingLibrary | Union,
+    library: CountingLibrary | Files,
     rules: PathMap = DATA,
     *,
     sources: tuple[str, ...] = (MEDIA,),

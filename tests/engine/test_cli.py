@@ -136,7 +136,6 @@ def test_version_is_said(place: Place) -> None:
         ["pin", "x"],
         ["unpin", "x"],
         ["evict", "x"],
-        ["accept", "x"],
         ["copy", "x"],
         ["explain", "x"],
         ["verify"],

@@ -61,14 +61,14 @@ class Daemon:
         return self.planning.plan
 
     async def partial(self, path: str, copied: int = 4) -> CacheEntry:
-        entry = await begun(self.store, await self.union.stat(self.key(path)))
+        entry = await begun(self.store, await self.union.files.stat(self.key(path)))
         await write_bytes(self.store, entry, b"x" * copied)
         return entry
 
     async def cached(self, *paths: str) -> None:
         for path in paths:
             entry = await self.partial(path, 10)
-            assert await self.store.publish(entry, await self.union.stat(entry.key))
+            assert await self.store.publish(entry, await self.union.files.stat(entry.key))
 
     def key(self, path: str) -> FileKey:
         found = self.union.layout.key(UnionPath(path))
@@ -92,8 +92,8 @@ async def daemon(
             return await client.snapshot(Ask(next_episodes_on_deck=1, pinned=pinned))
 
         health, counters = HealthRegistry(), Counters()
-        copiers = Copiers(store, union, CopySettings(workers=1))
-        found = resolver(union, sources=names or (MEDIA,))
+        copiers = Copiers(store, union.files, CopySettings(workers=1))
+        found = resolver(union.files, sources=names or (MEDIA,))
         planning = Planning(ask if client else None, found, store, PolicyConfig(), health, copiers.follow)
         routing = Routing(union, store, counters)
         parts = Parts(

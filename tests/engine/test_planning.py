@@ -420,10 +420,12 @@ async def test_a_file_rewritten_through_the_mount_is_copied_again(tmp_path: Path
     plex, room = PlexByHand(), Room()
     plex.says(interest(HEAT), folders=(folder("/data/Films", "Heat.mkv"),))
     async with real(tmp_path) as (store, union), trio.open_nursery() as nursery:
-        planning = Planning(plex, resolver(union), store, PolicyConfig(), room.health, room.followed, now=lambda: NOW)
+        planning = Planning(
+            plex, resolver(union.files), store, PolicyConfig(), room.health, room.followed, now=lambda: NOW
+        )
         nursery.start_soon(planning.run)
         await until(lambda planning: copies(planning.plan), planning, room.followed)
-        file = await union.stat(key(HEAT))
+        file = await union.files.stat(key(HEAT))
         entry = await begun(store, file)
         await write_bytes(store, entry, b"x" * 10)
         assert await store.publish(entry, file)

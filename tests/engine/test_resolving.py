@@ -416,7 +416,7 @@ async def test_real_folders_are_learned_pinned_and_searched(tmp_path: Path) -> N
     write(tmp_path / "Media", "TV/Show/S1/1.mkv", "TV/Show/S1/1.en.srt", "TV/Show/S1/Subs/1.forced.srt", "Films/a.mkv")
     (tmp_path / "Media" / "TV" / "Show" / "again").symlink_to("..")
     async with real(tmp_path) as (_, union):
-        found = resolver(union, learns=True)
+        found = resolver(union.files, learns=True)
         await found.settle_paths((folder("/data/TV", "Show/S1/1.mkv"),))
         resolved = await resolve(found, "TV/Show/S1/1.mkv")
         expected = ["TV/Show/S1/1.mkv", "TV/Show/S1/1.en.srt", "TV/Show/S1/Subs/1.forced.srt"]

@@ -51,7 +51,7 @@ async def read(fs: Rooms, handle: int, start: int = 0, size: int = 2 * SIZE) -> 
 
 
 async def fails_to_begin(fs: Rooms, path: str = "a") -> Refused:
-    refused = await fs.store.begin(await fs.union.stat(fs.key(path)), "because", now=1.0)
+    refused = await fs.store.begin(await fs.union.files.stat(fs.key(path)), "because", now=1.0)
     assert isinstance(refused, Refused)
     return refused
 
@@ -151,7 +151,7 @@ async def test_reads_stay_right_while_copies_come_and_go(fs: Rooms) -> None:
             entry = await fs.begun("a")
             for begin in range(0, len(data), 10_000):
                 await fs.copy(entry, begin, begin + 10_000)
-            assert await fs.store.publish(entry, await fs.union.stat(entry.key)) is not None
+            assert await fs.store.publish(entry, await fs.union.files.stat(entry.key)) is not None
             await fs.store.evict(entry.key, force=True)
             await fs.store.remove_doomed()
         stop.set()
@@ -420,7 +420,7 @@ async def test_a_new_file_is_not_copied_until_it_is_released(fs: Rooms) -> None:
 async def test_a_copy_begun_before_a_write_is_not_published_after_it(fs: Rooms) -> None:
     entry = await fs.begun("a")
     await fs.copy(entry, 0, SIZE)
-    before = await fs.union.stat(entry.key)
+    before = await fs.union.files.stat(entry.key)
     handle = await opened(fs, "a", os.O_RDWR)
     await fs.routing.write(handle, 0, b"x")
     await fs.routing.release(handle)
@@ -439,7 +439,7 @@ async def test_a_failed_open_for_writing_bars_nothing_afterwards(fs: Rooms) -> N
 @OFFLINE
 async def test_a_late_write_bars_its_file_until_its_thread_returns(fs: Rooms, mock_clock: MockClock) -> None:
     handle = await opened(fs, "a", os.O_RDWR)
-    file = await fs.union.stat(fs.key("a"))
+    file = await fs.union.files.stat(fs.key("a"))
     go, writing = threading.Event(), trio.Event()
     token = trio.lowlevel.current_trio_token()
 
@@ -532,7 +532,7 @@ async def test_what_was_written_to_or_never_whole_is_not_read_from_the_ssd_for_w
     entry = await fs.begun("a")
     await fs.copy(entry, 0, copied, data=SSD[:copied])
     if copied == SIZE:
-        await fs.store.publish(entry, await fs.union.stat(entry.key))
+        await fs.store.publish(entry, await fs.union.files.stat(entry.key))
     handle = await opened(fs)
     assert await read(fs, handle, 0, 6) == b"SOURCE"
     if copied == SIZE:

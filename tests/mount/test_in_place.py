@@ -15,7 +15,7 @@ import pytest
 
 from cachefs.mounts import mounted_at
 from tests.mount.kit import MIB, STATE, read
-from tests.mount.lives import is_clean, kill_server, settings_in, wait_gone, wait_until
+from tests.mount.lives import attempt, is_clean, kill_server, settings_in, wait_gone, wait_until
 from tests.standin.running import RunningCachefs
 from tests.standin.slowdisk_control import SlowDisk
 
@@ -183,3 +183,18 @@ def test_over_a_folder_of_a_disk(slow_disk: SlowDisk, cachefs_settings: dict[str
     assert running.terminate() == 0
     assert is_clean(running)
     assert read(running.mountpoint / "film.mkv") == CONTENT
+
+
+def test_a_folder_that_was_emptied_is_refused_until_it_is_accepted(
+    settings: dict[str, Any], start_mount: Start, tmp_path: Path
+) -> None:
+    running = start_mount(settings)
+    folder = running.mountpoint
+    assert os.listdir(folder) == ["Films"]
+    assert running.terminate() == 0
+    (folder / "Films").rename(tmp_path / "away")
+    made = attempt(running.config, settings)
+    assert made.code == 3
+    assert "the folder is empty; is its disk mounted?" in made.output
+    assert running.run("accept", "media").returncode == 0
+    assert os.listdir(start_mount(settings).mountpoint) == []
