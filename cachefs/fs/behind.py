@@ -82,7 +82,7 @@ class Behind:
         while (watches := source.watches) is not None:
             news = None if source.name in self._untold else await self._hear(source, watches)
             self._untold.add(source.name)
-            wrong = await self._judge(source, news)
+            wrong = [item for item in await self._judge(source, news) if self._union.inodes.knows(item.inode)]
             await trio.to_thread.run_sync(self._teller.tell, wrong, abandon_on_cancel=True, limiter=limiter)
             self._untold.discard(source.name)
 

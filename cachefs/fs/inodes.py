@@ -123,6 +123,10 @@ class Inodes:
             self.leaves.own(number)
         return node
 
+    def knows(self, number: int) -> bool:
+        """Whether the kernel may know this number. A leaf stays one."""
+        return number in self._nodes or self.leaves.has(number)
+
     def begin(self, seen: Stat) -> None:
         """This is the mount's root, now and for as long as the source does not become another folder."""
         root = self._nodes.get(ROOT)

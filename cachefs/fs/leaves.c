@@ -186,6 +186,11 @@ int cachefs_leaf_take(uint64_t number, struct leaf_out *out)
 	return 1;
 }
 
+int cachefs_leaf_has(uint64_t number)
+{
+	return is_leaf(find_node(number));
+}
+
 /* The first leaf at or after this place of the table; returns the place after it, 0 when there is none. */
 uint64_t cachefs_leaf_next(uint64_t place, struct leaf_out *out)
 {

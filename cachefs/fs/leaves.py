@@ -40,6 +40,7 @@ if _quick is not None and _slow is not None:
         ("cachefs_node_disown", None, _U64),
         ("cachefs_leaves", _U64),
         ("cachefs_leaf_take", ctypes.c_int, _U64, _POINTER),
+        ("cachefs_leaf_has", ctypes.c_int, _U64),
         ("cachefs_leaf_next", _U64, _U64, _POINTER),
         ("cachefs_device_add", None, _U64, _U64),
         ("cachefs_folder_open", None, _U64, ctypes.c_int, _U64, _U64, _U64),
@@ -109,6 +110,10 @@ class Leaves:
         if self._on and _quick is not None:
             _quick.cachefs_node_disown(number)
             _quick.cachefs_folder_close(number)
+
+    def has(self, number: int) -> bool:
+        """Whether there is a leaf of this number."""
+        return self._on and _quick is not None and bool(_quick.cachefs_leaf_has(number))
 
     def take(self, number: int) -> Leaf | None:
         """The leaf, which is none from now on."""

@@ -42,15 +42,27 @@ def split(path: str) -> tuple[str, str]:
 
 @contextmanager
 def folder_of(ref: Ref) -> Iterator[int]:
-    """The folder that ``ref`` means, open, for use as ``dir_fd``."""
+    """The folder that ``ref`` means, open, for use as ``dir_fd``; ESTALE when another one has its place."""
     if ref.paths:
         with ref.folders.at(ref.paths[0]) as folder:
+            if _is(folder, ref):
+                yield folder
+                return
+        ref.folders.forget(ref.paths[0])  # it was opened before something was moved behind the mount
+        with ref.folders.at(ref.paths[0]) as folder:
+            if not _is(folder, ref):
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), ref.paths[0])
             yield folder
     elif ref.orphan is not None:
         with ref.orphan.use() as folder:
             yield folder
     else:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
+def _is(folder: int, ref: Ref) -> bool:
+    seen = os.fstat(folder)
+    return (seen.st_dev, seen.st_ino) == (ref.dev, ref.ino)
 
 
 def stat_node(ref: Ref) -> Stat:
@@ -149,13 +161,7 @@ def look_up(ref: Ref, name: str, watcher: FolderWatcher | None, keep: bool) -> L
             seen: Stat | None = look(folder, name)
         except FileNotFoundError:
             seen = None
-        return Looked(seen, watch, _keep(ref, folder) if keep else None)
-
-
-def _keep(ref: Ref, folder: int) -> Descriptor | None:
-    """One more descriptor of a folder, if it is the one that is meant."""
-    seen = look(folder)
-    return Descriptor(os.dup(folder)) if (seen.dev, seen.ino) == (ref.dev, ref.ino) else None
+        return Looked(seen, watch, Descriptor(os.dup(folder)) if keep else None)
 
 
 class Child(NamedTuple):
@@ -212,7 +218,7 @@ def read_folder(ref: Ref, start: int, most: int, watcher: FolderWatcher | None, 
         try:
             listing = Listing.read(readable, start, most)
             packed = listing.pack(readable)
-            return FolderRead(look(readable), listing, packed, watch, _keep(ref, folder) if keep else None)
+            return FolderRead(look(readable), listing, packed, watch, Descriptor(os.dup(folder)) if keep else None)
         finally:
             os.close(readable)
 

@@ -24,6 +24,7 @@ import trio
 
 from cachefs.cache.store import Store
 from cachefs.descriptors import Descriptor
+from cachefs.errors import SourceError, SourceTimeout
 from cachefs.fs import backing, channel, reach
 from cachefs.fs.backing import Backings
 from cachefs.fs.found import Found, Place
@@ -66,6 +67,8 @@ class Routing:
         self._inodes: dict[int, OpenInode] = {}
         self._handles: dict[int, Handle] = {}
         self._issued = 0
+        self._late: list[list[Targets]] = []
+        """Changes that were given up and are still under way: a later one may not be overtaken by them."""
         self._offered = Offered(self._handles, counters, self._let_go, self._touch_entry)
         store.follow(self._entry_changed, self._offered.lingering)
 
@@ -83,6 +86,8 @@ class Routing:
 
         No copy of them begins or is published until the thread has really returned, however late.
         """
+        if any(_touch(targets, late) for item in self._late for late in item):
+            raise SourceError(errno.EIO, f"source {source.name}: an earlier change of it has not come back yet")
         bar = self._store.bar(targets)
         self._offered.withdraw_all(targets)
         for number in targets.inodes & self._inodes.keys():
@@ -92,7 +97,19 @@ class Routing:
         except BaseException:
             bar.release()
             raise
-        return await source.change(bar.release, function, *args)
+        under_way = [targets]
+
+        def finished() -> None:
+            bar.release()
+            under_way.clear()
+            self._late = [item for item in self._late if item]
+
+        try:
+            return await source.change(finished, function, *args)
+        except SourceTimeout:
+            if under_way:
+                self._late.append(under_way)
+            raise
 
     def targets(self, node: Node, place: Place) -> Targets:
         """Everything in the cache that is this file, under whatever name."""
@@ -581,6 +598,11 @@ class Routing:
                 cache_bytes=inode.cache_bytes,
                 source_bytes=inode.source_bytes,
             )
+
+
+def _touch(one: Targets, other: Targets) -> bool:
+    """Whether two changes may be of the same file; of folders only their own keys are compared."""
+    return bool(one.keys & other.keys or one.inodes & other.inodes)
 
 
 def _unbelieved(node: Node, seen: Stat, inode: OpenInode) -> Found:

@@ -457,14 +457,37 @@ async def test_a_late_write_bars_its_file_until_its_thread_returns(fs: Rooms, mo
         nursery.start_soon(gives_up)
         await writing.wait()
         mock_clock.jump(TIMEOUT_S)
-    await fs.routing.release(handle)
     assert await fs.store.begin(file, "because", now=1.0) is Refused.BARRED
+    await fs.source.probe_once()  # the source is back, and the write is still under way
+    assert fs.source.online
+    with pytest.raises(OSError, match="an earlier change of it has not come back yet"):
+        await fs.routing.write(handle, 0, b"overtaken")
     go.set()
     while fs.source.health().threads_busy:
         await trio.to_thread.run_sync(threading.get_ident)
     await wait_all_tasks_blocked()
-    assert not isinstance(await fs.store.begin(file, "because", now=1.0), Refused)
     assert (fs.folder / "a").read_bytes()[:4] == b"late"
+    await fs.routing.write(handle, 0, b"next")
+    assert (fs.folder / "a").read_bytes()[:4] == b"next"
+    await fs.routing.release(handle)
+    assert not isinstance(await fs.begun("a"), Refused)
+
+
+async def test_what_was_moved_behind_the_mount_is_not_taken_for_what_has_its_place(fs: Rooms) -> None:
+    for name in ("mine", "other"):
+        (fs.folder / name).mkdir()
+        (fs.folder / name / "x").write_bytes(name.encode())
+    mine = await fs.node("mine")
+    assert (await fs.union.lookup(mine, "x")).stat.size == 4  # its folder is open now
+    (fs.folder / "mine").rename(fs.folder / "moved")
+    (fs.folder / "other").rename(fs.folder / "mine")
+    await fs.changes.unlink(mine, "x")
+    assert not (fs.folder / "moved" / "x").exists()  # the folder that was meant
+    fs.source.folders.forget("")
+    for change in (fs.changes.unlink(mine, "x"), fs.changes.rmdir(mine, "x"), fs.union.lookup(mine, "x")):
+        with pytest.raises(OSError, match="Stale"):
+            await change
+    assert (fs.folder / "mine" / "x").read_bytes() == b"other"
 
 
 # --- freshness -------------------------------------------------------------------------------------------------------
