@@ -37,6 +37,7 @@ from cachefs.fs.source import Source
 from cachefs.fs.ssd import Ssd, read_at_once
 from cachefs.fs.stat import Stat, look
 from cachefs.fs.union import Union
+from cachefs.fs.writing import Writing
 from cachefs.model import CacheEntry, DropCause, EntryState, FileKey, OpenFile, Targets, UnionPath, Visible
 from cachefs.status import Counters
 
@@ -64,6 +65,7 @@ class Routing:
         self._store = store
         self._counters = counters
         self._ssd = Ssd(store)
+        self._writing = Writing(self._ssd, self.change)
         self._inodes: dict[int, OpenInode] = {}
         self._handles: dict[int, Handle] = {}
         self._issued = 0
@@ -239,7 +241,7 @@ class Routing:
         handle.appends = bool(flags & os.O_APPEND)
         inode, held = handle.inode, handle.inode.backing
         if held is not None and flags & os.O_TRUNC:
-            await self._mirror_size(inode, 0)
+            await self._writing.mirror_size(inode, 0)
         if held is not None and flags & os.O_RDWR and held.home is None:
             held.home = await inode.source.call(backing.open_again, opened.descriptor)
         return self._answer(handle, Wish.WRITE)
@@ -294,7 +296,7 @@ class Routing:
         if handle.own is None:
             inode.readers -= 1
         else:
-            await self._copy_back(inode)
+            await self._writing.copy_back(inode)
             inode.writers -= 1
             inode.node.writers -= 1
             await inode.source.discard(handle.own)
@@ -400,80 +402,26 @@ class Routing:
     # --- write ---------------------------------------------------------------------------------------------------
 
     async def write(self, number: int, offset: int, data: bytes) -> int:
-        """Write to the source, and to what the kernel reads. The handle's bar keeps the file out of the cache."""
-        handle = self._handles[number]
-        inode, own = handle.inode, self._own(handle)
-        held = inode.backing
-        if held is None:
-            await self._change_open(inode, backing.write, own, data, offset, handle.appends)
-        else:
-            async with held.lock:
-                mirror = await self._mirror(inode)
-                await self._change_open(inode, backing.write_both, own, mirror, data, offset, handle.appends)
-        return len(data)
+        """As ``Writing.write``."""
+        return await self._writing.write(self._handles[number], offset, data)
 
     async def truncate(self, number: int, size: int) -> None:
-        """ftruncate(2)."""
-        handle = self._handles[number]
-        await self._change_open(handle.inode, _truncate, self._own(handle), size)
-        await self._mirror_size(handle.inode, size)
+        """As ``Writing.truncate``."""
+        await self._writing.truncate(self._handles[number], size)
 
     async def truncated(self, node: Node, size: int) -> None:
         """The file was truncated at its source by its name: what the kernel reads must follow."""
         inode = self._inodes.get(node.number)
         if inode is not None:
-            await self._mirror_size(inode, size)
-
-    async def _mirror_size(self, inode: OpenInode, size: int) -> None:
-        held = inode.backing
-        if held is None:
-            return
-        async with held.lock:
-            await self._ssd.run(_truncate, await self._mirror(inode), size)
-
-    async def _mirror(self, inode: OpenInode) -> Descriptor:
-        """The backing file, open for writing. To be called under its lock, before the first change."""
-        held = inode.backing
-        if held is None:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        if held.mirror is None:
-            held.mirror = await self._ssd.run(backing.open_again, held.descriptor)
-        return held.mirror
-
-    async def _change_open(self, inode: OpenInode, function: Callable[[*Ts], T], *args: *Ts) -> T:
-        targets = Targets(keys=frozenset(inode.keys), inodes=frozenset((inode.node.number,)))
-        return await self.change(inode.source, targets, function, *args, cause=DropCause.CHANGED)
+            await self._writing.mirror_size(inode, size)
 
     async def flush(self, number: int) -> None:
-        """close(2) of one descriptor of a handle: the source reports what it could not write."""
-        handle = self._handles[number]
-        if handle.own is not None:
-            await self._copy_back(handle.inode)
-            await handle.inode.source.call(_flush, handle.own)
+        """As ``Writing.flush``."""
+        await self._writing.flush(self._handles[number])
 
     async def fsync(self, number: int, datasync: bool) -> None:
-        """fsync(2) or fdatasync(2)."""
-        handle = self._handles[number]
-        if handle.own is not None:
-            await self._copy_back(handle.inode)
-            await handle.inode.source.call(_fsync, handle.own, datasync)
-
-    def _own(self, handle: Handle) -> Descriptor:
-        if handle.own is None:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        return handle.own
-
-    # --- mappings that write the backing file --------------------------------------------------------------------
-
-    async def _copy_back(self, inode: OpenInode, *, always: bool = False) -> None:
-        """Bring what a mapping wrote to the source."""
-        held = inode.backing
-        if held is None or held.home is None:
-            return
-        async with held.lock:
-            held.clean = await inode.source.call(
-                lambda: _copy_back(held.descriptor, held.home, held.clean, always=always)
-            )
+        """As ``Writing.fsync``."""
+        await self._writing.fsync(self._handles[number], datasync)
 
     async def run(self) -> None:
         """Watch backing files that mappings may write, and end those that none can any more; end offers that nobody
@@ -482,34 +430,13 @@ class Routing:
             await trio.sleep(_LOOK_AT_MAPPINGS_EVERY_S)
             self._offered.withdraw_idle()
             for inode in [inode for inode in self._inodes.values() if inode.backing and inode.backing.is_truth]:
-                await self._look_at_mapping(inode)
-
-    async def _look_at_mapping(self, inode: OpenInode) -> None:
-        held = inode.backing
-        if held is None:
-            return
-        over = not inode.writers and await self._nobody_writes(held)
-        await self._copy_back(inode, always=over)
-        if not over or inode.writers or held.home is None:
-            return
-        home, held.home = held.home, None
-        unbar, held.unbar = held.unbar, []
-        for release in unbar:
-            release()
-        await inode.source.discard(home)
-        self._let_go(inode)
-
-    async def _nobody_writes(self, held: backing.Backing) -> bool:
-        async with held.lock:
-            mirror, held.mirror = held.mirror, None
-            if mirror is not None:
-                await self._ssd.close(mirror.close)
-            return await self._ssd.run(backing.nobody_writes, held.descriptor)
+                if await self._writing.look_at_mapping(inode):
+                    self._let_go(inode)
 
     async def close(self) -> None:
         """Before the mount goes: nothing that a mapping wrote may be lost."""
         for inode in list(self._inodes.values()):
-            await self._copy_back(inode, always=True)
+            await self._writing.copy_back(inode, always=True)
 
     # --- what is open, what is cached ----------------------------------------------------------------------------
 
@@ -613,29 +540,6 @@ def _unbelieved(node: Node, seen: Stat, inode: OpenInode) -> Found:
 # --- in threads ------------------------------------------------------------------------------------------------------
 
 
-def _copy_back(truth: Descriptor, home: Descriptor | None, clean: int | None, *, always: bool) -> int | None:
-    return clean if home is None else backing.copy_back(truth, home, clean, always=always)
-
-
 def _stat_open(descriptor: Descriptor) -> Stat:
     with descriptor.use() as number:
         return look(number)
-
-
-def _truncate(descriptor: Descriptor, size: int) -> None:
-    with descriptor.use() as number:
-        os.ftruncate(number, size)
-
-
-def _flush(descriptor: Descriptor) -> None:
-    """Closing a duplicate makes network file systems report errors of earlier writes."""
-    with descriptor.use() as number:
-        os.close(os.dup(number))
-
-
-def _fsync(descriptor: Descriptor, datasync: bool) -> None:
-    with descriptor.use() as number:
-        if datasync:
-            os.fdatasync(number)
-        else:
-            os.fsync(number)

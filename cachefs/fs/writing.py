@@ -1,0 +1,151 @@
+"""Writes to open files: to the source, and to what the kernel reads of the file meanwhile.
+
+Used by ``routing``, which decides that a file is written and takes its cached copy out of service first (``change``).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import Protocol, TypeVar, TypeVarTuple
+
+from cachefs.descriptors import Descriptor
+from cachefs.fs import backing
+from cachefs.fs.openfiles import Handle, OpenInode
+from cachefs.fs.source import Source
+from cachefs.fs.ssd import Ssd
+from cachefs.model import DropCause, Targets
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class Change(Protocol):
+    """``Routing.change``."""
+
+    async def __call__(
+        self, source: Source, targets: Targets, function: Callable[[*Ts], T], *args: *Ts, cause: DropCause
+    ) -> T: ...
+
+
+class Writing:
+    """What is written to open files. Use from the event loop only."""
+
+    def __init__(self, ssd: Ssd, change: Change) -> None:
+        self._ssd = ssd
+        self._change = change
+
+    async def write(self, handle: Handle, offset: int, data: bytes) -> int:
+        """Write to the source, and to what the kernel reads. The handle's bar keeps the file out of the cache."""
+        inode, own = handle.inode, _own(handle)
+        held = inode.backing
+        if held is None:
+            await self._change_open(inode, backing.write, own, data, offset, handle.appends)
+        else:
+            async with held.lock:
+                mirror = await self._mirror(held)
+                await self._change_open(inode, backing.write_both, own, mirror, data, offset, handle.appends)
+        return len(data)
+
+    async def truncate(self, handle: Handle, size: int) -> None:
+        """ftruncate(2)."""
+        await self._change_open(handle.inode, _truncate, _own(handle), size)
+        await self.mirror_size(handle.inode, size)
+
+    async def mirror_size(self, inode: OpenInode, size: int) -> None:
+        """The file was truncated at its source: what the kernel reads must follow."""
+        held = inode.backing
+        if held is None:
+            return
+        async with held.lock:
+            await self._ssd.run(_truncate, await self._mirror(held), size)
+
+    async def _mirror(self, held: backing.Backing) -> Descriptor:
+        """The backing file, open for writing. To be called under its lock, before the first change."""
+        if held.mirror is None:
+            held.mirror = await self._ssd.run(backing.open_again, held.descriptor)
+        return held.mirror
+
+    async def _change_open(self, inode: OpenInode, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        targets = Targets(keys=frozenset(inode.keys), inodes=frozenset((inode.node.number,)))
+        return await self._change(inode.source, targets, function, *args, cause=DropCause.CHANGED)
+
+    async def flush(self, handle: Handle) -> None:
+        """close(2) of one descriptor of a handle: the source reports what it could not write."""
+        if handle.own is not None:
+            await self.copy_back(handle.inode)
+            await handle.inode.source.call(_flush, handle.own)
+
+    async def fsync(self, handle: Handle, datasync: bool) -> None:
+        """fsync(2) or fdatasync(2)."""
+        if handle.own is not None:
+            await self.copy_back(handle.inode)
+            await handle.inode.source.call(_fsync, handle.own, datasync)
+
+    # --- mappings that write the backing file --------------------------------------------------------------------
+
+    async def copy_back(self, inode: OpenInode, *, always: bool = False) -> None:
+        """Bring what a mapping wrote to the source."""
+        held = inode.backing
+        if held is None or held.home is None:
+            return
+        async with held.lock:
+            held.clean = await inode.source.call(
+                lambda: _copy_back(held.descriptor, held.home, held.clean, always=always)
+            )
+
+    async def look_at_mapping(self, inode: OpenInode) -> bool:
+        """See whether a mapping can still write the backing file; if not it is given back, and the answer is True."""
+        held = inode.backing
+        if held is None:
+            return False
+        over = not inode.writers and await self._nobody_writes(held)
+        await self.copy_back(inode, always=over)
+        if not over or inode.writers or held.home is None:
+            return False
+        home, held.home = held.home, None
+        unbar, held.unbar = held.unbar, []
+        for release in unbar:
+            release()
+        await inode.source.discard(home)
+        return True
+
+    async def _nobody_writes(self, held: backing.Backing) -> bool:
+        async with held.lock:
+            mirror, held.mirror = held.mirror, None
+            if mirror is not None:
+                await self._ssd.close(mirror.close)
+            return await self._ssd.run(backing.nobody_writes, held.descriptor)
+
+
+def _own(handle: Handle) -> Descriptor:
+    if handle.own is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return handle.own
+
+
+# --- in threads ------------------------------------------------------------------------------------------------------
+
+
+def _copy_back(truth: Descriptor, home: Descriptor | None, clean: int | None, *, always: bool) -> int | None:
+    return clean if home is None else backing.copy_back(truth, home, clean, always=always)
+
+
+def _truncate(descriptor: Descriptor, size: int) -> None:
+    with descriptor.use() as number:
+        os.ftruncate(number, size)
+
+
+def _flush(descriptor: Descriptor) -> None:
+    """Closing a duplicate makes network file systems report errors of earlier writes."""
+    with descriptor.use() as number:
+        os.close(os.dup(number))
+
+
+def _fsync(descriptor: Descriptor, datasync: bool) -> None:
+    with descriptor.use() as number:
+        if datasync:
+            os.fdatasync(number)
+        else:
+            os.fsync(number)
