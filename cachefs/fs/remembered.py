@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cachefs.errors import SourceError
+from cachefs.fs import leaves
 from cachefs.fs.leaves import Listing, folder_in
 from cachefs.fs.stat import Stat
 from cachefs.model import FileKey
@@ -96,7 +97,7 @@ class Remembered:
         if known is not None:
             self._at_hand.move_to_end(folder)
             return known
-        packed = await self._memory.recall(folder)
+        packed = await self._memory.recall(folder) if leaves.are_there() else None
         listing = Listing.unpack(packed) if packed is not None else None
         own = folder_in(packed) if packed is not None else None
         if listing is None or own is None:

@@ -52,7 +52,7 @@ for line in sys.stdin:
 def settings_in(folder: Path, sources: Sequence[Path] = ()) -> Iterator[dict[str, Any]]:
     """``cachefs.yaml`` with everything it needs below ``folder``: by default one plain folder, ``media``, as source."""
     for name in ("media", "ssd", "mount"):
-        (folder / name).mkdir()
+        (folder / name).mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="cachefs-") as short:  # a socket's address holds 107 bytes
         yield {
             "mountpoint": str(folder / "mount"),

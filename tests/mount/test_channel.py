@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from cachefs import readahead
 from cachefs.mounts import mounted_at
 from tests.mount.kit import MIB, read
 from tests.mount.lives import ENDS_WITHIN_S, settings_in, wait_until
-from tests.standin.running import RunningCachefs
+from tests.standin.running import REPOSITORY, RunningCachefs, start_cachefs
 from tests.standin.slowdisk_control import SlowDisk
 
 Start = Callable[[dict[str, Any]], RunningCachefs]
@@ -131,6 +132,30 @@ def test_each_folder_of_several_shows_the_room_of_its_own_disk(tmp_path: Path, s
                 assert os.statvfs(mountpoint / name).f_blocks == blocks
                 assert os.statvfs(mountpoint / name / "film.mkv").f_blocks == blocks
             assert os.statvfs(mountpoint).f_blocks == sum(sizes.values())
+
+
+def test_without_the_channel_everything_works_through_python_and_it_is_said_once(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    shutil.copytree(REPOSITORY / "cachefs", program / "cachefs", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for number in range(700):
+        (tmp_path / "media" / "Films").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "media" / "Films" / f"film {number}.mkv").write_bytes(b"film")
+    (tmp_path / "media" / "one.mkv").write_bytes(CONTENT)
+    with settings_in(tmp_path) as made:
+        running = start_cachefs(tmp_path / "cachefs.yaml", tmp_path / "cachefs.log", made, program)
+        try:
+            for _ in range(2):
+                assert len(os.listdir(running.mountpoint / "Films")) == 700
+                assert (running.mountpoint / "Films" / "film 699.mkv").read_bytes() == b"film"
+                assert read(running.mountpoint / "one.mkv") == CONTENT
+                assert running.run("copy", "one.mkv").returncode == 0
+            assert "channel" in running.status().fast_path
+            assert running.log.read_text().count("the channel object") == 2  # as a warning, and of cached files
+            (running.mountpoint / "one.mkv").write_bytes(b"changed")
+            assert (tmp_path / "media" / "one.mkv").read_bytes() == b"changed"
+            assert running.terminate() == 0
+        finally:
+            running.remove()
 
 
 @pytest.mark.parametrize(("wanted", "kib"), [("1MiB", 1024), (None, 128)])

@@ -90,19 +90,20 @@ class RunningCachefs:
         return "\n".join(self.log.read_text(errors="backslashreplace").splitlines()[-lines:])
 
 
-def start_cachefs(config: Path, log: Path, settings: Mapping[str, Any]) -> RunningCachefs:
+def start_cachefs(config: Path, log: Path, settings: Mapping[str, Any], program: Path = REPOSITORY) -> RunningCachefs:
     """Write ``settings`` as ``config``, start ``cachefs mount``, return once it is mounted and answers.
 
-    ``settings`` must hold ``mountpoint`` and ``control.socket``. ``CachefsFailed`` as soon as the process has ended.
+    ``settings`` must hold ``mountpoint`` and ``control.socket``; ``program`` is the folder that the package is in.
+    ``CachefsFailed`` as soon as the process has ended.
     """
     config.touch(mode=0o600)  # it may hold a token
     config.write_text(yaml.safe_dump(dict(settings)))
     environ = {name: value for name, value in os.environ.items() if not name.startswith("CACHEFS_")}
-    environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.fspath(REPOSITORY), environ.get("PYTHONPATH"))))
+    environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.fspath(program), environ.get("PYTHONPATH"))))
     with log.open("ab") as writing:
         process = subprocess.Popen(
             [sys.executable, "-m", "cachefs", "mount", "-c", os.fspath(config)],
-            cwd=REPOSITORY,
+            cwd=program,
             env=environ,
             stdin=subprocess.DEVNULL,
             stdout=writing,
