@@ -94,7 +94,7 @@ class Watched:
             if dormant is not None:
                 self._count_dormant(dormant, change)
             elif folder is None:
-                self._early[source, change.watch] += change.kind is not Kind.END
+                self._count_early((source, change.watch), ended=change.kind is Kind.END)
             elif folder.watch is not None:
                 folder.watch.changes += 1
                 if change.kind is Kind.END:
@@ -107,6 +107,13 @@ class Watched:
         if folder.watch is not None:
             folder.watch.changes += 1
         self._changed(folder)
+
+    def _count_early(self, name: tuple[SourceName, int], *, ended: bool) -> None:
+        """Of a watch that was put on a folder just now, and is not known here yet; or that was removed."""
+        if ended:
+            self._early.pop(name, None)
+        else:
+            self._early[name] += 1
 
     def _count_dormant(self, watch: FolderWatch, change: Change) -> None:
         watch.changes += 1
