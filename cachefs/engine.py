@@ -181,14 +181,16 @@ class DaemonEngine:
         await self._parts.planning.copy_now(file)
         return key
 
-    def accept(self, name: str) -> SourceHealth:
+    async def accept(self, name: str) -> SourceHealth:
         source = self._parts.union.sources.get(SourceName(name))
         if source is None:
             names = ", ".join(self._parts.union.sources)
             raise UserError(f"{name}: no such source; there are: {names}")
         if source.online:
             raise UserError(f"source {name} is online: there is nothing to accept")
-        self._parts.union.accept(source)
+        await self._parts.union.accept(source)
+        if not source.online:
+            raise UserError(f"source {name} is accepted as it will be, but is still away: {source.health().problem}")
         return source.health()
 
     def verification(self, text: str, content: bool, repair: bool) -> Verification:

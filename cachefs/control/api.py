@@ -67,8 +67,8 @@ class Engine(Protocol):
         """The file, or all below the folder; what was evicted."""
         ...
 
-    def accept(self, name: str) -> SourceHealth:
-        """Whatever is in the source's place now is the source; how it is at this moment."""
+    async def accept(self, name: str) -> SourceHealth:
+        """Whatever is in the source's place now is the source."""
         ...
 
     async def copy(self, text: str) -> FileKey:
@@ -176,7 +176,7 @@ class _Api:
         return _answer(await self._engine.copy(await _target(request)))
 
     async def accept(self, request: Request) -> Response:
-        return _answer(self._engine.accept(await _target(request)))
+        return _answer(await self._engine.accept(await _target(request)))
 
     async def verify(self, request: Request) -> Response:
         wish = await _body(request, VerifyWish)

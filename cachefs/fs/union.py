@@ -89,9 +89,10 @@ class Union:
         if len(self.sources) > 1:
             self.inodes.begin(self._virtual)
 
-    def accept(self, source: Source) -> None:
+    async def accept(self, source: Source) -> None:
         """Whatever is in the source's place is the source from now on."""
         self._roots.accept(source)
+        await source.probe_once()
 
     # --- where things are ----------------------------------------------------------------------------------------
 

@@ -163,7 +163,7 @@ class FakeEngine:
             raise UserError("open.mkv is open; it stays until it is closed")
         return (FileKey(MEDIA, text),)
 
-    def accept(self, name: str) -> SourceHealth:
+    async def accept(self, name: str) -> SourceHealth:
         self.asked.append(("accept", name))
         return SourceHealth(SourceName(name), f"/mnt/{name}")
 

@@ -136,8 +136,8 @@ def test_the_first_callers_wait_for_the_timeout_and_later_ones_fail_at_once(
 
     for _ in range(20):
         began = time.monotonic()
-        assert errno_of(os.listdir, scene.slow) == errno.EIO
-        assert errno_of((scene.slow / "three.mkv").stat) == errno.EIO
+        assert errno_of(read, scene.slow / "three.mkv") == errno.EIO
+        assert errno_of((scene.slow / "new.mkv").touch) == errno.EIO
         assert waiting[0].read(3 * MIB) == -errno.EIO
         assert time.monotonic() - began < 3 * FAILS_FAST_S
 
@@ -149,12 +149,12 @@ def test_the_first_callers_wait_for_the_timeout_and_later_ones_fail_at_once(
 
 def test_one_probe_at_a_time_looks_for_its_return(scene: Scene) -> None:
     scene.disk.hang()
-    assert errno_of((scene.slow / "three.mkv").stat) == errno.EIO
+    assert errno_of(read, scene.slow / "three.mkv") == errno.EIO
     scene.disk.wait_held(2)  # the first caller, and the probe
     held = scene.disk.counts().held
     scene.disk.reset()
     for _ in range(200):
-        assert errno_of((scene.slow / "three.mkv").stat) == errno.EIO
+        assert errno_of(read, scene.slow / "three.mkv") == errno.EIO
     deadline = time.monotonic() + 3
     while time.monotonic() < deadline:
         errno_of(os.listdir, scene.slow)
@@ -289,18 +289,21 @@ def aside(slow_disk: SlowDisk, tmp_path: Path) -> Path:
 
 
 def test_an_emptied_root_is_missing_and_forgets_nothing(scene: Scene, aside: Path) -> None:
+    assert sorted(os.listdir(scene.slow)) == IN_ROOT
     _move_all(scene.disk.backing, aside)
-    assert errno_of(os.listdir, scene.slow) == errno.EIO
-    assert errno_of((scene.slow / "two.mkv").stat) == errno.EIO
-    errno_of(read, scene.slow / "one.mkv")
+    wait_until(scene.running, lambda: errno_of(read, scene.slow / "two.mkv") == errno.EIO, "it is missing")
+    assert sorted(os.listdir(scene.slow)) == IN_ROOT
+    assert read(scene.slow / "one.mkv") == CONTENT
     assert scene.cached() == set(CACHED)
     _move_all(aside, scene.disk.backing)
+    wait_until(scene.running, lambda: errno_of(read, scene.slow / "two.mkv") == 0, "it is back")
     assert read(scene.slow / "one.mkv") == read(scene.slow / "two.mkv") == CONTENT
     assert os.getxattr(scene.slow / "one.mkv", STATE) == b"cached"
 
 
 def test_an_emptied_folder_below_an_emptied_root_is_missing_too(scene: Scene, aside: Path) -> None:
+    assert sorted(os.listdir(scene.slow / "Show")) == IN_SHOW
     _move_all(scene.disk.backing, aside)
-    assert errno_of(os.listdir, scene.slow / "Show") == errno.EIO
-    assert errno_of((scene.slow / "Show" / "five.mkv").stat) == errno.EIO
+    wait_until(scene.running, lambda: errno_of(read, scene.slow / "Show" / "five.mkv") == errno.EIO, "it is missing")
+    assert sorted(os.listdir(scene.slow / "Show")) == IN_SHOW
     assert scene.cached() == set(CACHED)

@@ -54,15 +54,6 @@ def test_a_cached_file_is_found_opened_and_read(scene: Scene, fault: str) -> Non
         assert read(scene.slow / name) == CONTENT
 
 
-def test_a_cached_file_that_was_read_is_stated_without_its_source(scene: Scene) -> None:
-    scene.settings["sources"][0]["ttl"] = "1h"
-    scene = scene.restarted()
-    assert read(scene.slow / "one.mkv") == CONTENT
-    scene.disk.reset()
-    assert (scene.slow / "one.mkv").stat().st_size == len(CONTENT)
-    assert scene.disk.counts().total == 0
-
-
 @every_fault
 def test_folders_list_what_was_last_known(scene: Scene, fault: str) -> None:
     scene.break_disk(fault)
