@@ -24,12 +24,9 @@ from tests.mount.faultkit import (
     IN_ROOT,
     IN_SHOW,
     TIMEOUT_S,
-    UNCACHED,
-    UNTRUE,
     WARNINGS,
     Scene,
     Start,
-    every_fault,
     fault_scene,
     fault_settings,
 )
@@ -208,57 +205,7 @@ def test_either_process_killed_leaves_no_hanging_mount(
     scene.disk.release()
 
 
-# --- offline ---
-
-
-@every_fault
-def test_an_open_cached_film_plays_to_its_end(scene: Scene, fault: str) -> None:
-    with (scene.slow / "one.mkv").open("rb", buffering=0) as film:
-        os.posix_fadvise(film.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # nothing is read ahead of the fault
-        begin = film.read(MIB)
-        scene.break_disk(fault)
-        assert begin + b"".join(iter(lambda: film.read(MIB), b"")) == CONTENT
-
-
-@every_fault
-def test_within_the_ttl_a_cached_film_is_opened_and_read(scene: Scene, fault: str) -> None:
-    scene.settings["sources"][0]["ttl"] = "1h"
-    scene = scene.restarted()
-    for name in CACHED:
-        assert read(scene.slow / name) == CONTENT
-    scene.break_disk(fault)
-    for name in CACHED:
-        assert read(scene.slow / name) == CONTENT
-
-
-@every_fault
-def test_what_is_not_cached_gives_an_error_and_never_vanishes(scene: Scene, fault: str) -> None:
-    scene.break_disk(fault)
-    for name in UNCACHED:
-        assert errno_of(read, scene.slow / name) not in (0, *UNTRUE)
-        assert errno_of((scene.slow / name).stat) not in UNTRUE
-    for folder, names in ((scene.slow, IN_ROOT), (scene.slow / "Show", IN_SHOW)):
-        assert _listed(folder) in (names, None)
-    assert sorted(os.listdir(scene.running.mountpoint)) == ["media", "slow"]
-    assert read(scene.media / "one.mkv") == CONTENT
-
-
-def _listed(folder: Path) -> list[str] | None:
-    """The names in a folder; None when there is an error that does not deny the folder."""
-    try:
-        return sorted(os.listdir(folder))
-    except OSError as error:
-        return [str(error)] if error.errno in UNTRUE else None
-
-
-@every_fault
-def test_nothing_is_evicted_or_forgotten(scene: Scene, fault: str) -> None:
-    scene.break_disk(fault)
-    for name in (*CACHED, *UNCACHED):
-        errno_of((scene.slow / name).stat)
-        errno_of(read, scene.slow / name)
-        errno_of(os.listdir, (scene.slow / name).parent)
-    assert scene.cached() == set(CACHED)
+# --- and back ---
 
 
 @pytest.mark.parametrize("fault", ["hung", "erring"])

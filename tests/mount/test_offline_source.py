@@ -16,6 +16,8 @@ from tests.mount.faultkit import (
     FILES,
     IN_ROOT,
     IN_SHOW,
+    UNCACHED,
+    UNTRUE,
     WARNINGS,
     Scene,
     Start,
@@ -23,7 +25,7 @@ from tests.mount.faultkit import (
     fault_scene,
     fault_settings,
 )
-from tests.mount.kit import STATE, errno_of, read
+from tests.mount.kit import MIB, STATE, errno_of, read
 from tests.mount.lives import wait_until
 from tests.standin.slowdisk_control import SlowDisk
 
@@ -47,26 +49,26 @@ def aside(slow_disk: SlowDisk, tmp_path: Path) -> Path:
 
 
 @every_fault
-def test_a_cached_file_is_found_opened_and_read(scene: Scene, fault: str) -> None:
-    scene.break_disk(fault)
+def test_what_is_known_is_shown_and_what_is_cached_is_played(scene: Scene, fault: str) -> None:
+    with (scene.slow / "one.mkv").open("rb", buffering=0) as film:
+        os.posix_fadvise(film.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # nothing is read ahead of the fault
+        begin = film.read(MIB)
+        scene.break_disk(fault)
+        assert begin + b"".join(iter(lambda: film.read(MIB), b"")) == CONTENT
     for name in CACHED:
         assert (scene.slow / name).stat().st_size == len(CONTENT)
         assert read(scene.slow / name) == CONTENT
-
-
-@every_fault
-def test_folders_list_what_was_last_known(scene: Scene, fault: str) -> None:
-    scene.break_disk(fault)
     assert sorted(os.listdir(scene.slow)) == IN_ROOT
     assert sorted(os.listdir(scene.slow / "Show")) == IN_SHOW
-
-
-@every_fault
-def test_status_names_the_source_that_is_away(scene: Scene, fault: str) -> None:
-    scene.break_disk(fault)
+    assert sorted(os.listdir(scene.running.mountpoint)) == ["media", "slow"]
+    for name in UNCACHED:
+        assert (scene.slow / name).stat().st_size == len(CONTENT)
+        assert errno_of(read, scene.slow / name) not in (0, *UNTRUE)
+    assert read(scene.media / "one.mkv") == CONTENT
     wait_until(scene.running, lambda: not scene.is_online(), "status says it is away", within_s=5)
     (slow,) = [source for source in scene.running.status().sources if source.name == "slow"]
     assert slow.problem
+    assert scene.cached() == set(CACHED)
 
 
 @pytest.mark.parametrize("fault", ["dead", "an empty folder"])
