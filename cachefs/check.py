@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 
 import trio
 
-from cachefs import nesting, probes
+from cachefs import leftover, nesting, probes
 from cachefs.cache.folder import holder
 from cachefs.cache.recovery import refusal
 from cachefs.config import Config, PlexConfig, SourceConfig
@@ -129,6 +129,13 @@ async def _look_at_place(config: Config, looks: _Looks) -> None:
     if place is None:
         looks.add(Severity.ERROR, "mountpoint", f"{mountpoint} does not answer within {format_duration(LOCAL_S)}")
     elif place.mount is not None and place.mount.is_cachefs:
+        if place.daemon_pid is None and await leftover.answers(mountpoint):
+            message = (
+                f"a living cachefs is mounted at {mountpoint}, but none answers on {config.control.socket}; "
+                "is it the same configuration, and the same user?"
+            )
+            looks.add(Severity.ERROR, "mountpoint", message)
+            return
         if place.daemon_pid is None:
             message = f"a mount left by a daemon that is gone is at {mountpoint}; it will be cleared"
         else:

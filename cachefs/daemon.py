@@ -232,6 +232,8 @@ class _Server:
         }
         for source in parts.union.sources.values():
             tasks[f"probe of {source.name}"] = source.probe
+            if not source.in_place:
+                tasks[f"place of {source.name}"] = source.watch_place
             if source.watches is not None:
                 tasks[f"changes behind {source.name}"] = partial(behind.listen, source)
         if parts.plex_settings is not None:

@@ -257,8 +257,8 @@ def _judge_source(config: Config, source: SourceConfig, index: int, seen: _Seen,
     if mount is not None and not mount.is_local and source.metadata != "remembered":
         pages.note(
             f"changes behind the mount in {source.path} cannot be watched there; they show after its ttl",
-            f"nothing, or another ttl (now {format_duration(source.ttl)}); if all of them are made on this machine and "
-            "by that path, metadata: remembered lets its disks sleep",
+            f"nothing (the ttl is {format_duration(source.ttl)}); if all changes are made on this machine and by that "
+            "path, metadata: remembered lets its disks sleep",
         )
 
 

@@ -198,7 +198,7 @@ class DaemonEngine:
         path = self._path(text) if text else UnionPath("")
         made = Verification(
             parts.store,
-            parts.union.files,
+            parts.union.files_asked,
             Wish(parts.union.layout.key(path) if path else None, content, repair),
             lambda: parts.copiers.bandwidth,
         )

@@ -26,7 +26,7 @@ async def clear(mountpoint: Path) -> None:
         mount = await trio.to_thread.run_sync(mounts.mounted_at, mountpoint)
         if mount is None or not mount.is_cachefs:
             return
-        if await _answers(mountpoint):
+        if await answers(mountpoint):
             raise CannotMount(f"another cachefs is mounted at {mountpoint}; stop it, or choose another mountpoint")
         log.info("clearing the mount that an earlier run left at %s", mountpoint)
         try:
@@ -35,7 +35,8 @@ async def clear(mountpoint: Path) -> None:
             raise CannotMount(str(error)) from error
 
 
-async def _answers(mountpoint: Path) -> bool:
+async def answers(mountpoint: Path) -> bool:
+    """Whether somebody answers for the mount that is there."""
     with trio.move_on_after(_ANSWER_WITHIN_S):
         return await trio.to_thread.run_sync(_statfs, mountpoint, abandon_on_cancel=True)
     return False

@@ -11,6 +11,7 @@ import logging
 import os
 import sqlite3
 import time
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -21,13 +22,14 @@ from cachefs.model import FileKey, SourceName
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 -- One row per folder of a source that was listed.
 CREATE TABLE IF NOT EXISTS folders (
     source          BLOB NOT NULL,      -- the source's name in cachefs.yaml
     path            BLOB NOT NULL,      -- below the source's folder; empty for that folder itself
     listing         BLOB NOT NULL,      -- as fs/leaves.c packs it: 110 bytes and the name for each entry
+    checksum        INTEGER NOT NULL,   -- CRC-32 of it
     seen_at         REAL NOT NULL,      -- seconds since the epoch
     PRIMARY KEY (source, path)
 ) WITHOUT ROWID;
@@ -139,9 +141,9 @@ class Metadata:
         return self._connection
 
     def _load(self, folder: FileKey) -> bytes | None:
-        query = "SELECT listing FROM folders WHERE source = ? AND path = ?"
+        query = "SELECT listing, checksum FROM folders WHERE source = ? AND path = ?"
         row = self._opened().execute(query, _names(folder)).fetchone()
-        return bytes(row[0]) if row is not None else None
+        return bytes(row[0]) if row is not None and zlib.crc32(row[0]) == row[1] else None
 
     def _save(self, batch: dict[FileKey, _Seen]) -> None:
         connection = self._opened()
@@ -150,11 +152,14 @@ class Metadata:
             for folder, seen in batch.items():
                 connection.execute("DELETE FROM folders WHERE source = ? AND path = ?", _names(folder))
                 if seen.listing is not None:
-                    row = (*_names(folder), seen.listing, seen.at)
-                    connection.execute("INSERT INTO folders (source, path, listing, seen_at) VALUES (?, ?, ?, ?)", row)
+                    row = (*_names(folder), seen.listing, zlib.crc32(seen.listing), seen.at)
+                    connection.execute(
+                        "INSERT INTO folders (source, path, listing, checksum, seen_at) VALUES (?, ?, ?, ?, ?)", row
+                    )
             connection.execute("COMMIT")
         except BaseException:
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:  # SQLite may have rolled it back itself
+                connection.execute("ROLLBACK")
             raise
         self._trim(connection)
 

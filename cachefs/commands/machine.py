@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import trio
 
-from cachefs import check, daemon, doctor, keeper, logs, mounts, show
+from cachefs import check, daemon, doctor, keeper, leftover, logs, mounts, show
 from cachefs.commands import shared
 from cachefs.config import Config, PlexConfig
 from cachefs.errors import NotRunning, UserError
@@ -16,6 +16,8 @@ from cachefs.plex.client import PlexClient, PlexSettings
 
 _POLL_S = 0.1
 _STOP_S = 30.0
+_END_S = 5.0
+"""For the process to end once its mount is gone."""
 _PLEX_S = 30.0
 
 
@@ -68,26 +70,35 @@ def unmount(config_file: Path | None) -> None:
     mountpoint = config.mountpoint
     try:
         with shared.client(config) as client:
+            server = Path(f"/proc/{client.status().pid}")
             client.stop()
     except NotRunning:
-        shared.show_line(_clear_mount(mountpoint))
+        shared.show_line(_clear_mount(config))
         return
     deadline = time.monotonic() + _STOP_S
-    while (left := mounts.mounted_at(mountpoint)) is not None and left.is_cachefs:
+    while ((left := mounts.mounted_at(mountpoint)) is not None and left.is_cachefs) or server.exists():
+        if left is None and time.monotonic() > deadline - _STOP_S + _END_S:
+            break  # it hangs in a dead disk: its keeper says so
         if time.monotonic() > deadline:
             raise UserError(f"the daemon was told to stop, but {mountpoint} is still mounted after {_STOP_S:g} s")
         time.sleep(_POLL_S)
     shared.show_line(f"the daemon has unmounted {show.printable(str(mountpoint))}")
 
 
-def _clear_mount(mountpoint: Path) -> str:
+def _clear_mount(config: Config) -> str:
     """Without a daemon; says what was done."""
+    mountpoint = config.mountpoint
     found = mounts.mounted_at(mountpoint)
     place = show.printable(str(mountpoint))
     if found is None:
         return f"daemon not running, and nothing is mounted at {place}"
     if not found.is_cachefs:
         raise UserError(f"daemon not running; what is mounted at {place} is {found.fstype}, not cachefs: left alone")
+    if trio.run(leftover.answers, mountpoint):
+        raise UserError(
+            f"a living cachefs is mounted at {place}, but none answers on {config.control.socket}: it is left alone; "
+            "is it the same configuration, and the same user?"
+        )
     mounts.unmount(mountpoint, force=True)
     return f"daemon not running; its mount at {place} is cleared"
 

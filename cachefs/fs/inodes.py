@@ -65,7 +65,7 @@ class FolderWatch:
     key: FileKey | None = None
     """The folder's key, under which it is remembered."""
     folder: int = 0
-    """The folder's number, while the kernel does not know it."""
+    """The folder's number."""
     remembered: int = -1
     """The count of changes for which what is remembered of it is true."""
 

@@ -759,6 +759,8 @@ int cachefs_listing_answer(struct listing *listing, uint64_t unique, uint64_t be
 bool answer_readdir(int fd, const struct in_header *header, const struct read_in *asked)
 {
 	struct end *found = end_slot(header->nodeid);
+	if (found->number == header->nodeid && asked->offset == 0)
+		found->number = 0; /* another reader, who may find more */
 	if (found->number != header->nodeid || found->off != asked->offset)
 		return false;
 	found->number = 0;

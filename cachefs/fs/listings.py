@@ -89,7 +89,10 @@ class Listings:
         names = sum(len(kept.listing) for kept in self._kept.values())
         while names > _MOST_NAMES and len(self._kept) > 1:
             names -= len(self._kept.popitem(last=False)[1].listing)
-        return reading, 0
+        begin = reading.listing.find(place)
+        if begin is None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return reading, begin
 
     def _is_true(self, folder: Node, reading: Reading) -> bool:
         """Whether nothing has happened in the folder since it was read."""

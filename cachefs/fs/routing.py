@@ -88,6 +88,7 @@ class Routing:
 
         No copy of them begins or is published until the thread has really returned, however late.
         """
+        source.refuse_offline()
         if any(_touch(targets, late) for item in self._late for late in item):
             raise SourceError(errno.EIO, f"source {source.name}: an earlier change of it has not come back yet")
         bar = self._store.bar(targets)

@@ -36,6 +36,7 @@ READERS = 16
 COPIERS = 4
 """Threads of one source at a time for copying and planning, so that these never keep a person waiting."""
 _PROBE_EVERY_S = 1.0
+_LOOK_AT_PLACE_EVERY_S = 2.0
 _GONE = frozenset({errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.ESHUTDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH})
 """What a whole file system answers that is not there any more."""
 
@@ -162,19 +163,25 @@ class Source:
     async def _call(self, limiter: trio.CapacityLimiter, function: Callable[[*Ts], T], *args: *Ts) -> T:
         return await self._run(limiter, Job(lambda: function(*args)))
 
-    async def _run(self, limiter: trio.CapacityLimiter, job: Job[T]) -> T:
-        """Do the job in a thread, or give it up past the deadline."""
+    async def _run(self, limiter: trio.CapacityLimiter, job: Job[T], *, judged: bool = True) -> T:
+        """Do the job in a thread, or give it up past the deadline. ``judged``: its errors tell how the source is; those
+        of closing a file may tell how it was."""
         with job.done_or_abandoned():
-            if self._problem:
-                raise SourceOffline(self.name, self._problem)
+            self.refuse_offline()
             with trio.move_on_after(self._timeout_s):
                 try:
                     return await trio.to_thread.run_sync(job.run, abandon_on_cancel=True, limiter=limiter)
                 except OSError as error:
-                    self._heard(error)
+                    if judged:
+                        self._heard(error)
                     raise
             self._went_away(f"no answer within {self._timeout_s:g} s")
             raise SourceTimeout(self.name, self._timeout_s)
+
+    def refuse_offline(self) -> None:
+        """Raises SourceOffline when it is known to be away."""
+        if self._problem:
+            raise SourceOffline(self.name, self._problem)
 
     def _heard(self, error: OSError) -> None:
         if self._descriptor is None:
@@ -193,7 +200,7 @@ class Source:
     async def discard(self, descriptor: Descriptor) -> None:
         """Close a descriptor in a thread: closing may write, and may hang. Errors have been told by ``flush``."""
         try:
-            await self.call(descriptor.close)
+            await self._run(self._readers, Job(descriptor.close), judged=False)
         except SourceError:  # nobody may have begun to close it; closing twice does no harm
             self._leftover.append(descriptor)
         except OSError as error:
@@ -243,6 +250,29 @@ class Source:
                 raise
             return _open_root(self.path)
 
+    async def watch_place(self) -> None:
+        """See to it that the path still leads to the folder that is open: it may be moved away, or another disk be
+        mounted there. Runs for ever. Looks where that wakes no disk: at local folders, and when mounts have changed."""
+        before = ""
+        while not self.in_place:
+            await trio.sleep(_LOOK_AT_PLACE_EVERY_S)
+            mounts = await trio.to_thread.run_sync(_mount_table)
+            changed, before = before not in ("", mounts), mounts
+            if (changed or self.watches is not None) and not self._problem:
+                await self._look_at_place()
+
+    async def _look_at_place(self) -> None:
+        descriptor = self._descriptor
+        if descriptor is None:
+            return
+        try:
+            same = await self.call_gently(_leads_to, self.path, descriptor)
+        except OSError as error:
+            log.debug("source %s: its place cannot be looked at: %s", self.name, error)
+            return
+        if not same:
+            self.doubt("another folder has its place, or none")
+
     def doubt(self, problem: str) -> None:
         """It answers, but not as the folder that it was: it is away until it is judged to be that again."""
         self._doubtful = True
@@ -275,6 +305,21 @@ class Source:
             problem=self._problem,
             threads_busy=self._readers.borrowed_tokens + self._copiers.borrowed_tokens,
         )
+
+
+def _leads_to(path: str, descriptor: Descriptor) -> bool:
+    with descriptor.use() as number:
+        held = os.fstat(number)
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino)
+
+
+def _mount_table() -> str:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        return lines.read()
 
 
 @dataclass(frozen=True, slots=True)

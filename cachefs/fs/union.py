@@ -72,6 +72,8 @@ class Union:
         self.remembered = Remembered(memory if memory is not None else NoMemory())
         self._roots = Roots(self.sources, self.remembered, self.inodes, tag_of)
         self.files = Files(self.sources, self._roots, witness, self._certain)
+        self.files_asked = Files(self.sources, self._roots, witness, _nothing_is_certain)
+        """As ``files``, and the sources are asked whatever is known of them."""
         self.watched = Watched(self.inodes.leaves.close_folder, self._changed)
         self.remembering = Remembering(self.sources, self.remembered, self.watched)
         self._virtual = Stat(st.S_IFDIR | 0o755, ROOT, 0, 2, os.geteuid(), os.getegid(), 0, 0, 0, 4096, *_now4())
@@ -320,12 +322,12 @@ class Union:
             return None
         (key,) = place.keys
         if st.S_ISDIR(node.kind):
-            known = await self._certain(key)
+            known = await self._certain_of(node, place)
             seen = known.own if known is not None else None
         else:
-            folder, _, name = key.path.rpartition("/")
-            known = await self._certain(FileKey(key.source, folder))
-            seen = known.listing.named(name) if known is not None else None
+            parent = self.inodes.get(node.links[-1].parent)
+            known = await self._certain_of(parent, self.place(parent)) if parent is not None else None
+            seen = known.listing.named(key.path.rpartition("/")[2]) if known is not None else None
             seen = seen if seen is not None and seen.nlink == 1 else None
         if seen is None or (seen.dev, seen.ino) != (node.dev, node.ino):
             return None
@@ -372,7 +374,7 @@ class Union:
         """What is in a folder from a place on, in one hop; ``start`` and the rest as in ``listing``."""
         place = self.place(folder)
         asked = self._ask(place.source, folder)
-        certain = await self._certain(place.keys[0]) if place.keys else None
+        certain = await self._certain_of(folder, place)
         if certain is not None and folder.watch is not None and certain.listing.find(start) is not None:
             return Reading(place.source, certain.listing, folder.watch.changes, Told.CERTAIN)
         keep = self._keeps(asked)
@@ -406,16 +408,43 @@ class Union:
                 self.watched.learned(folder, place.keys[0], changes)
 
     async def _certain(self, key: FileKey) -> Known | None:
-        """What is in a folder, without asking its source; None where that is not certain."""
+        """What is in the folder under this key, without asking its source; None where that is not certain: every folder
+        on the way must certainly be the one that was read under its name."""
         watch = self.watched.certain(key)
         if watch is None:
             return None
+        if key.path:
+            above, _, name = key.path.rpartition("/")
+            known_above = await self._certain(FileKey(key.source, above))
+            seen = known_above.listing.named(name) if known_above is not None else None
+        else:
+            seen = self._roots.get(key.source)
+        if seen is None or self._number(key.source, seen) != watch.folder:
+            return None
+        return await self._remembered_as(key, watch)
+
+    async def _certain_of(self, folder: Node, place: Place) -> Known | None:
+        """What is in this very folder, without asking its source; None where that is not certain."""
+        watch = folder.watch if folder.watch is not None else self.watched.wake(folder)
+        if not place.keys or watch is None or self.watched.certain(place.keys[0]) is not watch:
+            return None
+        return await self._remembered_as(place.keys[0], watch)
+
+    async def _remembered_as(self, key: FileKey, watch: FolderWatch) -> Known | None:
         known = await self.remembered.folder(key)
         return known if self.watched.certain(key) is watch else None
 
+    def _number(self, source: SourceName, seen: Stat) -> int | None:
+        """The number of a folder that was seen; the root's where it is that."""
+        root = self._roots.get(source)
+        if len(self.sources) == 1 and root is not None and (root.dev, root.ino) == (seen.dev, seen.ino):
+            return ROOT
+        device = self._roots.device(source, seen.dev)
+        return number_of(device.tag, seen.ino) if device is not None else None
+
     async def _certain_child(self, place: Place, parent: Node, name: str) -> Found | None:
         """A name in a folder, without asking the source; None where that is not certain."""
-        known = await self._certain(place.keys[0]) if place.keys else None
+        known = await self._certain_of(parent, place)
         if known is None:
             return None
         seen = known.listing.named(name)
@@ -424,7 +453,7 @@ class Union:
                 return None
             raise NotThere(name, NAME_NOT_THERE_S)
         found = await self.certain(place.source, Child(name, seen), parent)
-        still = self.watched.certain(place.keys[0]) is not None
+        still = self.watched.certain(place.keys[0]) is parent.watch
         return found if found.attributes_s and still else None
 
     async def certain(self, source: Source, child: Child, parent: Node) -> Found:
@@ -433,7 +462,10 @@ class Union:
         seen = child.stat
         holds = seen.is_folder or seen.nlink == 1
         if seen.is_folder:
-            inside = await self._certain(self.child_key(parent, child.name))
+            key = self.child_key(parent, child.name)
+            watch = self.watched.certain(key)
+            ours = watch is not None and watch.folder == self._number(source.name, seen)
+            inside = await self._remembered_as(key, watch) if watch is not None and ours else None
             holds = inside is not None
             seen = inside.own if inside is not None else seen
         found = await self.found(source, Child(child.name, seen), parent, steady=True)
@@ -487,6 +519,10 @@ class Union:
         if not online:
             raise SourceError(errno.EIO, "no source answers")
         return total([await source.call(_statvfs, source) for source in online])
+
+
+async def _nothing_is_certain(folder: FileKey) -> Known | None:
+    return None
 
 
 def _has_names(node: Node) -> bool:

@@ -52,7 +52,7 @@ class Watched:
 
     def ask(self, source: SourceName, folder: Node, watches: Watches | None) -> Asked:
         """The source is about to be asked about this folder. ``watches``: None where it cannot be watched."""
-        watch = folder.watch if folder.watch is not None else self._wake(folder)
+        watch = folder.watch if folder.watch is not None else self.wake(folder)
         if watch is None:
             return Asked(source, folder, watches, 0, trio.current_time())
         return Asked(source, folder, None, watch.changes, watch.since)
@@ -63,7 +63,7 @@ class Watched:
         if watch is not None and folder.watch is None and folder.lookups > 0:
             name = (asked.source, watch)
             self._end_dormant(name)
-            folder.watch = FolderWatch(watch, asked.source, asked.at, self._early.pop(name, 0))
+            folder.watch = FolderWatch(watch, asked.source, asked.at, self._early.pop(name, 0), folder=folder.number)
             self._folders[name] = folder
         return folder.watch is not None and folder.watch.changes == asked.changes
 
@@ -134,7 +134,8 @@ class Watched:
         self._by_key[key] = watch
 
     def certain(self, key: FileKey) -> FolderWatch | None:
-        """The watch of a folder of which what is remembered is certainly true; None where it may be not."""
+        """The watch of the folder that was read under this key last, if what is remembered of it is still true. Whether
+        it is still under this key is another matter: nothing is heard of it when a folder above is moved."""
         watch = self._by_key.get(key)
         return watch if watch is not None and watch.remembered == watch.changes else None
 
@@ -162,7 +163,6 @@ class Watched:
             return
         self._dormant[watch.source, watch.id] = watch
         self._dormant_of[folder.number] = watch
-        watch.folder = folder.number
         if len(self._dormant) > _MOST_DORMANT:
             yield from self.evict(1)
 
@@ -172,7 +172,8 @@ class Watched:
             yield self._dormant[name]
             self._end_dormant(name)
 
-    def _wake(self, folder: Node) -> FolderWatch | None:
+    def wake(self, folder: Node) -> FolderWatch | None:
+        """The kernel knows the folder again: its watch, if it still sleeps."""
         watch = self._dormant_of.get(folder.number)
         if watch is None:
             return None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from cachefs import check, cli, mounts, probes
+from cachefs import check, cli, leftover, mounts, probes
 from cachefs.cache import keepsake
 from cachefs.cache.folder import Folder
 from cachefs.cache.store import open_store
@@ -233,11 +233,19 @@ async def test_a_mountpoint_with_files_is_warned_of_but_not_in_place(folders: Fo
 
 @pytest.mark.parametrize(
     ("fstype", "severity", "said"),
-    [("fuse.cachefs", NOTE, "will be cleared"), ("ext4", ERROR, "is in use: it (ext4) is mounted there")],
+    [
+        ("fuse.cachefs", NOTE, "will be cleared"),
+        ("fuse.cachefs", ERROR, "a living cachefs is mounted"),
+        ("ext4", ERROR, "is in use: it (ext4) is mounted there"),
+    ],
 )
 async def test_what_is_mounted_at_the_mountpoint(
     folders: Folders, monkeypatch: pytest.MonkeyPatch, fstype: str, severity: Severity, said: str
 ) -> None:
+    async def answers(mountpoint: Path) -> bool:
+        return severity is ERROR
+
+    monkeypatch.setattr(leftover, "answers", answers)
     there = mounts.Mount(9, 1, 50, folders.root / "mnt", fstype, "it")
     monkeypatch.setattr(mounts, "mounted_at", lambda path: there)
     assert said in only(await examined(folders.config()), severity, "mountpoint")

@@ -261,3 +261,31 @@ def test_a_copy_cut_short_by_a_kill_goes_on_where_it_stopped(
     assert 0 < slow_disk.counts().read_bytes <= size - durable + MIB
     assert hashlib.sha256(film.read_bytes()).digest() == hashlib.sha256(content).digest()
     assert slow_disk.counts().read_bytes <= size - durable + MIB
+
+
+def test_a_living_mount_of_another_socket_is_left_alone(
+    settings: dict[str, Any], start_mount: Start, tmp_path: Path
+) -> None:
+    running = start_mount(settings)
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump(settings | {"control": {"socket": f"{settings['control']['socket']}.other"}}))
+    for command in ("unmount", "check"):
+        done = subprocess.run(
+            [sys.executable, "-m", "cachefs", command, "-c", str(other)],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert "a living cachefs is mounted" in done.stdout + done.stderr
+    assert os.listdir(running.mountpoint) == os.listdir(tmp_path / "media")
+
+
+def test_when_unmount_returns_the_process_has_let_go_of_everything(
+    settings: dict[str, Any], start_mount: Start
+) -> None:
+    running = start_mount(settings)
+    server = Path(f"/proc/{running.status().pid}")
+    assert running.run("unmount").returncode == 0
+    assert not server.exists()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +67,18 @@ def test_what_is_known_is_shown_and_what_is_cached_is_played(scene: Scene, fault
         assert errno_of(read, scene.slow / name) not in (0, *UNTRUE)
     assert read(scene.media / "one.mkv") == CONTENT
     wait_until(scene.running, lambda: not scene.is_online(), "status says it is away", within_s=5)
+    target = scene.slow / "one.mkv"
+    changes: tuple[Callable[[], object], ...] = (
+        lambda: os.utime(target),
+        lambda: os.truncate(target, 0),
+        lambda: target.rename(scene.slow / "renamed.mkv"),
+        lambda: (scene.slow / "Show").rename(scene.slow / "Renamed"),
+        lambda: os.link(target, scene.slow / "linked.mkv"),
+        lambda: os.open(target, os.O_RDWR),
+        target.unlink,
+    )
+    assert [errno_of(change) for change in changes] == [errno.EIO] * len(changes)
+    assert all(read(scene.slow / name) == CONTENT for name in CACHED), "what did not happen changed nothing"
     (slow,) = [source for source in scene.running.status().sources if source.name == "slow"]
     assert slow.problem
     assert scene.cached() == set(CACHED)
@@ -118,6 +131,37 @@ def test_a_root_that_is_another_after_a_restart_forgets_nothing(
     errno_of((again.media / "one.mkv").stat)
     assert again.cached("media") == {"one.mkv"}
     assert read(again.media / "one.mkv") == CONTENT
+
+
+@pytest.mark.parametrize("holds", ["nothing", "something else", "no folder at all"])
+def test_a_root_that_is_moved_away_meanwhile_is_missing_until_it_is_back(
+    scene: Scene, tmp_path: Path, holds: str, expected_warnings: list[str]
+) -> None:
+    expected_warnings.append("source media .* is offline")
+    scene.copy("media/one.mkv")
+    media, away = tmp_path / "media", tmp_path / "media.away"
+    names = sorted(os.listdir(scene.media))
+    media.rename(away)
+    if holds != "no folder at all":
+        media.mkdir()
+    if holds == "something else":
+        (media / "other.mkv").write_bytes(b"other")
+
+    def health() -> tuple[bool, str]:
+        (found,) = [source for source in scene.running.status().sources if source.name == "media"]
+        return found.online, found.problem
+
+    wait_until(scene.running, lambda: not health()[0], "it is missing")
+    assert sorted(os.listdir(scene.media)) == names
+    assert read(scene.media / "one.mkv") == CONTENT
+    assert errno_of((scene.media / "new.mkv").touch) != 0
+    assert scene.cached("media") == {"one.mkv"}
+    if holds != "no folder at all":
+        media.rename(tmp_path / "media.other")
+    away.rename(media)
+    wait_until(scene.running, lambda: health()[0], "it is back")
+    (scene.media / "new.mkv").write_bytes(b"new")
+    assert (media / "new.mkv").read_bytes() == b"new"
 
 
 @pytest.mark.parametrize("holds", ["nothing", "something else"])

@@ -6,6 +6,8 @@ import ctypes
 import os
 import random
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,6 +148,20 @@ def test_a_listing_of_a_source_that_cannot_be_watched_holds_for_its_ttl(
         wait_until(running, lambda: "new.mkv" in os.listdir(running.mountpoint), "the new file is listed", 5.0)
 
 
+def test_several_who_list_a_folder_at_once_see_each_name_once(mounted: RunningCachefs, source: Path) -> None:
+    (source / "Films").mkdir()
+    names = sorted(f"film {number}" for number in range(MANY))
+    for name in names:
+        (source / "Films" / name).touch()
+    films = mounted.mountpoint / "Films"
+    assert sorted(os.listdir(films)) == names
+    list_it = f"import os; names = os.listdir({str(films)!r}); assert sorted(set(names)) == sorted(names), len(names)"
+    for _ in range(3):
+        Path("/proc/sys/vm/drop_caches").write_text("2")
+        listing = [subprocess.Popen([sys.executable, "-c", list_it]) for _ in range(6)]
+        assert [process.wait(60) for process in listing] == [0] * 6
+
+
 # --- look-ups --------------------------------------------------------------------------------------------------------
 
 
@@ -191,6 +207,47 @@ def test_what_the_kernel_has_forgotten_is_found_again_with_the_same_number(
     assert len(before) == 5
     Path("/proc/sys/vm/drop_caches").write_text("2")
     assert numbers() == before
+
+
+def test_a_new_folder_where_one_was_renamed_away_has_nothing_of_it(mounted: RunningCachefs, source: Path) -> None:
+    mount = mounted.mountpoint
+    before = (mount / "Show" / "Season 01" / "S01E01.mkv").stat().st_ino
+    assert len(list(os.walk(mount))) == 3
+    (mount / "Show").rename(mount / "Old")
+    (mount / "Show" / "Season 01").mkdir(parents=True)
+    assert not (mount / "Show" / "Season 01" / "S01E01.mkv").exists()
+    assert (mount / "Old" / "Season 01" / "S01E01.mkv").stat().st_ino == before
+    (mount / "Show" / "Season 01" / "S01E01.mkv").write_bytes(b"new")
+    assert (source / "Show" / "Season 01" / "S01E01.mkv").read_bytes() == b"new"
+    assert (source / "Old" / "Season 01" / "S01E01.mkv").read_bytes() == b"1"
+    assert os.listdir(mount / "Show" / "Season 01") == ["S01E01.mkv"]
+
+
+@pytest.mark.parametrize("through", [True, False])
+def test_two_folders_that_change_places_keep_what_is_theirs(
+    mounted: RunningCachefs, source: Path, through: bool
+) -> None:
+    (source / "Other" / "Season 01").mkdir(parents=True)
+    (source / "Other" / "Season 01" / "S01E01.mkv").write_bytes(b"another show")
+    assert len(list(os.walk(mounted.mountpoint))) == 5
+    for name in ("Show", "Other"):
+        assert mounted.run("copy", f"{name}/Season 01/S01E01.mkv").returncode == 0
+    where = mounted.mountpoint if through else source
+    for old, new in (("Show", "aside"), ("Other", "Show"), ("aside", "Other")):
+        (where / old).rename(where / new)
+
+    def as_they_are() -> bool:
+        return all(
+            sorted(os.listdir(mounted.mountpoint / name / "Season 01"))
+            == sorted(os.listdir(source / name / "Season 01"))
+            and read(mounted.mountpoint / name / "Season 01" / "S01E01.mkv")
+            == (source / name / "Season 01" / "S01E01.mkv").read_bytes()
+            for name in ("Show", "Other")
+        )
+
+    wait_until(mounted, as_they_are, "each has its own", SEEN_WITHIN_S)
+    Path("/proc/sys/vm/drop_caches").write_text("2")
+    assert as_they_are()
 
 
 # --- opens, closes and reads -----------------------------------------------------------------------------------------
