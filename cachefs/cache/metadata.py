@@ -45,7 +45,7 @@ _WRITE_EVERY_S = 1.0
 _NO_ANSWER_S = 10.0
 _RECALL_S = 2.0
 """How long somebody who lists a folder waits for what is remembered of it."""
-_STOP_S = 1.0
+_STOP_S = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +111,16 @@ class Metadata:
 
     async def _in_time(self, within_s: float, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """In a thread, one at a time; one that hangs is left behind. Raises ``TimeoutError`` then."""
-        with trio.move_on_after(within_s):
+        with trio.move_on_after(max(within_s, 0.0)):
             return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=self._turn)
         raise TimeoutError(f"no answer within {within_s:g} s")
 
     async def end(self) -> None:
         """Write what is noted, and close. Raises nothing."""
+        began = trio.current_time()
         await self.save(_STOP_S)
         try:
-            await self._in_time(_STOP_S, self.close)
+            await self._in_time(_STOP_S - (trio.current_time() - began), self.close)
         except (sqlite3.Error, OSError) as error:
             log.debug("%s: %s", self._path, error)
 

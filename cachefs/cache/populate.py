@@ -21,7 +21,7 @@ import trio
 from cachefs.cache.agenda import Agenda
 from cachefs.cache.filecopy import FileCopy, Outcome, Share, SourceFiles
 from cachefs.cache.pacing import CopySettings, may_copy
-from cachefs.cache.store import EvictResult, Refused, Store
+from cachefs.cache.store import RETRY_S, EvictResult, Refused, Store
 from cachefs.errors import CacheError
 from cachefs.model import (
     CacheEntry,
@@ -114,7 +114,7 @@ class Copiers:
 
     def _next_job(self) -> PlannedCopy | None:
         """The first copy on the agenda that may be made now."""
-        if self._store.is_away or trio.current_time() < self._paused_until:
+        if self._store.away or trio.current_time() < self._paused_until:
             return None
         return next((planned for planned in self._agenda.due(trio.current_time()) if self._is_free(planned)), None)
 
@@ -158,7 +158,7 @@ class Copiers:
                 await self._carry_out(_Job(planned))
                 continue
             changed = self.changed
-            with trio.move_on_after(self._store.retry_s if self._agenda.has_copies else inf):
+            with trio.move_on_after(RETRY_S if self._agenda.has_copies else inf):
                 await changed.wait()
 
     async def _carry_out(self, job: _Job) -> None:
@@ -194,9 +194,9 @@ class Copiers:
         elif outcome is Outcome.STOPPED:
             log.info("copying %s is paused: %s", job.key.path, job.stopping or Refused.BARRED.value)
             if not job.stopping:
-                self._agenda.postpone(job.key, trio.current_time() + self._store.retry_s)
+                self._agenda.postpone(job.key, trio.current_time() + RETRY_S)
         elif outcome in (Refused.NO_ROOM, Refused.BARRED, Outcome.SSD_FULL):
-            if self._agenda.postpone(job.key, trio.current_time() + self._store.retry_s):
+            if self._agenda.postpone(job.key, trio.current_time() + RETRY_S):
                 log.info("%s is not copied now, and tried again: %s", job.key.path, outcome.value)
         elif outcome in (Outcome.CHANGED, Outcome.DROPPED):
             self._agenda.rest(job.key, trio.current_time() + REST_S)
@@ -208,7 +208,7 @@ class Copiers:
 
     async def _pause(self, error: CacheError) -> None:
         """Leave a failing SSD alone for a while, or for as long as it is away."""
-        self._paused_until = trio.current_time() + self._store.retry_s
+        self._paused_until = trio.current_time() + RETRY_S
         await self._store.trouble(error)
 
     def _resume(self) -> None:

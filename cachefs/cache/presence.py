@@ -29,8 +29,11 @@ NO_ANSWER_S = 90.0
 """What is called a hang: an SSD with a full write cache may well take ten seconds for one fsync."""
 LOOK_S = 2.0
 """A look at the folder needs nothing that a disk in order does not have in memory."""
-STOP_S = 2.0
-"""For all that is left to do when cachefs stops; ``keeper`` gives the whole server five seconds."""
+STOP_S = 1.0
+CLOSE_S = 2.0
+"""How long after a stop whoever works on the SSD is waited for, and the closing of it: ``keeper`` gives the whole
+server four seconds."""
+_LEAST_S = 1.0
 _THREADS = 8
 
 
@@ -95,13 +98,17 @@ class Presence:
         trio.lowlevel.start_thread_soon(work, lambda outcome: deliver(outcome.unwrap))
         await done.wait()
 
+    @property
+    def is_stopping(self) -> bool:
+        return self._stop_at < float("inf")
+
     def overdue(self, after_s: float) -> bool:
         """Whether some thread has been waiting for the SSD for so long."""
         return any(trio.current_time() - began >= after_s for began in self._began_at.values())
 
     async def examine(self) -> None:
         """Look whether the folder is there and answers; decide that it is away when it does not."""
-        if self.away or self._stop_at < float("inf"):
+        if self.away or self.is_stopping:
             return
         self.suspect = trio.Event()
         try:
@@ -156,10 +163,15 @@ class Presence:
         self._one_look = trio.CapacityLimiter(1)
 
     def hurry(self) -> None:
-        """Whoever waits for the SSD, or will, has ``STOP_S`` for all of it."""
+        """Everything stops: whoever waits for the SSD has ``STOP_S`` for all of it."""
         self._stop_at = min(self._stop_at, trio.current_time() + STOP_S)
         for scope in self._scopes:
             scope.deadline = min(scope.deadline, self._stop_at)
+
+    def finish(self) -> None:
+        """What is left is to close it: that has ``CLOSE_S`` from the stop on, and a second at least."""
+        now = trio.current_time()
+        self._stop_at = max(min(self._stop_at - STOP_S, now) + CLOSE_S, now + _LEAST_S)
 
 
 def _device(root: str) -> int | None:

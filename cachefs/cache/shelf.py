@@ -41,8 +41,8 @@ Ts = TypeVarTuple("Ts")
 
 RETRY_S = 30.0
 """How long to leave a failing SSD alone."""
-_QUIET_RETRIES = 10
-"""How many of them after the last failure the next one is news again."""
+_QUIET_S = 10 * RETRY_S
+"""How long after the last failure the next one is news again."""
 FORGET_S = 2.0
 """How long somebody who changes a file waits for its row to go: after a restart the fingerprint tells as well."""
 
@@ -53,7 +53,6 @@ class Hooks:
 
     now: Callable[[], float] = time.time
     on_step: StepHook = no_hook
-    retry_s: float = RETRY_S
 
 
 Reopen = Callable[[Mark, frozenset[int]], Opened]
@@ -123,7 +122,7 @@ class Shelf:
     def failed(self, entry: CacheEntry, error: OSError | CacheError) -> CacheError:
         """Drop the entry because the SSD failed, and say so to the one who asked."""
         current = self.holdings.by_id(entry.id)
-        if current is not None:
+        if current is not None and not self.presence.is_stopping:  # then it may only be that it was not waited for
             self.drop([current], DropCause.FAILED)
         text = (isinstance(error, OSError) and error.strerror) or error
         return CacheError(f"the cache folder {self.folder.root} failed on {entry.key}: {text}")
@@ -168,7 +167,10 @@ class Shelf:
         try:
             await self.ledger.forget_dead(within_s)
         except CacheError as error:
-            await self.trouble(error)
+            if within_s < NO_ANSWER_S and self.presence.overdue(within_s):
+                self.presence.suspect.set()  # whoever finds out what it is keeps nobody waiting
+            else:
+                await self.trouble(error)
 
     async def forget_rows_soon(self) -> None:
         """As ``forget_rows``, for somebody who must not wait long: not at all when an earlier call hangs."""
@@ -218,11 +220,14 @@ class Shelf:
         if self.presence.away:
             log.debug("the cache folder %s is away: %s", self.folder.root, error)
             return  # that was said
-        now, retry_s = trio.current_time(), self.hooks.retry_s
+        if self.presence.is_stopping:
+            log.info("the cache folder %s is left as it is; the next start puts it right: %s", self.folder.root, error)
+            return
+        now = trio.current_time()
         level = logging.DEBUG if now < self._quiet_until else logging.WARNING
-        self._quiet_until = now + _QUIET_RETRIES * retry_s
+        self._quiet_until = now + _QUIET_S
         text = "the cache folder %s fails: copying pauses and is tried again every %g s: %s"
-        log.log(level, text, self.folder.root, retry_s, error)
+        log.log(level, text, self.folder.root, RETRY_S, error)
 
     def works(self) -> None:
         """The SSD took a whole copy after it had failed."""
@@ -276,7 +281,7 @@ class Shelf:
 
     async def close(self) -> None:
         """Write what memory knows better, then let go of index and lock, come what may."""
-        self.presence.hurry()
+        self.presence.finish()
         if self.presence.away:
             return
         try:

@@ -353,19 +353,22 @@ class Store:
     # --- when the SSD fails ---
 
     @property
-    def retry_s(self) -> float:
-        """How long to leave a failing SSD alone."""
-        return self._shelf.hooks.retry_s
-
-    @property
-    def is_away(self) -> bool:
-        """Whether the SSD is gone: nothing is held, and every call that needs it raises at once."""
-        return bool(self._shelf.presence.away)
+    def away(self) -> str:
+        """Why the SSD is gone; empty while it is there. Nothing is held then, and every call that needs it raises at
+        once."""
+        return self._shelf.presence.away
 
     @property
     def back(self) -> trio.Event:
         """Set, and replaced by a new one, when an SSD that was away is there again."""
         return self._shelf.back
+
+    async def probe(self) -> None:
+        """Look whether the SSD is still there, or is back."""
+        if self.away:
+            await self._shelf.try_again()
+        else:
+            await self._shelf.presence.examine()
 
     async def trouble(self, error: CacheError) -> None:
         """The SSD fails: find out how badly, and say so once."""
@@ -382,7 +385,7 @@ class Store:
         while True:
             changed = self.changed
             await self.remove_doomed()
-            with trio.move_on_after(self.retry_s if self._shelf.holdings.doomed else float("inf")):
+            with trio.move_on_after(RETRY_S if self._shelf.holdings.doomed else float("inf")):
                 await changed.wait()
 
     async def remove_doomed(self) -> None:
@@ -395,15 +398,15 @@ class Store:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._run_saving)
                 nursery.start_soon(self._run_probe)
-        except trio.Cancelled:
-            self._shelf.presence.hurry()  # everything stops
-            raise
+        finally:
+            if trio.current_effective_deadline() == float("-inf"):  # cancelled, not failed: everything stops
+                self._shelf.presence.hurry()
 
     async def _run_saving(self) -> None:
         while True:
             await trio.sleep(HOUSEKEEPING_S)
             await self._shelf.presence.examine()
-            if self.is_away:
+            if self.away:
                 continue
             await self._shelf.save_details()
             try:
@@ -416,8 +419,6 @@ class Store:
         presence = self._shelf.presence
         while True:
             with trio.move_on_after(PROBE_EVERY_S):
-                await (trio.Event() if self.is_away else presence.suspect).wait()
-            if self.is_away:
-                await self._shelf.try_again()
-            elif presence.suspect.is_set() or presence.overdue(LOOK_S):
-                await presence.examine()
+                await (trio.Event() if self.away else presence.suspect).wait()
+            if self.away or presence.suspect.is_set() or presence.overdue(LOOK_S):
+                await self.probe()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from cachefs.model import EntryState
-from tests.mount.kit import MIB, STATE, read
+from tests.mount.kit import MIB, STATE, read, took_s
 from tests.mount.lives import settings_in, wait_until
 from tests.standin.running import RunningCachefs
 from tests.standin.slowdisk_control import SlowDisk
@@ -27,9 +27,11 @@ CONTENT = random.Random(5).randbytes(2 * MIB)
 CACHED = ("one.mkv", "two.mkv")
 UNCACHED = ("three.mkv", "four.mkv")
 WRITING = ("write", "create", "mkdir", "unlink", "rename", "setattr", "fsync", "setxattr", "rmdir", "mknod")
+A_FEW_S = 6.0
 FAILS = "copying pauses and is tried again"
 AWAY = "is away"
 WARNINGS = [
+    r"a disk call still hangs in process",
     r"the SSD copy of .* cannot be used",
     r"the cache folder .* fails: copying pauses and is tried again",
     r"the cache folder .* is away",
@@ -161,3 +163,24 @@ def test_an_emptied_cache_folder_is_filled_again(scene: Scene) -> None:
     scene.copy(*CACHED)
     wait_until(scene.running, lambda: scene.cached() == set(CACHED), "they are cached again")
     assert all(read(scene.mount / name) == CONTENT for name in CACHED)
+
+
+def test_an_ssd_that_hangs_keeps_nobody_waiting(scene: Scene) -> None:
+    film = (scene.mount / "one.mkv").open("rb", buffering=0)
+    with film:
+        os.posix_fadvise(film.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        begin = film.read(MIB // 2)
+        scene.ssd.hang()
+        assert took_s((scene.mount / "two.mkv").write_bytes, b"another") < A_FEW_S
+        assert took_s((scene.mount / "two.mkv").rename, scene.mount / "renamed.mkv") < A_FEW_S
+        wait_until(scene.running, lambda: scene.said(AWAY) > 0, "it is found out", A_FEW_S)
+        assert begin + b"".join(iter(lambda: film.read(MIB // 4), b"")) == CONTENT
+    assert read(scene.mount / "one.mkv") == CONTENT
+    scene.ssd.release()
+    wait_until(scene.running, lambda: scene.cached() == {"one.mkv"}, "it is used again")
+    assert read(scene.mount / "one.mkv") == CONTENT
+    assert read(scene.mount / "renamed.mkv") == b"another"
+    scene.ssd.hang()
+    assert took_s((scene.mount / "one.mkv").unlink) < A_FEW_S
+    assert scene.running.terminate() == 0
+    assert "the server did not stop" not in scene.running.log.read_text()
