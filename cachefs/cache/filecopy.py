@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar, TypeVarTuple
 
 import trio
 
-from cachefs.cache.copying import Chunk, look, read_attributes, read_chunk, write_attributes, write_chunk
+from cachefs.cache.copying import look, read_attributes, read_chunk, write_attributes, write_chunk
 from cachefs.cache.pacing import READING_WINDOW_S, chunk_bytes, pause_after
 from cachefs.cache.store import Store
 from cachefs.descriptors import Descriptor
@@ -112,11 +112,11 @@ class FileCopy:
             outcome = await self._copy_missing(source, target)
             if outcome is Outcome.PUBLISHED:
                 attributes = await self._files.run(self.key.source, read_attributes, source)
-                await self._store.on_ssd(write_attributes, target, attributes)
+                await self._on_ssd(write_attributes, target, attributes)
         finally:
             with trio.CancelScope(shield=True):
                 await self._save()
-                await self._store.on_ssd(target.close)
+                await self._store.close_on_ssd(target)
         return outcome
 
     async def _copy_missing(self, source: Descriptor, target: Descriptor) -> Outcome:
@@ -143,7 +143,7 @@ class FileCopy:
             return Outcome.DROPPED if self._current() is None else Outcome.SSD_FULL
         try:
             chunk = await self._files.run(self.key.source, read_chunk, source, span.start, length)
-            await self._write(target, chunk)
+            await self._on_ssd(write_chunk, target, chunk)
             self._account(span.start, chunk.end)
         finally:
             self._store.unclaim(self.entry)
@@ -155,9 +155,9 @@ class FileCopy:
         await trio.sleep(pause_after(chunk.took_s, length, share.bandwidth, someone_reads, share.copies_on_source))
         return None
 
-    async def _write(self, target: Descriptor, chunk: Chunk) -> None:
+    async def _on_ssd(self, write: Callable[[Descriptor, T], None], target: Descriptor, what: T) -> None:
         try:
-            await self._store.on_ssd(write_chunk, target, chunk)
+            await self._store.on_ssd(write, target, what)
         except OSError as error:
             raise CacheError(f"writing the copy of {self.key} failed: {error}") from error
 

@@ -9,6 +9,9 @@
 Called by ``cache.store`` in worker threads, and by recovery. Every function is plain disk work that raises ``OSError``;
 it knows no entries and decides nothing. Each step of a publication is a function of its own, so that tests can stop
 between any two.
+
+Everything goes through a descriptor of the folder that was locked, never through its path: an SSD that is unplugged
+leaves another folder there, on another disk, and in the worst case another cache.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ import enum
 import errno
 import fcntl
 import os
+import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 from cachefs.cache import inside
@@ -30,6 +34,7 @@ from cachefs.paths import cache_path
 
 TREES = ("files", "partial")
 """The folders of which every file is ours, to remove."""
+_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 NAME_MAX_BYTES = 4095
 """Linux's PATH_MAX without its final zero: the longest path that one system call takes."""
 
@@ -70,12 +75,26 @@ class Contents:
     """Where another file system is mounted; it was not looked into."""
 
 
-class Folder:
-    """One cache folder, held by this process until ``close``."""
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """By what a folder is known again: what its lock file says, or else the device that it was on."""
 
-    def __init__(self, root: str, lock: int) -> None:
+    token: str
+    device: int
+
+
+class Folder:
+    """One cache folder, held by this process until ``close``. ``root`` is its path, for people; ``place`` leads to
+    the folder itself, wherever that is by now."""
+
+    def __init__(self, root: str, place: int, lock: int, mark: Mark) -> None:
         self.root = root
+        self.place = f"/proc/self/fd/{place}"
+        self.mark = mark
+        self._place = place
         self._lock = lock
+        found = os.fstat(place)
+        self._identity = (found.st_dev, found.st_ino)
 
     @classmethod
     def take(cls, root: str) -> Folder:
@@ -83,41 +102,81 @@ class Folder:
         try:
             if not os.path.isdir(root):
                 os.mkdir(root, 0o700)
-            refuse_foreign(root)
-            lock = _lock(f"{root}/lock")
-            for name in TREES:
-                with suppress(FileExistsError):
-                    os.mkdir(f"{root}/{name}", 0o700)
-            try:
-                inside.refuse_foreign(root, TREES)
-            except CacheError:
-                os.close(lock)
-                raise
+            return cls._take(root, os.open(root, _PLACE), "")
         except OSError as error:
             raise CacheError(f"cache.path {root} cannot be used: {error.strerror or error}") from error
-        return cls(root, lock)
+
+    @classmethod
+    def take_again(cls, root: str, mark: Mark) -> Folder:
+        """As ``take``, only if it is the folder that had this mark, or one without any on the same file system."""
+        try:
+            if not os.path.isdir(root) and os.stat(os.path.dirname(root)).st_dev == mark.device:
+                os.mkdir(root, 0o700)
+            place = os.open(root, _PLACE)
+            if not _has_mark(place, mark):
+                os.close(place)
+                raise CacheError(f"cache.path {root} is another folder than before: is the SSD mounted?")
+            return cls._take(root, place, mark.token)
+        except OSError as error:
+            raise CacheError(f"cache.path {root} cannot be used: {error.strerror or error}") from error
+
+    @classmethod
+    def _take(cls, root: str, place: int, token: str) -> Folder:
+        with ExitStack() as stack:
+            stack.callback(os.close, place)
+            refuse_foreign(root)
+            token = token or secrets.token_hex(16)
+            lock = _lock(root, place, token)
+            stack.callback(_close, lock)
+            for name in TREES:
+                with suppress(FileExistsError):
+                    os.mkdir(name, 0o700, dir_fd=place)
+            inside.refuse_foreign(root, TREES)
+            folder = cls(root, place, lock, Mark(token, os.fstat(place).st_dev))
+            stack.pop_all()
+            return folder
 
     def close(self) -> None:
-        """Give the lock up, in so many words: a child of ours may have inherited the descriptor."""
-        fcntl.flock(self._lock, fcntl.LOCK_UN)
-        os.close(self._lock)
+        """Give the lock up, in so many words: a child of ours may have inherited the descriptor. An SSD that is gone
+        may complain about that; it is given up all the same."""
+        with suppress(OSError):
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+        _close(self._lock)
+        _close(self._place)
+
+    def abandon(self) -> None:
+        """As ``close``, while threads may still be on their way into the folder: its number is never given to another
+        one, so that they find nothing."""
+        nowhere = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        os.dup2(nowhere, self._place, inheritable=False)
+        os.close(nowhere)
+        with suppress(OSError):
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+        _close(self._lock)
+
+    def look(self) -> None:
+        """See that the folder is where it was and that its file system answers. Raises ``OSError`` when not."""
+        found = os.stat(self.root)
+        if (found.st_dev, found.st_ino) != self._identity:
+            raise OSError(errno.ENODEV, "another folder is in its place")
+        os.statvfs(self._place)
 
     @property
     def index(self) -> str:
         return f"{self.root}/index.sqlite"
 
     def partial(self, entry_id: int) -> str:
-        return f"{self.root}/partial/{entry_id}"
+        return f"{self.place}/partial/{entry_id}"
 
     def published(self, key: FileKey) -> str:
-        return f"{self.root}/{cache_path(key)}"
+        return f"{self.place}/{cache_path(key)}"
 
     def can_name(self, key: FileKey) -> bool:
         """Whether the published name fits into a system call."""
-        return len(os.fsencode(self.published(key))) <= NAME_MAX_BYTES
+        return len(os.fsencode(f"{self.root}/{cache_path(key)}")) <= NAME_MAX_BYTES
 
     def space(self) -> DiskSpace:
-        answer = os.statvfs(self.root)
+        answer = os.statvfs(self.place)
         return DiskSpace(answer.f_blocks * answer.f_frsize, answer.f_bavail * answer.f_frsize)
 
     # --- the life of a copy ---
@@ -126,13 +185,13 @@ class Folder:
         """Make the empty partial file, all of it a hole, under a name that a crash will not take away."""
         for name in TREES:  # somebody may have emptied the cache folder
             with suppress(FileExistsError):
-                os.mkdir(f"{self.root}/{name}", 0o700)
+                os.mkdir(f"{self.place}/{name}", 0o700)
         number = os.open(self.partial(entry_id), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(number, size)
         finally:
             os.close(number)
-        with inside.folder(self.root, "partial") as place:
+        with inside.folder(self.place, "partial") as place:
             _sync_place(place)
 
     def sync_data(self, entry_id: int) -> None:
@@ -148,7 +207,7 @@ class Folder:
     def label_published(self, label: Label) -> bool:
         """As ``label``, for a file that was published without one. False, too, when it is not there."""
         try:
-            number = inside.open_file(self.root, cache_path(label.file.key))
+            number = inside.open_file(self.place, cache_path(label.file.key))
         except OSError:
             return False
         try:
@@ -171,9 +230,9 @@ class Folder:
         """
         target = cache_path(key)
         changed = self._make_folders(target.split("/")[:-1])
-        if inside.is_folder(self.root, target):
-            inside.remove_tree(self.root, target)
-        inside.rename(self.root, f"partial/{entry_id}", target)
+        if inside.is_folder(self.place, target):
+            inside.remove_tree(self.place, target)
+        inside.rename(self.place, f"partial/{entry_id}", target)
         return (*changed, os.path.dirname(target), "partial")
 
     def _make_folders(self, names: list[str]) -> list[str]:
@@ -183,9 +242,9 @@ class Folder:
         path = names[0]
         for name in names[1:]:
             above, path = path, f"{path}/{name}"
-            if inside.is_folder(self.root, path):
+            if inside.is_folder(self.place, path):
                 continue
-            with inside.folder(self.root, above) as place:
+            with inside.folder(self.place, above) as place:
                 with suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=place)
                 os.mkdir(name, 0o700, dir_fd=place)
@@ -194,25 +253,25 @@ class Folder:
 
     def sync_folders(self, folders: tuple[str, ...]) -> None:
         for folder in dict.fromkeys(folders):
-            with inside.folder(self.root, folder) as place:
+            with inside.folder(self.place, folder) as place:
                 _sync_place(place)
 
     def remove_partial(self, entry_id: int) -> None:
         with suppress(FileNotFoundError):
-            inside.unlink(self.root, f"partial/{entry_id}")
+            inside.unlink(self.place, f"partial/{entry_id}")
 
     def remove_published(self, key: FileKey) -> None:
         """Remove the file of this name, and the folders that are empty then. A folder of this name stays."""
         target = cache_path(key)
         with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            inside.unlink(self.root, target)
+            inside.unlink(self.place, target)
         self.prune(os.path.dirname(target))
 
     def prune(self, folder: str) -> None:
         """Remove a folder below ``files`` (named from the cache folder), and those above it, while they are empty."""
         while folder.startswith("files/"):
             try:
-                inside.rmdir(self.root, folder)
+                inside.rmdir(self.place, folder)
             except (FileNotFoundError, NotADirectoryError):
                 pass  # gone with an earlier one
             except OSError:
@@ -223,7 +282,7 @@ class Folder:
 
     def contents(self) -> Contents:
         """All files there are. Measured: 10,000 files in 0.1 s."""
-        published, partial = (dict(inside.sizes(self.root, tree)) for tree in TREES)
+        published, partial = (dict(inside.sizes(self.place, tree)) for tree in TREES)
         elsewhere = tuple(name for names in (published, partial) for name in names if names[name] == inside.ELSEWHERE)
         for name in elsewhere:
             (published if name in published else partial).pop(name)
@@ -232,7 +291,7 @@ class Folder:
     def remove(self, name: str) -> None:
         """Remove a file that ``contents`` named."""
         with suppress(FileNotFoundError):
-            inside.unlink(self.root, name)
+            inside.unlink(self.place, name)
         self.prune(os.path.dirname(name))
 
     def set_index_aside(self) -> str:
@@ -255,7 +314,7 @@ def holder(root: str) -> int | None:
     """
     try:
         with open(f"{root}/lock", encoding="ascii") as lock:
-            pid, inode = lock.read(32).strip(), os.fstat(lock.fileno()).st_ino
+            pid, inode = lock.readline(32).strip(), os.fstat(lock.fileno()).st_ino
         with open("/proc/locks", encoding="ascii") as locks:
             held = [line.split() for line in locks]
     except (OSError, UnicodeError):
@@ -276,20 +335,50 @@ def refuse_foreign(root: str) -> None:
             )
 
 
-def _lock(path: str) -> int:
-    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _lock(root: str, place: int, token: str) -> int:
+    number = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=place)
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(number, 0)
+        os.pwrite(number, f"{os.getpid()}\n{token}\n".encode(), 0)
+        os.fsync(number)  # an SSD that is unplugged is known again by it
     except BlockingIOError:
-        holder = os.pread(number, 32, 0).decode("ascii", "replace").strip()
+        holder = os.pread(number, 32, 0).decode("ascii", "replace").partition("\n")[0].strip()
         os.close(number)
         raise CacheBusy(
-            f"the cache folder {os.path.dirname(path)} is in use by another cachefs"
-            + (f" (process {holder})" if holder else "")
+            f"the cache folder {root} is in use by another cachefs" + (f" (process {holder})" if holder else "")
         ) from None
-    os.ftruncate(number, 0)
-    os.pwrite(number, b"%d\n" % os.getpid(), 0)
+    except OSError:
+        _close(number)
+        raise
     return number
+
+
+def token_of(root: str | int) -> str:
+    """What the lock file of a cache folder says beside the process: new with every start. Empty where there is none.
+    Raises ``OSError``."""
+    try:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        place = None if isinstance(root, str) else root
+        number = os.open("lock" if place is not None else f"{root}/lock", flags, dir_fd=place)
+    except FileNotFoundError:
+        return ""
+    try:
+        lines = os.pread(number, 128, 0).decode("ascii", "replace").splitlines()
+    finally:
+        _close(number)
+    return lines[1] if len(lines) > 1 else ""
+
+
+def _has_mark(place: int, mark: Mark) -> bool:
+    token = token_of(place)
+    return token == mark.token or (not token and os.fstat(place).st_dev == mark.device)
+
+
+def _close(number: int) -> None:
+    """The descriptor is gone whatever the file system answers."""
+    with suppress(OSError):
+        os.close(number)
 
 
 @contextmanager

@@ -34,9 +34,8 @@ class Refused(enum.Enum):
 class Intake:
     """Begin, record, checkpoint, publish. All that fails on the SSD drops the entry and raises ``CacheError``."""
 
-    def __init__(self, shelf: Shelf, next_id: int) -> None:
+    def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
-        self._next_id = next_id
         self._publishing: set[int] = set()
 
     def is_publishing(self, entry_id: int) -> bool:
@@ -73,8 +72,8 @@ class Intake:
         return Refused.NO_ROOM if file.size > shelf.space().room_bytes else None
 
     def _reserve(self, file: SourceFile, reason: str, now: float) -> CacheEntry:
-        entry = CacheEntry(self._next_id, file, EntryState.COPYING, Ranges(), reason, begun_at=now)
-        self._next_id += 1
+        entry = CacheEntry(self._shelf.next_id, file, EntryState.COPYING, Ranges(), reason, begun_at=now)
+        self._shelf.next_id += 1
         self._shelf.holdings.add(entry)
         self._shelf.seen_at[file.key] = trio.current_time()
         self._shelf.note_change()
@@ -197,4 +196,4 @@ class Intake:
     async def _step(self, step: Step) -> None:
         """Tell whoever wants to know; nobody does outside of tests."""
         if self._shelf.hooks.on_step is not no_hook:
-            await self._shelf.on_disk(self._shelf.hooks.on_step, step)
+            await trio.to_thread.run_sync(self._shelf.hooks.on_step, step)

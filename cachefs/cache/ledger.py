@@ -15,6 +15,8 @@ import trio
 
 from cachefs.cache.index import Index
 from cachefs.cache.keepsake import NAME, Keepsake, save
+from cachefs.cache.presence import NO_ANSWER_S, Presence
+from cachefs.errors import CacheError
 from cachefs.model import CacheEntry
 
 log = logging.getLogger(__name__)
@@ -26,16 +28,20 @@ Ts = TypeVarTuple("Ts")
 class Ledger:
     """One index, its queue, and the rows that have to go. Every method raises ``CacheError`` when the SSD fails."""
 
-    def __init__(self, index: Index, root: str, kept: Keepsake | None) -> None:
+    def __init__(self, presence: Presence, index: Index, kept: Keepsake | None) -> None:
         self.index = index
-        self._root = root
+        self._presence = presence
         self._kept = kept
         self.dead_rows: set[int] = set()
         self._turn = trio.CapacityLimiter(1)
 
-    async def call(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
-        """Run one method of the index. The queue is first in, first out; what runs is not abandoned."""
-        return await trio.to_thread.run_sync(function, *args, limiter=self._turn)
+    async def call(self, function: Callable[[*Ts], T], *args: *Ts, within_s: float = NO_ANSWER_S) -> T:
+        """Run one method of the index. The queue is first in, first out; what runs is waited for up to ``within_s``,
+        and the next one begins when it has really returned."""
+        try:
+            return await self._presence.run(function, *args, limiter=self._turn, within_s=within_s)
+        except OSError as error:
+            raise CacheError(f"the index cannot be used: {error.strerror or error}") from error
 
     async def insert(self, entry: CacheEntry) -> None:
         """Add a row; the rows that have to go, go first: one of them may have its name."""
@@ -43,11 +49,11 @@ class Ledger:
         await self.call(self.index.insert, entry, gone)
         self.dead_rows.difference_update(gone)
 
-    async def forget_dead(self) -> None:
+    async def forget_dead(self, within_s: float = NO_ANSWER_S) -> None:
         """Return once the rows that were dead at the call are durably gone."""
         gone = tuple(self.dead_rows)
         if gone:
-            await self.call(self.index.delete, gone)
+            await self.call(self.index.delete, gone, within_s=within_s)
             self.dead_rows.difference_update(gone)
 
     async def change_kept(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
@@ -59,7 +65,7 @@ class Ledger:
         kept = self.index.keepsake()
         if kept != self._kept:
             try:
-                save(self._root, kept)
+                save(self._presence.folder.place, kept)
             except OSError as error:  # the index has it; an SSD that fails is told of by those who need it
                 log.debug("%s cannot be written: %s", NAME, error)
             else:
@@ -68,3 +74,16 @@ class Ledger:
 
     async def close(self) -> None:
         await self.call(self.index.close)
+
+    async def abandon(self, finish: Callable[[], object]) -> None:
+        """Close the index of an SSD that is gone once its last call has returned, then ``finish``, in a thread of its
+        own. Raises nothing."""
+        async with self._turn:
+            await trio.to_thread.run_sync(self._abandon, finish, abandon_on_cancel=True)
+
+    def _abandon(self, finish: Callable[[], object]) -> None:
+        try:
+            self.index.close()
+        except CacheError as error:
+            log.debug("%s", error)
+        finish()

@@ -2,7 +2,8 @@
 
 A file of its own beside the index: losing it costs nothing but that knowledge, so it is written in batches, without
 waiting for the disk, and made anew when it is damaged. Called by the daemon for ``fs``; keeps bytes and never looks
-into them. Bounded: the folders that were seen longest ago go first.
+into them. Bounded: the folders that were seen longest ago go first. An SSD that fails or hangs costs what is not
+written yet; one that was away is written to again when the cache folder at its path is the one that it was.
 """
 
 from __future__ import annotations
@@ -12,15 +13,20 @@ import os
 import sqlite3
 import time
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import TypeVar, TypeVarTuple
 
 import trio
 
+from cachefs.cache.folder import token_of
 from cachefs.model import FileKey, SourceName
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 _VERSION = 2
 _SCHEMA = """
@@ -38,6 +44,10 @@ CREATE INDEX IF NOT EXISTS folders_by_age ON folders (seen_at);
 _MOST_BYTES = 400_000_000
 _TRIM_TO_BYTES = 360_000_000
 _WRITE_EVERY_S = 1.0
+_NO_ANSWER_S = 10.0
+_RECALL_S = 2.0
+"""How long somebody who lists a folder waits for what is remembered of it."""
+_STOP_S = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +59,10 @@ class _Seen:
 class Metadata:
     """See the module. Made by ``open_metadata``."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._path = f"{root}/folders.sqlite"
+        self._token = ""
         self._connection: sqlite3.Connection | None = None
         self._unsaved: dict[FileKey, _Seen] = {}
         self._came = trio.Event()
@@ -73,8 +85,8 @@ class Metadata:
         if unsaved is not None:
             return unsaved.listing
         try:
-            return await trio.to_thread.run_sync(self._load, folder, limiter=self._turn)
-        except sqlite3.Error as error:
+            return await self._in_time(_RECALL_S, self._load, folder)
+        except (sqlite3.Error, OSError) as error:
             self._trouble(error)
             return None
 
@@ -85,19 +97,34 @@ class Metadata:
             await trio.sleep(_WRITE_EVERY_S)
             await self.save()
 
-    async def save(self) -> None:
+    async def save(self, within_s: float = _NO_ANSWER_S) -> None:
         """Write what is noted now."""
         batch, self._came = dict(self._unsaved), trio.Event()
         if not batch:
             return
         try:
-            await trio.to_thread.run_sync(self._save, batch, limiter=self._turn)
+            await self._in_time(within_s, self._save, batch)
             self._failed = False
         except (sqlite3.Error, OSError) as error:
             self._trouble(error)
         for folder, seen in batch.items():
             if self._unsaved.get(folder) is seen:
                 del self._unsaved[folder]
+
+    async def _in_time(self, within_s: float, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        """In a thread, one at a time; one that hangs is left behind. Raises ``TimeoutError`` then."""
+        with trio.move_on_after(max(within_s, 0.0)):
+            return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=self._turn)
+        raise TimeoutError(f"no answer within {within_s:g} s")
+
+    async def end(self) -> None:
+        """Write what is noted, and close. Raises nothing."""
+        began = trio.current_time()
+        await self.save(_STOP_S)
+        try:
+            await self._in_time(_STOP_S - (trio.current_time() - began), self.close)
+        except (sqlite3.Error, OSError) as error:
+            log.debug("%s: %s", self._path, error)
 
     def _trouble(self, error: Exception) -> None:
         level = logging.DEBUG if self._failed else logging.INFO
@@ -108,6 +135,7 @@ class Metadata:
 
     def open(self) -> None:
         """Open the file; one that is damaged or of another version is made anew."""
+        self._token = token_of(self._root)
         try:
             self._open()
         except sqlite3.DatabaseError as error:
@@ -136,19 +164,39 @@ class Metadata:
             self._connection = None
 
     def _opened(self) -> sqlite3.Connection:
+        """Opened anew after a failure, for the SSD may have been away, but never in another folder than before."""
         if self._connection is None:
-            raise sqlite3.OperationalError("it is closed")
+            if not self._token or token_of(self._root) != self._token:
+                raise sqlite3.OperationalError("the cache folder is not there")
+            self._open()
+        assert self._connection is not None
         return self._connection
+
+    def _given_up(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(sqlite3.Error):
+                connection.close()
 
     def _load(self, folder: FileKey) -> bytes | None:
         query = "SELECT listing, checksum FROM folders WHERE source = ? AND path = ?"
-        row = self._opened().execute(query, _names(folder)).fetchone()
+        try:
+            row = self._opened().execute(query, _names(folder)).fetchone()
+        except (sqlite3.Error, OSError):
+            self._given_up()
+            raise
         return bytes(row[0]) if row is not None and zlib.crc32(row[0]) == row[1] else None
 
     def _save(self, batch: dict[FileKey, _Seen]) -> None:
-        connection = self._opened()
-        connection.execute("BEGIN")
         try:
+            self._write(self._opened(), batch)
+        except BaseException:
+            self._given_up()  # and rolled back
+            raise
+
+    def _write(self, connection: sqlite3.Connection, batch: dict[FileKey, _Seen]) -> None:
+        with connection:
+            connection.execute("BEGIN")
             for folder, seen in batch.items():
                 connection.execute("DELETE FROM folders WHERE source = ? AND path = ?", _names(folder))
                 if seen.listing is not None:
@@ -156,11 +204,6 @@ class Metadata:
                     connection.execute(
                         "INSERT INTO folders (source, path, listing, checksum, seen_at) VALUES (?, ?, ?, ?, ?)", row
                     )
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:  # SQLite may have rolled it back itself
-                connection.execute("ROLLBACK")
-            raise
         self._trim(connection)
 
     def _trim(self, connection: sqlite3.Connection) -> None:
@@ -184,13 +227,14 @@ async def forget_source(root: str, source: SourceName) -> None:
     """Whatever is in the source's folder at the next start is the source. While no daemon has the cache folder."""
     async with open_metadata(root) as metadata:
         metadata.forget(FileKey(source, ""))
+        await metadata.save()
 
 
 @asynccontextmanager
 async def open_metadata(root: str) -> AsyncIterator[Metadata]:
     """The memory of the cache folder ``root``, which must be locked already. Where the SSD does not want it, it works
     for as long as this process lives."""
-    metadata = Metadata(f"{root}/folders.sqlite")
+    metadata = Metadata(root)
     try:
         await trio.to_thread.run_sync(metadata.open)
     except (sqlite3.Error, OSError) as error:
@@ -199,5 +243,4 @@ async def open_metadata(root: str) -> AsyncIterator[Metadata]:
         yield metadata
     finally:
         with trio.CancelScope(shield=True):
-            await metadata.save()
-            await trio.to_thread.run_sync(metadata.close)
+            await metadata.end()

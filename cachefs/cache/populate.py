@@ -106,6 +106,7 @@ class Copiers:
         """Work until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_evictions)
+            nursery.start_soon(self._run_returns)
             for _ in range(self._settings.workers):
                 nursery.start_soon(self._work)
 
@@ -113,7 +114,7 @@ class Copiers:
 
     def _next_job(self) -> PlannedCopy | None:
         """The first copy on the agenda that may be made now."""
-        if trio.current_time() < self._paused_until:
+        if self._store.away or trio.current_time() < self._paused_until:
             return None
         return next((planned for planned in self._agenda.due(trio.current_time()) if self._is_free(planned)), None)
 
@@ -165,7 +166,7 @@ class Copiers:
         try:
             self._conclude(job, await self._copy(job))
         except CacheError as error:
-            self._pause(error)
+            await self._pause(error)
         except OSError as error:
             log.info("%s is not copied with this plan: %s", job.key.path, error)
             self._agenda.finish(job.key)
@@ -205,16 +206,22 @@ class Copiers:
             level = logging.DEBUG if outcome is Refused.EXISTS else logging.INFO
             log.log(level, "%s is not copied further with this plan: %s", job.key.path, outcome.value)
 
-    def _pause(self, error: CacheError) -> None:
-        """Leave a failing SSD alone for a while; say so once."""
-        level = logging.WARNING if self._paused_until == -inf else logging.DEBUG
+    async def _pause(self, error: CacheError) -> None:
+        """Leave a failing SSD alone for a while, or for as long as it is away."""
         self._paused_until = trio.current_time() + RETRY_S
-        log.log(level, "copying pauses and is tried again every %g s, since the SSD fails: %s", RETRY_S, error)
+        await self._store.trouble(error)
 
     def _resume(self) -> None:
         if self._paused_until != -inf and trio.current_time() >= self._paused_until:
             self._paused_until = -inf
-            log.info("the SSD works again: copying goes on")
+            self._store.works()
+
+    async def _run_returns(self) -> None:
+        """An SSD that was away is used as soon as it is back."""
+        while True:
+            await self._store.back.wait()
+            self._paused_until = -inf
+            self._note_change()
 
     # --- room ---
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from cachefs.cache import inside, keepsake
 from cachefs.cache.adoption import adopt
-from cachefs.cache.folder import TREES, Contents, Folder, refuse_foreign
+from cachefs.cache.folder import TREES, Contents, Folder, Mark, refuse_foreign
 from cachefs.cache.index import Index
 from cachefs.cache.keepsake import Keepsake
 from cachefs.cache.label import Label
@@ -85,18 +85,29 @@ def reconcile(entries: Iterable[CacheEntry], contents: Contents, sources: frozen
 
 def open_folder(root: str, sources: Mapping[SourceName, str]) -> Opened:
     """Lock the folder, open its index, recover. Raises ``CacheError``; then nothing is held."""
+    return _open(Folder.take(root), sources)
+
+
+def open_again(root: str, sources: Mapping[SourceName, str], mark: Mark, gone: Iterable[int]) -> Opened:
+    """As ``open_folder``, for a folder that was away: only if it is that folder. The entries ``gone`` were dropped
+    meanwhile."""
+    return _open(Folder.take_again(root, mark), sources, gone)
+
+
+def _open(folder: Folder, sources: Mapping[SourceName, str], gone: Iterable[int] = ()) -> Opened:
+    root = folder.root
     with ExitStack() as stack:
-        folder = Folder.take(root)
         stack.callback(folder.close)
         try:
             index, damage = _open_index(folder)
             stack.callback(index.close)
-            kept = keepsake.read(root)
+            kept = keepsake.read(folder.place)
             identity = index.identity()
             check_identity(root, identity if identity is not None or kept is None else kept.identity, sources)
             if identity is None:
                 _rebuild(folder, index, sources, kept, damage)
             index.set_identity(identity_of(sources))
+            index.delete(gone)
             opened = _recover(folder, index, frozenset(sources))
         except OSError as error:
             raise CacheError(f"cache.path {root} cannot be used: {error}") from error
@@ -165,7 +176,7 @@ def _rebuild(
 ) -> None:
     """Fill a new index with what the cache folder knows of itself, and say once what has become of the old one."""
     contents = folder.contents()
-    adopted = tuple(adopt(folder.root, contents, frozenset(sources), time.time()))
+    adopted = tuple(adopt(folder.place, contents, frozenset(sources), time.time()))
     index.rebuild(identity_of(sources), adopted, kept)
     found = len(contents.published) + len(contents.partial)
     if not damage and kept is None and not found:
@@ -188,8 +199,8 @@ def _recover(folder: Folder, index: Index, sources: frozenset[SourceName]) -> Op
         folder.remove(name)
     _label(folder, index, verdict.keep)
     kept = index.keepsake()
-    if kept != keepsake.read(folder.root):
-        keepsake.save(folder.root, kept)
+    if kept != keepsake.read(folder.place):
+        keepsake.save(folder.place, kept)
     resumable = sum(entry.state is EntryState.COPYING for entry in verdict.keep)
     counts = Recovery(len(verdict.keep), resumable, len(verdict.rows), len(verdict.files))
     return Opened(folder, index, verdict.keep, index.pins(), index.next_id(), counts, kept)

@@ -5,7 +5,8 @@ Used by ``cache.store`` and ``cache.intake`` only, on the event loop.
 Concurrency, for whoever adds an ``await``:
 
 * ``holdings`` changes in synchronous blocks only. After every await ask again whether the entry still lives (by id).
-* Disk work runs in threads that are never abandoned: SSD calls are short, and a half-known disk is worse than a wait.
+* Disk work runs in threads that are waited for whatever is cancelled, until the SSD is said to be away
+  (``cache.presence``). Then nothing is held any more: ids, ``ledger`` and ``folder`` are others when it is back.
 * The index is called in the order in which the calls were made (``cache.ledger``): an entry dropped after its row was
   asked for still loses it.
 * ``tree`` is held by whoever makes, renames or removes files; ``owners`` says whose file stands at a published name,
@@ -17,19 +18,21 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar, TypeVarTuple
 
 import trio
 
 from cachefs.cache.bars import Bars
-from cachefs.cache.folder import Folder, StepHook, no_hook
+from cachefs.cache.folder import Folder, Mark, StepHook, no_hook
 from cachefs.cache.holdings import Holdings
 from cachefs.cache.ledger import Ledger
+from cachefs.cache.presence import NO_ANSWER_S, Presence
 from cachefs.cache.recovery import Opened
 from cachefs.cache.room import Limits, Room
 from cachefs.errors import CacheError
-from cachefs.model import CacheEntry, DropCause, EntryState, FileKey, SourceFile, Space
+from cachefs.model import CacheEntry, DropCause, EntryState, FileKey, SourceFile, Space, Targets
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +43,8 @@ RETRY_S = 30.0
 """How long to leave a failing SSD alone."""
 _QUIET_S = 10 * RETRY_S
 """How long after the last failure the next one is news again."""
-_DISK_THREADS = 8
+FORGET_S = 2.0
+"""How long somebody who changes a file waits for its row to go: after a restart the fingerprint tells as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,26 +55,40 @@ class Hooks:
     on_step: StepHook = no_hook
 
 
+Reopen = Callable[[Mark, frozenset[int]], Opened]
+"""Opens a cache folder that was away, in a thread; see ``recovery.open_again``."""
+
+
 class Shelf:
     """Entries, limits, bars, index and folder of one open cache."""
 
-    def __init__(self, opened: Opened, limits: Limits, hooks: Hooks) -> None:
-        self.folder: Folder = opened.folder
-        self.ledger = Ledger(opened.index, opened.folder.root, opened.kept)
+    def __init__(self, opened: Opened, limits: Limits, hooks: Hooks, reopen: Reopen) -> None:
+        self.presence = Presence(opened.folder, self._leave)
+        self.ledger = Ledger(self.presence, opened.index, opened.kept)
         self.hooks = hooks
         self.holdings = Holdings(opened.entries)
+        self.absent = Holdings()
+        """What it held when it went away."""
+        self.next_id = opened.next_id
+        self.back = trio.Event()
+        """Set, and replaced by a new one, when an SSD that was away is there again."""
         self.room = Room(limits)
         self.bars = Bars()
         self.seen_at: dict[FileKey, float] = {}
         """trio time at which the source last confirmed an entry."""
-        self.owners = {entry.key: entry.id for entry in opened.entries if entry.state is EntryState.CACHED}
+        self.owners = _owners(opened)
         self.tree = trio.Lock()
         self.changed = trio.Event()
         self.tell: Callable[[FileKey], object] = lambda _: None
         """Who is told at once of an entry that was published or dropped."""
         self._unsaved: set[int] = set()
         self._quiet_until = float("-inf")
-        self._disk_turns = trio.CapacityLimiter(_DISK_THREADS)
+        self._reopen = reopen
+        self._gone: set[int] = set()
+
+    @property
+    def folder(self) -> Folder:
+        return self.presence.folder
 
     # --- memory: complete when it returns ---
 
@@ -104,9 +122,10 @@ class Shelf:
     def failed(self, entry: CacheEntry, error: OSError | CacheError) -> CacheError:
         """Drop the entry because the SSD failed, and say so to the one who asked."""
         current = self.holdings.by_id(entry.id)
-        if current is not None:
+        if current is not None and not self.presence.is_stopping:  # then it may only be that it was not waited for
             self.drop([current], DropCause.FAILED)
-        return CacheError(f"the cache folder {self.folder.root} failed on {entry.key}: {error}")
+        text = (isinstance(error, OSError) and error.strerror) or error
+        return CacheError(f"the cache folder {self.folder.root} failed on {entry.key}: {text}")
 
     def change(self, entry: CacheEntry) -> None:
         """A new value that the index gets with the next batch."""
@@ -128,8 +147,9 @@ class Shelf:
     # --- disk ---
 
     async def on_disk(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
-        """Run disk work in a thread, with turns of our own: hung sources cannot use them up."""
-        return await trio.to_thread.run_sync(function, *args, limiter=self._disk_turns)
+        """Run disk work in a thread, with turns of our own: hung sources cannot use them up. Raises what it raises,
+        and EIO when the SSD is away or gives no answer."""
+        return await self.presence.run(function, *args)
 
     async def refresh_space(self) -> None:
         """See ``Store.refresh_space``."""
@@ -140,12 +160,22 @@ class Shelf:
             raise CacheError(f"the cache folder {self.folder.root} cannot be reached: {error.strerror}") from error
         self.room.measured(disk, written_before)
 
-    async def forget_rows(self) -> None:
+    async def forget_rows(self, within_s: float = NO_ANSWER_S) -> None:
         """Return once the rows of what was dropped are durably gone, or the SSD has failed and that was said."""
+        if self.presence.away:
+            return
         try:
-            await self.ledger.forget_dead()
+            await self.ledger.forget_dead(within_s)
         except CacheError as error:
-            self.trouble(error)
+            if within_s < NO_ANSWER_S and self.presence.overdue(within_s):
+                self.presence.suspect.set()  # whoever finds out what it is keeps nobody waiting
+            else:
+                await self.trouble(error)
+
+    async def forget_rows_soon(self) -> None:
+        """As ``forget_rows``, for somebody who must not wait long: not at all when an earlier call hangs."""
+        if not self.presence.overdue(FORGET_S):
+            await self.forget_rows(FORGET_S)
 
     async def save_details(self) -> None:
         """Write what changed since the last batch; what the SSD does not take is tried with the next."""
@@ -156,7 +186,7 @@ class Shelf:
         try:
             await self.ledger.call(self.ledger.index.save_details, entries)
         except CacheError as error:
-            self.trouble(error)
+            await self.trouble(error)
             return
         self._unsaved.difference_update(entry.id for entry in entries if self.holdings.by_id(entry.id) is entry)
 
@@ -169,7 +199,7 @@ class Shelf:
             try:
                 await self._remove_files(entry)
             except OSError as error:
-                self.trouble(error)
+                await self.trouble(error)
 
     async def _remove_files(self, entry: CacheEntry) -> None:
         async with self.tree:
@@ -178,24 +208,92 @@ class Shelf:
             await self.on_disk(self.folder.remove_partial, entry.id)
             if self.owners.get(entry.key) == entry.id:
                 await self.on_disk(self.folder.remove_published, entry.key)
-                del self.owners[entry.key]
+                self.owners.pop(entry.key, None)
             self.holdings.removed(entry.id)
         self.note_change()
 
-    def trouble(self, error: OSError | CacheError) -> None:
+    # --- when the SSD fails ---
+
+    async def trouble(self, error: OSError | CacheError) -> None:
         """One warning for as long as the SSD fails; files go on being served from where they can be."""
+        await self.presence.examine()
+        if self.presence.away:
+            log.debug("the cache folder %s is away: %s", self.folder.root, error)
+            return  # that was said
+        if self.presence.is_stopping:
+            log.info("the cache folder %s is left as it is; the next start puts it right: %s", self.folder.root, error)
+            return
         now = trio.current_time()
         level = logging.DEBUG if now < self._quiet_until else logging.WARNING
         self._quiet_until = now + _QUIET_S
-        log.log(level, "the cache folder %s fails and is tried again every %g s: %s", self.folder.root, RETRY_S, error)
+        text = "the cache folder %s fails: copying pauses and is tried again every %g s: %s"
+        log.log(level, text, self.folder.root, RETRY_S, error)
+
+    def works(self) -> None:
+        """The SSD took a whole copy after it had failed."""
+        self._quiet_until = float("-inf")
+        log.info("the SSD works again: copying goes on")
+
+    def _leave(self) -> None:
+        """Forget what is held, as an SSD goes away: nothing may be asked of it, nor written where it was."""
+        self._gone = {*self.ledger.dead_rows, *self.holdings.doomed}
+        self.absent, self.holdings = self.holdings, Holdings()
+        self.owners, self.seen_at, self._unsaved = {}, {}, set()
+        for key, entry in self.absent.live.items():
+            self.room.unclaim(entry.id)
+            self.tell(key)
+        self.note_change()
+        trio.lowlevel.spawn_system_task(self.ledger.abandon, self.presence.leaving(self.folder))
+
+    def drop_absent(self, targets: Targets) -> None:
+        """What is changed while the SSD is away is not taken for what it was when it is back."""
+        for entry in self.absent.matching(targets):
+            self.absent.doom(entry)
+            self._gone.add(entry.id)
+
+    async def try_again(self) -> None:
+        """Look whether an SSD that is away is back; what it holds is compared then as at a start."""
+        try:
+            if not await self.presence.may_return():
+                return
+            gone = frozenset(self._gone)
+            opened = await trio.to_thread.run_sync(self._reopen, self.folder.mark, gone, abandon_on_cancel=True)
+        except (OSError, CacheError) as error:
+            log.debug("the cache folder %s is still away: %s", self.folder.root, error)
+            return
+        late = frozenset(self._gone) - gone
+        self._begin_at(opened)
+        self.drop([entry for entry in opened.entries if entry.id in late], DropCause.CHANGED)
+
+    def _begin_at(self, opened: Opened) -> None:
+        self.presence.begin_at(opened.folder)
+        self.ledger = Ledger(self.presence, opened.index, opened.kept)
+        self.holdings, self.absent, self._gone = Holdings(opened.entries), Holdings(), set()
+        self.owners = _owners(opened)
+        self.next_id = max(self.next_id, opened.next_id)
+        self._quiet_until = float("-inf")
+        log.info("the cache folder %s is back, with %d copies", self.folder.root, len(opened.entries))
+        for entry in opened.entries:
+            self.tell(entry.key)
+        self.note_change()
+        self.back.set()
+        self.back = trio.Event()
 
     async def close(self) -> None:
         """Write what memory knows better, then let go of index and lock, come what may."""
+        self.presence.finish()
+        if self.presence.away:
+            return
         try:
             await self.save_details()
             await self.remove_doomed()
             await self.ledger.close()
         except CacheError as error:
-            self.trouble(error)
+            await self.trouble(error)
         finally:
-            self.folder.close()
+            with suppress(OSError):  # it is away, or hangs: the lock ends with this process
+                await self.presence.run(self.folder.close)
+
+
+def _owners(opened: Opened) -> dict[FileKey, int]:
+    return {entry.key: entry.id for entry in opened.entries if entry.state is EntryState.CACHED}

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar, TypeVarTuple
 
 import trio
@@ -23,7 +24,8 @@ import trio
 from cachefs.cache.bars import Bar
 from cachefs.cache.folder import Step
 from cachefs.cache.intake import Intake, Refused
-from cachefs.cache.recovery import Recovery, open_folder
+from cachefs.cache.presence import LOOK_S
+from cachefs.cache.recovery import Recovery, open_again, open_folder
 from cachefs.cache.room import Amount, Limits
 from cachefs.cache.shelf import RETRY_S, Hooks, Shelf
 from cachefs.cache.upkeep import Upkeep
@@ -62,6 +64,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
+PROBE_EVERY_S = 2.0
+"""How soon an SSD that is back is seen."""
 HOUSEKEEPING_S = 30.0
 """How far the index may be behind on what was read and wanted, and the measurement of the SSD behind the truth."""
 
@@ -87,11 +91,12 @@ async def open_store(
     ``sources``: name and path of every source. Raises ``CacheBusy`` when another daemon has the folder, ``CacheError``
     when it cannot be used or was made for other sources.
     """
-    opened = await trio.to_thread.run_sync(open_folder, os.fspath(root), dict(sources))
-    shelf = Shelf(opened, limits, hooks or Hooks())
+    folder, made_for = os.fspath(root), dict(sources)
+    opened = await trio.to_thread.run_sync(open_folder, folder, made_for)
+    shelf = Shelf(opened, limits, hooks or Hooks(), partial(open_again, folder, made_for))
     try:
         await shelf.refresh_space()
-        yield Store(shelf, Intake(shelf, opened.next_id), opened.pins, opened.recovery)
+        yield Store(shelf, Intake(shelf), opened.pins, opened.recovery)
     finally:
         with trio.CancelScope(shield=True):
             await shelf.close()
@@ -170,6 +175,7 @@ class Store:
         if renamed and error.errno == errno.ENOENT:
             return
         self._shelf.drop([current], DropCause.FAILED)
+        self._shelf.presence.suspect.set()
         text = error.strerror or str(error)
         log.warning("the SSD copy of %s cannot be used (%s): it is served from its source", entry.key, text)
 
@@ -181,6 +187,7 @@ class Store:
         """The memory half of ``drop``: no read that begins later goes to the SSD. Returns what was dropped."""
         entries = self._shelf.holdings.matching(targets)
         self._shelf.drop(entries, cause)
+        self._shelf.drop_absent(targets)
         return tuple(entries)
 
     def opened(self, key: FileKey) -> None:
@@ -204,11 +211,12 @@ class Store:
     async def drop(self, targets: Targets, cause: DropCause) -> tuple[CacheEntry, ...]:
         """Drop entries: in memory before the first await, durably when this returns; their files go later.
 
-        When the SSD cannot even remove a row this returns all the same, after a warning: a reader or writer does not
-        suffer for the SSD, and after a restart the fingerprint still tells the old copy from the new file.
+        When the SSD cannot even remove a row, or not within two seconds, this returns all the same, after a warning: a
+        reader or writer does not suffer for the SSD, and after a restart the fingerprint still tells the old copy from
+        the new file.
         """
         entries = self.demote(targets, cause)
-        await self._shelf.forget_rows()
+        await self._shelf.forget_rows_soon()
         return entries
 
     # --- for copying ---
@@ -226,8 +234,16 @@ class Store:
         return await self._intake.open_partial(entry)
 
     async def on_ssd(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
-        """Run disk work on the SSD in a thread that is never abandoned. Raises what it raises."""
+        """Run disk work on the SSD in a thread, not cancelled. Raises what it raises; EIO when there is no answer."""
         return await self._shelf.on_disk(function, *args)
+
+    async def close_on_ssd(self, descriptor: Descriptor) -> None:
+        """Close a file of the SSD, not cancelled. What the SSD says to that is nobody's concern: what must be durable
+        is made so by the checkpoints."""
+        try:
+            await self._shelf.on_disk(descriptor.close)
+        except OSError as error:
+            log.debug("closing a file of the SSD failed: %s", error)
 
     def claim(self, entry: CacheEntry, length: int) -> bool:
         """Whether the copy may write ``length`` bytes next without passing ``min_free``, others' files considered.
@@ -334,6 +350,34 @@ class Store:
         """For whoever verifies what is on the SSD."""
         return Upkeep(self._shelf)
 
+    # --- when the SSD fails ---
+
+    @property
+    def away(self) -> str:
+        """Why the SSD is gone; empty while it is there. Nothing is held then, and every call that needs it raises at
+        once."""
+        return self._shelf.presence.away
+
+    @property
+    def back(self) -> trio.Event:
+        """Set, and replaced by a new one, when an SSD that was away is there again."""
+        return self._shelf.back
+
+    async def probe(self) -> None:
+        """Look whether the SSD is still there, or is back."""
+        if self.away:
+            await self._shelf.try_again()
+        else:
+            await self._shelf.presence.examine()
+
+    async def trouble(self, error: CacheError) -> None:
+        """The SSD fails: find out how badly, and say so once."""
+        await self._shelf.trouble(error)
+
+    def works(self) -> None:
+        """It does not fail any more."""
+        self._shelf.works()
+
     # --- background ---
 
     async def run_removals(self) -> None:
@@ -349,11 +393,32 @@ class Store:
         await self._shelf.remove_doomed()
 
     async def run_housekeeping(self) -> None:
-        """Save what was read and wanted, and measure the SSD, now and then."""
+        """Save what was read and wanted, and measure the SSD, now and then; look whether it is there."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._run_saving)
+                nursery.start_soon(self._run_probe)
+        finally:
+            if trio.current_effective_deadline() == float("-inf"):  # cancelled, not failed: everything stops
+                self._shelf.presence.hurry()
+
+    async def _run_saving(self) -> None:
         while True:
             await trio.sleep(HOUSEKEEPING_S)
+            await self._shelf.presence.examine()
+            if self.away:
+                continue
             await self._shelf.save_details()
             try:
                 await self.refresh_space()
             except CacheError as error:
-                self._shelf.trouble(error)
+                await self.trouble(error)
+
+    async def _run_probe(self) -> None:
+        """Find out soon that the SSD is gone, and that it is back."""
+        presence = self._shelf.presence
+        while True:
+            with trio.move_on_after(PROBE_EVERY_S):
+                await (trio.Event() if self.away else presence.suspect).wait()
+            if self.away or presence.suspect.is_set() or presence.overdue(LOOK_S):
+                await self.probe()

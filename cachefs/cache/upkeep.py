@@ -82,7 +82,7 @@ class Upkeep:
             entry = self.current(entry_id)
             if entry is None:
                 return None
-            return await shelf.on_disk(_look, shelf.folder.root, name_of(entry), entry.size, entry.ranges)
+            return await shelf.on_disk(_look, shelf.folder.place, name_of(entry), entry.size, entry.ranges)
 
     async def besides(self) -> Besides:
         """Everything on the SSD that no entry accounts for. Raises ``OSError``; an index that cannot be read is a part
@@ -136,7 +136,7 @@ class Upkeep:
         async with shelf.tree:
             if name in self._accounted():
                 return False
-            if not await shelf.on_disk(_is_regular, shelf.folder.root, name):
+            if not await shelf.on_disk(_is_regular, shelf.folder.place, name):
                 return False
             await shelf.on_disk(shelf.folder.remove, name)
             return True

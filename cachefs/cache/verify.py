@@ -114,7 +114,7 @@ class Verification:
                 await self._compare(entry, looked)
         finally:
             with trio.CancelScope(shield=True):
-                await self._store.on_ssd(looked.file.close)
+                await self._store.close_on_ssd(looked.file)
 
     async def _is_its_sources(self, entry: CacheEntry) -> bool:
         """Whether the source shows the very file that was copied; what is found otherwise is noted."""

@@ -61,8 +61,15 @@ def folder_of(ref: Ref) -> Iterator[int]:
 
 
 def _is(folder: int, ref: Ref) -> bool:
+    if _is_root(ref.paths[0]):
+        return True
     seen = os.fstat(folder)
     return (seen.st_dev, seen.st_ino) == (ref.dev, ref.ino)
+
+
+def _is_root(path: str) -> bool:
+    """The source's own folder is whatever the source takes for it, and may become another one."""
+    return not path
 
 
 def stat_node(ref: Ref) -> Stat:
@@ -74,7 +81,7 @@ def stat_node(ref: Ref) -> Stat:
                 seen = look(folder, name)
         except (FileNotFoundError, NotADirectoryError):
             continue
-        if (seen.dev, seen.ino) == (ref.dev, ref.ino):
+        if (seen.dev, seen.ino) == (ref.dev, ref.ino) or _is_root(path):
             return seen
     if ref.orphan is not None:
         with ref.orphan.use() as place:
@@ -94,7 +101,7 @@ def place_of(ref: Ref) -> Iterator[int]:
             continue
         try:
             seen = look(place)
-            if (seen.dev, seen.ino) == (ref.dev, ref.ino):
+            if (seen.dev, seen.ino) == (ref.dev, ref.ino) or _is_root(path):
                 yield place
                 return
         finally:

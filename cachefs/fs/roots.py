@@ -84,6 +84,7 @@ class Roots:
     async def _judge_root(self, source: Source, root: Root) -> str:
         """Whether this is the folder that was known; if so it is the source's from now on."""
         device = await self.learn(source, root.stat.dev, root.device)
+        source.is_local = device.local
         if device.local or source.hears_all:
             self._local.add(source.name)
         known = await self._remembered.folder(FileKey(source.name, ""))

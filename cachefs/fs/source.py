@@ -81,6 +81,8 @@ class Source:
         self.path = path
         self.ttl_s = ttl_s
         self.in_place = in_place
+        self.is_local = False
+        """Whether it is a disk of this machine, as far as that is known."""
         self.metadata = metadata
         self._watch_changes = watch_changes
         self._timeout_s = timeout_s
@@ -256,9 +258,9 @@ class Source:
         before = ""
         while not self.in_place:
             await trio.sleep(_LOOK_AT_PLACE_EVERY_S)
-            mounts = await trio.to_thread.run_sync(_mount_table)
+            mounts = await trio.to_thread.run_sync(_mounts_above, self.path)
             changed, before = before not in ("", mounts), mounts
-            if (changed or self.watches is not None) and not self._problem:
+            if (changed or self.is_local) and not self._problem:
                 await self._look_at_place()
 
     async def _look_at_place(self) -> None:
@@ -317,9 +319,14 @@ def _leads_to(path: str, descriptor: Descriptor) -> bool:
     return (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino)
 
 
-def _mount_table() -> str:
+def _mounts_above(path: str) -> str:
+    """The lines of the mount table that a path goes through."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        return lines.read()
+        return "".join(
+            line
+            for line in lines
+            if f"{path}/".startswith(f"{line.split()[4].replace(chr(92) + '040', ' ').rstrip('/')}/")
+        )
 
 
 @dataclass(frozen=True, slots=True)

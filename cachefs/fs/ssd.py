@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-SSD_TIMEOUT_S = 10.0
+SSD_TIMEOUT_S = 3.0
 """A healthy SSD answers within milliseconds; past this the source is asked and the entry is given up."""
 _THREADS = 16
 

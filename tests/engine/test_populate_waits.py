@@ -116,7 +116,7 @@ async def test_copy_stops_before_min_free_when_others_fill_the_ssd(
         await until_cached(store, "a")
 
 
-@pytest.mark.expected_warnings("copying pauses and is tried again every 30 s, since the SSD fails: ")
+@pytest.mark.expected_warnings("copying pauses and is tried again every 30 s: ")
 async def test_failing_ssd_is_said_once_and_tried_again(
     root: Path, source: FakeSource, mock_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:

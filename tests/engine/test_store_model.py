@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cachefs.cache.store import Refused, Store
+from cachefs.cache.upkeep import name_of
 from cachefs.model import CacheEntry, DropCause, EntryState, SourceFile
 from tests.engine.cachekit import content, key, listed, names, opened, source_file, write
 
@@ -90,7 +91,7 @@ async def check_disk(world: World, store: Store) -> None:
     """The files of live entries, and no others."""
     await store.remove_doomed()
     entries = store.inventory().entries
-    assert listed(world.root) == {str(Path(store.file_of(entry)).relative_to(world.root)) for entry in entries}
+    assert listed(world.root) == {name_of(entry) for entry in entries}
     assert store.space().used_bytes == sum(entry.size for entry in entries)
 
 

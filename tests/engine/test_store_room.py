@@ -145,12 +145,12 @@ async def test_after_a_failed_checkpoint_nothing_is_believed(tmp_path: Path) -> 
 async def test_begin_on_a_lost_folder_is_one_clear_error(tmp_path: Path) -> None:
     async with opened(tmp_path / "cache") as store:
         shutil.rmtree(tmp_path / "cache")
-        with pytest.raises(CacheError, match="cannot be reached: No such file"):
+        with pytest.raises(CacheError, match="failed on Media:a: No such file"):
             await store.begin(source_file("a"), "because", 1.0)
         assert store.get(key("a")) is None
 
 
-@pytest.mark.expected_warnings("the cache folder .* fails and is tried again")
+@pytest.mark.expected_warnings("the cache folder .* fails: copying pauses and is tried again")
 async def test_drop_returns_even_when_the_index_fails(tmp_path: Path) -> None:
     async with opened(tmp_path / "cache") as store:
         await cached(store, "a")
@@ -161,7 +161,7 @@ async def test_drop_returns_even_when_the_index_fails(tmp_path: Path) -> None:
         assert listed(tmp_path / "cache") == {"files/Media/a"}, "a file went before its row"
 
 
-@pytest.mark.expected_warnings("the cache folder .* fails and is tried again")
+@pytest.mark.expected_warnings("the cache folder .* fails: copying pauses and is tried again")
 async def test_lock_is_given_up_even_when_the_ssd_fails(tmp_path: Path) -> None:
     async with opened(tmp_path / "cache") as store:
         await cached(store, "a")

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 import pytest
 
 from cachefs.model import EntryState
-from tests.mount.kit import MIB, STATE, read
+from tests.mount.kit import MIB, STATE, read, took_s
 from tests.mount.lives import settings_in, wait_until
 from tests.standin.running import RunningCachefs
 from tests.standin.slowdisk_control import SlowDisk
+from tests.standin.slowdisk_process import SlowDiskFailed
 
 Start = Callable[[dict[str, Any]], RunningCachefs]
 
@@ -25,13 +27,14 @@ CONTENT = random.Random(5).randbytes(2 * MIB)
 CACHED = ("one.mkv", "two.mkv")
 UNCACHED = ("three.mkv", "four.mkv")
 WRITING = ("write", "create", "mkdir", "unlink", "rename", "setattr", "fsync", "setxattr", "rmdir", "mknod")
-COPIES_AGAIN_WITHIN_S = 75.0
-"""Half a minute between two attempts, and one that may be under way."""
-PAUSED = "copying pauses and is tried again"
+A_FEW_S = 6.0
+FAILS = "copying pauses and is tried again"
+AWAY = "is away"
 WARNINGS = [
+    r"a disk call still hangs in process",
     r"the SSD copy of .* cannot be used",
-    PAUSED,
-    r"the cache folder .* fails and is tried again",
+    r"the cache folder .* fails: copying pauses and is tried again",
+    r"the cache folder .* is away",
 ]
 
 
@@ -46,12 +49,13 @@ FAULTS: dict[str, Callable[[SlowDisk], None]] = {
     "read-only": lambda ssd: ssd.fail(errno.EROFS, kinds=WRITING),
     "full": lambda ssd: ssd.fail(errno.ENOSPC, kinds=("write", "create", "mkdir", "fsync")),
     "errors on everything": SlowDisk.fail,
+    "unplugged": SlowDisk.go_away,
+    "an empty folder": SlowDisk.leave_empty_folder,
     "emptied": _deleted,
 }
-STOPS_COPYING = [fault for fault in FAULTS if fault not in ("errors on read", "emptied")]
-PASSING = ("full", "errors on everything")
+SAID = {"errors on write": FAILS, "read-only": FAILS, "full": FAILS}
+SAID |= {"errors on everything": AWAY, "unplugged": AWAY, "an empty folder": AWAY}
 READABLE = ("errors on write", "read-only", "full")
-every_fault = pytest.mark.parametrize("fault", FAULTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,23 +95,49 @@ def scene(tmp_path: Path, slow_disk: SlowDisk, start_mount: Start, expected_warn
         made.copy(*CACHED)
         wait_until(made.running, lambda: made.cached() == set(CACHED), "they are cached")
         yield made
-        slow_disk.release()
+        with suppress(SlowDiskFailed, FileNotFoundError):  # it may be dead
+            slow_disk.release()
 
 
-@every_fault
-def test_an_open_film_plays_on_byte_for_byte(scene: Scene, fault: str) -> None:
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_ssd_that_fails_costs_nobody_a_byte(scene: Scene, fault: str) -> None:
     with (scene.mount / "one.mkv").open("rb", buffering=0) as film:
         os.posix_fadvise(film.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # nothing is read ahead of the fault
         begin = film.read(MIB // 2)
         FAULTS[fault](scene.ssd)
-        assert begin + b"".join(iter(lambda: film.read(MIB // 4), b"")) == CONTENT
+        assert begin + b"".join(iter(lambda: film.read(MIB // 4), b"")) == CONTENT, "a film that is open plays on"
+    _goes_on_serving(scene, fault)
+    if fault in SAID:
+        _stops_copying_with_one_message(scene, SAID[fault])
+    else:
+        _is_filled_again(scene)
+    _can_be_changed(scene)
+    assert scene.running.terminate() == 0
+    assert "Traceback" not in scene.running.log.read_text()
 
 
-@every_fault
-def test_every_file_can_be_opened_read_and_changed(scene: Scene, fault: str) -> None:
-    FAULTS[fault](scene.ssd)
+def _goes_on_serving(scene: Scene, fault: str) -> None:
     for name in (*CACHED, *UNCACHED):
         assert read(scene.mount / name) == CONTENT
+    states = [os.getxattr(scene.mount / name, STATE) for name in CACHED]
+    assert (states == [b"cached", b"cached"]) == (fault in READABLE)
+
+
+def _is_filled_again(scene: Scene) -> None:
+    scene.ssd.release()
+    scene.copy(*CACHED)
+    wait_until(scene.running, lambda: scene.cached() == set(CACHED), "they are cached again")
+    assert all(read(scene.mount / name) == CONTENT for name in CACHED)
+
+
+def _stops_copying_with_one_message(scene: Scene, message: str) -> None:
+    scene.copy(*UNCACHED)
+    wait_until(scene.running, lambda: scene.said(message) > 0, "it says so")
+    wait_until(scene.running, lambda: not scene.running.status().copies, "nothing is tried any more")
+    assert scene.said("WARNING the cache folder") == 1
+
+
+def _can_be_changed(scene: Scene) -> None:
     (scene.mount / "one.mkv").write_bytes(b"another")
     assert read(scene.mount / "one.mkv") == read(scene.media / "one.mkv") == b"another"
     (scene.mount / "two.mkv").rename(scene.mount / "renamed.mkv")
@@ -116,40 +146,39 @@ def test_every_file_can_be_opened_read_and_changed(scene: Scene, fault: str) -> 
     assert sorted(os.listdir(scene.mount)) == sorted(["one.mkv", *UNCACHED])
 
 
-@pytest.mark.parametrize("fault", READABLE)
-def test_an_ssd_that_can_be_read_goes_on_serving(scene: Scene, fault: str) -> None:
-    FAULTS[fault](scene.ssd)
-    for name in CACHED:
-        assert read(scene.mount / name) == CONTENT
-        assert os.getxattr(scene.mount / name, STATE) == b"cached"
-
-
-@pytest.mark.parametrize("fault", STOPS_COPYING)
-def test_copying_stops_with_one_message(scene: Scene, fault: str) -> None:
+@pytest.mark.parametrize("fault", ["errors on everything", "an empty folder"])
+def test_an_ssd_that_was_away_is_used_again(scene: Scene, fault: str) -> None:
     FAULTS[fault](scene.ssd)
     scene.copy(*UNCACHED)
-    wait_until(scene.running, lambda: scene.said(PAUSED) > 0, "it says so")
-    wait_until(scene.running, lambda: not scene.running.status().copies, "nothing is tried any more")
-    assert scene.said(PAUSED) == 1
-    assert scene.said(" WARNING ") == 1
-
-
-@pytest.mark.parametrize("fault", PASSING)
-def test_copying_begins_again_by_itself(scene: Scene, fault: str) -> None:
-    FAULTS[fault](scene.ssd)
-    scene.copy(*UNCACHED)
-    wait_until(scene.running, lambda: scene.said(PAUSED) > 0, "it says so")
-    scene.ssd.release()
-    all_cached = {*CACHED, *UNCACHED}
-    wait_until(scene.running, lambda: scene.cached() == all_cached, "copying goes on", COPIES_AGAIN_WITHIN_S)
-    assert (scene.said(PAUSED), scene.said("the SSD works again: copying goes on")) == (1, 1)
-    assert all(read(scene.mount / name) == CONTENT for name in all_cached)
-
-
-def test_an_emptied_cache_folder_is_filled_again(scene: Scene) -> None:
-    FAULTS["emptied"](scene.ssd)
-    assert all(read(scene.mount / name) == CONTENT for name in CACHED)
+    wait_until(scene.running, lambda: scene.said(AWAY) > 0, "it says so")
     assert scene.cached() == set()
-    scene.copy(*CACHED)
-    wait_until(scene.running, lambda: scene.cached() == set(CACHED), "they are cached again")
-    assert all(read(scene.mount / name) == CONTENT for name in CACHED)
+    (scene.mount / "one.mkv").write_bytes(CONTENT[::-1])
+    if fault == "an empty folder":
+        assert os.listdir(scene.ssd.mountpoint) == [], "nothing is written where the SSD was"
+        scene.ssd.come_back()
+    else:
+        scene.ssd.release()
+    wait_until(scene.running, lambda: scene.cached() == {"two.mkv", *UNCACHED}, "copying goes on")
+    assert (scene.said(AWAY), scene.said("is back, with 1 copies"), scene.said(" WARNING ")) == (1, 1, 1)
+    assert read(scene.mount / "one.mkv") == CONTENT[::-1]
+    assert all(read(scene.mount / name) == CONTENT for name in ("two.mkv", *UNCACHED))
+
+
+def test_an_ssd_that_hangs_keeps_nobody_waiting(scene: Scene) -> None:
+    film = (scene.mount / "one.mkv").open("rb", buffering=0)
+    with film:
+        os.posix_fadvise(film.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        begin = film.read(MIB // 2)
+        scene.ssd.hang()
+        assert took_s((scene.mount / "two.mkv").write_bytes, b"another") < A_FEW_S
+        assert took_s((scene.mount / "two.mkv").rename, scene.mount / "renamed.mkv") < A_FEW_S
+        wait_until(scene.running, lambda: scene.said(AWAY) > 0, "it is found out", A_FEW_S)
+        assert begin + b"".join(iter(lambda: film.read(MIB // 4), b"")) == CONTENT
+    assert read(scene.mount / "one.mkv") == CONTENT
+    scene.ssd.release()
+    wait_until(scene.running, lambda: scene.cached() == {"one.mkv"}, "it is used again")
+    assert read(scene.mount / "one.mkv") == CONTENT
+    assert read(scene.mount / "renamed.mkv") == b"another"
+    scene.ssd.hang()
+    assert scene.running.terminate() == 0
+    assert "the server did not stop" not in scene.running.log.read_text()
