@@ -293,7 +293,7 @@ def _source(source: SourceHealth) -> Text:
     if source.problem:
         text.append(f": {printable(source.problem)}; its folders show what was seen last")
     if source.threads_busy:
-        text.append(f" ({source.threads_busy} calls under way)", style=DIM)
+        text.append(f" ({source.threads_busy} {'call' if source.threads_busy == 1 else 'calls'} under way)", style=DIM)
     return text
 
 

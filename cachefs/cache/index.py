@@ -40,6 +40,7 @@ class Index:
         self._sound = True
         with self._translated():
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
+            os.chmod(path, 0o600)  # it says who watches what; the files beside it follow
         try:
             self._prepare()
         except CacheError:
