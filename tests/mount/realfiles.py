@@ -1,17 +1,21 @@
-"""System calls on a real mount, as the interface of ``tests.fileops``, and as another user."""
+"""A mount of a test's own, system calls on it as the interface of ``tests.fileops``, and as another user."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cachefs.fs.times import set_times
 from tests.fileops import Seen
+from tests.standin.running import RunningCachefs, start_cachefs
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD = -100
@@ -39,6 +43,31 @@ _libc.seekdir.argtypes = (ctypes.c_void_p, ctypes.c_long)
 def _error(path: str | Path) -> OSError:
     number = ctypes.get_errno()
     return OSError(number, os.strerror(number), os.fspath(path))
+
+
+@contextmanager
+def mounted(*sources: str, in_place: bool = False, **settings: Any) -> Iterator[tuple[RunningCachefs, Path]]:
+    """cachefs over fresh folders of these names, and the folder that they are in, which other users may enter."""
+    with tempfile.TemporaryDirectory(prefix="cachefs-") as folder:
+        base = Path(folder)
+        base.chmod(0o755)
+        for name in (*sources, "mount", "ssd"):
+            (base / name).mkdir()
+        log = base / "cachefs.log"
+        wanted = {
+            "mountpoint": str(base / (sources[0] if in_place else "mount")),
+            "sources": [{"path": str(base / name), "name": name} for name in sources],
+            "cache": {"path": str(base / "ssd"), "max_size": "1GiB", "min_free": "1MiB"},
+            "control": {"socket": str(base / "control.sock")},
+        }
+        running = start_cachefs(base / "cachefs.yaml", log, wanted | settings)
+        try:
+            yield running, base
+        finally:
+            running.remove()
+        lines = log.read_text(errors="backslashreplace").splitlines()
+        warnings = [line for line in lines if re.search(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback", line)]
+        assert not warnings, "\n".join(warnings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,7 @@ import re
 import shutil
 import stat
 import struct
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +17,12 @@ import pytest
 import yaml
 
 from tests.fileops import MANY, SCENARIOS, Scenario, get, names, put, refused
-from tests.mount.realfiles import RealFiles, User, opened_folder
+from tests.mount.realfiles import RealFiles, User, mounted, opened_folder
 from tests.standin.running import RunningCachefs, start_cachefs
 
 ANNA = User(7001, 7001, (7100,))
 BERT = User(7002, 7002)
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be several users")
-
-
-@contextmanager
-def mounted(*sources: str, in_place: bool = False, **settings: Any) -> Iterator[tuple[RunningCachefs, Path]]:
-    """cachefs over fresh folders of these names, and the folder that they are in, which other users may enter."""
-    with tempfile.TemporaryDirectory(prefix="cachefs-") as folder:
-        base = Path(folder)
-        base.chmod(0o755)
-        for name in (*sources, "mount", "ssd"):
-            (base / name).mkdir()
-        log = base / "cachefs.log"
-        wanted = {
-            "mountpoint": str(base / (sources[0] if in_place else "mount")),
-            "sources": [{"path": str(base / name), "name": name} for name in sources],
-            "cache": {"path": str(base / "ssd"), "max_size": "1GiB", "min_free": "1MiB"},
-            "control": {"socket": str(base / "control.sock")},
-        }
-        running = start_cachefs(base / "cachefs.yaml", log, wanted | settings)
-        try:
-            yield running, base
-        finally:
-            running.remove()
-        lines = log.read_text(errors="backslashreplace").splitlines()
-        warnings = [line for line in lines if re.search(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback", line)]
-        assert not warnings, "\n".join(warnings)
 
 
 @pytest.fixture(scope="module")
