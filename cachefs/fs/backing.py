@@ -156,6 +156,8 @@ def copy_back(source_of_truth: Descriptor, home: Descriptor, clean: int | None, 
             if os.pread(to_home, len(data), offset) != data:
                 write_at(to_home, data, offset)
             offset += len(data)
+        if os.fstat(to_home).st_size != offset:
+            os.ftruncate(to_home, offset)
     return mtime_ns
 
 

@@ -114,7 +114,7 @@ class Changes:
     async def _remove(self, parent: Node, name: str, remove: Callable[..., None]) -> None:
         place, targets = self._at(parent, name)
         removed = await self._routing.change(
-            place.source, targets, _remove, place.ref, name, remove, cause=DropCause.GONE
+            place.source, targets, _remove, place.ref, name, remove, cause=DropCause.GONE, later=targets.folders
         )
         self._union.watched.touched(parent)
         if removed.emptied_root:
@@ -139,8 +139,9 @@ class Changes:
         if place.source is not new_place.source:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), old)
         step = Step(place.ref, old, new_place.ref, new, flags)
+        both = _both(targets, new_targets)
         moved = await self._routing.change(
-            place.source, _both(targets, new_targets), carry_out, step, cause=DropCause.CHANGED
+            place.source, both, carry_out, step, cause=DropCause.CHANGED, later=both.folders
         )
         self._union.watched.touched(old_parent)
         self._union.watched.touched(new_parent)
@@ -171,11 +172,14 @@ class Changes:
         targets = self._routing.targets(node, place) if wanted.changes_content else Targets()
         if wanted.changes_content:
             node.version = None
-        seen = await self._routing.change(
-            place.source, targets, _set_attributes, place.ref, wanted, cause=DropCause.CHANGED
-        )
-        if wanted.size is not None:
-            await self._routing.truncated(node, wanted.size)
+        self._union.touched(place.keys)
+        try:
+            async with self._routing.truncating(node, wanted.size):
+                seen = await self._routing.change(
+                    place.source, targets, _set_attributes, place.ref, wanted, cause=DropCause.CHANGED
+                )
+        finally:
+            self._union.touched(place.keys)
         return self._union.seen(node, place, seen)
 
     async def set_xattr(self, node: Node, name: str, value: bytes) -> None:

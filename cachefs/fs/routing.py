@@ -17,7 +17,9 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TypeVar, TypeVarTuple
 
 import trio
@@ -82,11 +84,18 @@ class Routing:
     # --- changes: the cached copy goes first ---------------------------------------------------------------------
 
     async def change(
-        self, source: Source, targets: Targets, function: Callable[[*Ts], T], *args: *Ts, cause: DropCause
+        self,
+        source: Source,
+        targets: Targets,
+        function: Callable[[*Ts], T],
+        *args: *Ts,
+        cause: DropCause,
+        later: frozenset[FileKey] = frozenset(),
     ) -> T:
         """Take ``targets`` out of the cache, then run ``function`` in a thread of ``source``.
 
-        No copy of them begins or is published until the thread has really returned, however late.
+        No copy of them begins or is published until the thread has really returned, however late. What is below the
+        folders ``later`` goes afterwards, and only if something was done: no byte of it changes.
         """
         source.refuse_offline()
         if any(_touch(targets, late) for item in self._late for late in item):
@@ -96,7 +105,7 @@ class Routing:
         for number in targets.inodes & self._inodes.keys():
             self._inodes[number].changed = True
         try:
-            await self._store.drop(targets, cause)
+            await self._store.drop(replace(targets, folders=targets.folders - later), cause)
         except BaseException:
             bar.release()
             raise
@@ -107,12 +116,19 @@ class Routing:
             under_way.clear()
             self._late = [item for item in self._late if item]
 
+        self._union.touched(targets.keys)
         try:
-            return await source.change(finished, function, *args)
+            result = await source.change(finished, function, *args)
         except SourceTimeout:
             if under_way:
                 self._late.append(under_way)
+            await self._store.drop(Targets(folders=later), cause)
             raise
+        else:
+            await self._store.drop(Targets(folders=later), cause)
+            return result
+        finally:
+            self._union.touched(targets.keys)
 
     def targets(self, node: Node, place: Place) -> Targets:
         """Everything in the cache that is this file, under whatever name."""
@@ -227,22 +243,21 @@ class Routing:
     async def _open_for_writing(self, node: Node, place: Place, flags: int) -> Opening:
         bar = self._store.bar(self.targets(node, place))
         try:
-            opened = await self.change(
-                place.source,
-                self.targets(node, place),
-                reach.open_node,
-                place.ref,
-                flags & _KEPT_FLAGS,
-                cause=DropCause.CHANGED,
-            )
+            async with self.truncating(node, 0 if flags & os.O_TRUNC else None):
+                opened = await self.change(
+                    place.source,
+                    self.targets(node, place),
+                    reach.open_node,
+                    place.ref,
+                    flags & _KEPT_FLAGS,
+                    cause=DropCause.CHANGED,
+                )
         except BaseException:
             bar.release()
             raise
         handle = self._writer(node, place, opened, bar.release)
         handle.appends = bool(flags & os.O_APPEND)
         inode, held = handle.inode, handle.inode.backing
-        if held is not None and flags & os.O_TRUNC:
-            await self._writing.mirror_size(inode, 0)
         if held is not None and flags & os.O_RDWR and held.home is None:
             held.home = await inode.source.call(backing.open_again, opened.descriptor)
         return self._answer(handle, Wish.WRITE)
@@ -410,11 +425,15 @@ class Routing:
         """As ``Writing.truncate``."""
         await self._writing.truncate(self._handles[number], size)
 
-    async def truncated(self, node: Node, size: int) -> None:
-        """The file was truncated at its source by its name: what the kernel reads must follow."""
+    @asynccontextmanager
+    async def truncating(self, node: Node, size: int | None) -> AsyncIterator[None]:
+        """Around a truncation of the file at its source by its name (None: it is none): as ``Writing.truncating``."""
         inode = self._inodes.get(node.number)
-        if inode is not None:
-            await self._writing.mirror_size(inode, size)
+        if inode is None or size is None:
+            yield
+            return
+        async with self._writing.truncating(inode, size):
+            yield
 
     async def flush(self, number: int) -> None:
         """As ``Writing.flush``."""

@@ -497,6 +497,11 @@ class Union:
             return None, False
         return node.seen, Link(folder.number, child.name) in node.links
 
+    def touched(self, keys: Iterable[FileKey]) -> None:
+        """These files are being changed through the mount, or were just now."""
+        for key in keys:
+            self.watched.touched_below(FileKey(key.source, key.path.rpartition("/")[0]))
+
     async def let_go(self, node: Node) -> None:
         """The kernel has forgotten the node: close what was held for it."""
         self._remove(self.watched.sleep(node))

@@ -108,6 +108,12 @@ class Watched:
             folder.watch.changes += 1
         self._changed(folder)
 
+    def touched_below(self, folder: FileKey) -> None:
+        """A file in the folder under this key is being changed through the mount."""
+        watch = self._by_key.get(folder)
+        if watch is not None:
+            watch.changes += 1
+
     def _count_early(self, name: tuple[SourceName, int], *, ended: bool) -> None:
         """Of a watch that was put on a folder just now, and is not known here yet; or that was removed."""
         if ended:

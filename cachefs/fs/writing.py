@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Protocol, TypeVar, TypeVarTuple
 
 from cachefs.descriptors import Descriptor
@@ -50,15 +51,19 @@ class Writing:
 
     async def truncate(self, handle: Handle, size: int) -> None:
         """ftruncate(2)."""
-        await self._change_open(handle.inode, _truncate, _own(handle), size)
-        await self.mirror_size(handle.inode, size)
+        async with self.truncating(handle.inode, size):
+            await self._change_open(handle.inode, _truncate, _own(handle), size)
 
-    async def mirror_size(self, inode: OpenInode, size: int) -> None:
-        """The file was truncated at its source: what the kernel reads must follow."""
+    @asynccontextmanager
+    async def truncating(self, inode: OpenInode, size: int) -> AsyncIterator[None]:
+        """Around a truncation of the file at its source: what the kernel reads follows, and is not copied back in
+        between, when it has the old size still."""
         held = inode.backing
         if held is None:
+            yield
             return
         async with held.lock:
+            yield
             await self._ssd.run(_truncate, await self._mirror(held), size)
 
     async def _mirror(self, held: backing.Backing) -> Descriptor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import random
 import tempfile
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.fileops import EXCHANGE, NOREPLACE, refused
+from tests.fileops import EXCHANGE, NOREPLACE, names, put, refused
 from tests.mount.kit import MIB, STATE, read
 from tests.mount.lives import settings_in, wait_until
 from tests.mount.realfiles import RealFiles, mounted
@@ -257,3 +258,90 @@ def test_df_shows_each_source_in_its_folder_and_their_sum_at_the_root(tmp_path: 
 def _size(shown: os.statvfs_result) -> tuple[int, int]:
     """What df(1) calls size, in bytes and in files."""
     return shown.f_blocks * shown.f_frsize, shown.f_files
+
+
+@pytest.mark.parametrize("act", ["rename", "noreplace", "rmdir"])
+def test_what_the_source_refuses_costs_no_copy(two_folders: RealFiles, act: str) -> None:
+    files = two_folders
+    with refused(errno.EEXIST if act == "noreplace" else errno.ENOTEMPTY):
+        if act == "rmdir":
+            files.rmdir("new")
+        else:
+            files.rename("old", "new", NOREPLACE if act == "noreplace" else 0)
+    assert [state(files.folder / name / "cached") for name in ("old", "new")] == ["cached", "cached"]
+
+
+def test_a_folder_that_replaces_an_empty_one_lists_its_own_names(files: RealFiles) -> None:
+    for round_ in range(60):
+        old, new = f"old {round_}", f"new {round_}"
+        files.mkdir(old)
+        files.mkdir(new)
+        put(files, f"{old}/a", b"a")
+        for _ in range(round_ % 20):
+            assert names(files, new) == set()
+            assert names(files, old) == {"a"}
+        assert names(files, new) == set()
+        files.rename(old, new)
+        assert names(files, new) == {"a"}, f"round {round_}"
+
+
+def test_two_folders_that_were_exchanged_list_their_own_names(files: RealFiles) -> None:
+    for round_ in range(60):
+        old, new = f"old {round_}", f"new {round_}"
+        files.mkdir(old)
+        files.mkdir(new)
+        put(files, f"{old}/a", b"a")
+        for _ in range(1 + round_ % 20):
+            assert (names(files, old), names(files, new)) == ({"a"}, set())
+        files.rename(old, new, EXCHANGE)
+        assert (names(files, old), names(files, new)) == (set(), {"a"}), f"round {round_}"
+
+
+def test_to_copy_a_film_is_not_to_watch_it(running: RunningCachefs, files: RealFiles) -> None:
+    os.utime(files.folder / "film", ns=(LONG_AGO_NS, LONG_AGO_NS + 5))
+    cache(running, files.folder / "film")
+    assert (files.behind / "film").stat().st_atime_ns == LONG_AGO_NS
+
+
+def test_a_folder_that_replaces_one_emptied_behind_the_mount_has_its_own_files(
+    running: RunningCachefs, two_folders: RealFiles
+) -> None:
+    files = two_folders
+    for path in list((files.behind / "new").iterdir()):
+        path.unlink()
+    wait_until(running, lambda: not os.listdir(files.folder / "new"), "they are gone", SEEN_WITHIN_S)
+    files.rename("old", "new")
+    assert tree(files.folder / "new") == {"cached": b"old cached", "not cached": b"old not cached"}
+
+
+@pytest.mark.parametrize("how", ["write", "append", "truncate", "open with O_TRUNC"])
+def test_what_was_written_is_seen_at_once_also_after_the_folder_was_listed(files: RealFiles, how: str) -> None:
+    for round_ in range(5):
+        folder = files.folder / f"{round_}"
+        folder.mkdir()
+        file, source = folder / "file", files.behind / f"{round_}" / "file"
+        file.write_bytes(b"something")
+        assert os.listdir(folder) == ["file"]
+        if how == "truncate":
+            os.truncate(file, 3)
+        else:
+            flag = {"append": os.O_APPEND, "open with O_TRUNC": os.O_TRUNC}.get(how, 0)
+            handle = os.open(file, os.O_WRONLY | flag)
+            os.write(handle, b"something longer")
+            os.close(handle)
+        assert file.stat().st_size == source.stat().st_size
+        assert read(file) == source.read_bytes()
+
+
+def test_a_truncated_file_stays_so_while_what_a_mapping_wrote_is_copied_back(
+    running: RunningCachefs, files: RealFiles
+) -> None:
+    film, size = files.folder / "film", 1 << 20
+    cache(running, film)
+    with film.open("rb", buffering=0), film.open("r+b", buffering=0) as writer:
+        for round_ in range(100):
+            with mmap.mmap(writer.fileno(), size) as mapped:
+                mapped[size - 5] = 1 + round_ % 255
+            os.ftruncate(writer.fileno(), 5000)
+            assert os.fstat(writer.fileno()).st_size == (files.behind / "film").stat().st_size == 5000, round_
+            os.ftruncate(writer.fileno(), size)
