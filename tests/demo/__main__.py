@@ -32,13 +32,13 @@ ORDINARY_USER = (
 
 def main() -> int:
     console = Console()
-    console.print(INTRODUCTION)
-    if (obstacle := why_not_here(os.geteuid())) is not None:
-        console.print(f"The demo cannot run here: {obstacle}.", markup=False, soft_wrap=True)
-        return 1
-    if os.geteuid() != 0:
-        console.print(ORDINARY_USER)
     with stop_on_signals() as stop:
+        console.print(INTRODUCTION)
+        if (obstacle := why_not_here(os.geteuid())) is not None:
+            console.print(f"The demo cannot run here: {obstacle}.", markup=False, soft_wrap=True)
+            return 1
+        if os.geteuid() != 0:
+            console.print(ORDINARY_USER)
         try:
             outcome = perform(console, stop)
         except Stopped:
