@@ -31,8 +31,8 @@ def facts(place: Path, amounts: Amounts, fast_path: str, load_before: float) -> 
         "cachefs": _commit(),
         "cached files": f"not read by the kernel itself: {fast_path}" if fast_path else "read by the kernel itself",
         "files": f"4 films of {amounts.film_bytes // MIB} MiB, 64 clips of 1 MiB, trees of 10,000 empty files",
-        "rounds": f"{amounts.rounds}, passes of a round for at least {amounts.min_ms} ms",
-        "load before and after": f"{load_before:.1f}, {os.getloadavg()[0]:.1f} (on average over a minute)",
+        "rounds": f"{amounts.rounds} rounds, each with passes of at least {amounts.min_ms} ms",
+        "load before and after": f"load {load_before:.1f} before and {os.getloadavg()[0]:.1f} after",
         "day": time.strftime("%Y-%m-%d"),
     }
 
