@@ -16,7 +16,7 @@ from cachefs.plex.client import PlexClient, PlexSettings
 
 _POLL_S = 0.1
 _STOP_S = 30.0
-_END_S = 5.0
+_END_S = 3.0
 """For the process to end once its mount is gone."""
 _PLEX_S = 30.0
 
@@ -75,14 +75,20 @@ def unmount(config_file: Path | None) -> None:
     except NotRunning:
         shared.show_line(_clear_mount(config))
         return
-    deadline = time.monotonic() + _STOP_S
-    while ((left := mounts.mounted_at(mountpoint)) is not None and left.is_cachefs) or server.exists():
-        if left is None and time.monotonic() > deadline - _STOP_S + _END_S:
-            break  # it hangs in a dead disk: its keeper says so
-        if time.monotonic() > deadline:
+    began = time.monotonic()
+    while _is_cachefs_at(mountpoint):
+        if time.monotonic() > began + _STOP_S:
             raise UserError(f"the daemon was told to stop, but {mountpoint} is still mounted after {_STOP_S:g} s")
         time.sleep(_POLL_S)
+    gone = time.monotonic()
+    while server.exists() and time.monotonic() < gone + _END_S:  # longer, if a call hangs in a disk: its keeper says so
+        time.sleep(_POLL_S)
     shared.show_line(f"the daemon has unmounted {show.printable(str(mountpoint))}")
+
+
+def _is_cachefs_at(mountpoint: Path) -> bool:
+    found = mounts.mounted_at(mountpoint)
+    return found is not None and found.is_cachefs
 
 
 def _clear_mount(config: Config) -> str:
