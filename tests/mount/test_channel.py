@@ -95,7 +95,10 @@ def test_a_slow_lookup_does_not_hold_up_its_folder(running: RunningCachefs, slow
         assert looking.wait(ENDS_WITHIN_S) == 0
 
 
-def test_readers_of_a_hung_source_leave_others_their_read_ahead(running: RunningCachefs, slow_disk: SlowDisk) -> None:
+def test_readers_of_a_hung_source_leave_others_their_read_ahead(
+    running: RunningCachefs, slow_disk: SlowDisk, expected_warnings: list[str]
+) -> None:
+    expected_warnings.append("source slow .* is offline")  # on a machine so busy that the rest takes its timeout
     slow, media = running.mountpoint / "slow", running.mountpoint / "media"
     read(media / "one.mkv")
     in_peace = median(took_s(read, media / name) for name in ("two.mkv", "three.mkv"))
