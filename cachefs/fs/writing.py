@@ -64,7 +64,8 @@ class Writing:
             return
         async with held.lock:
             yield
-            await self._ssd.run(_truncate, await self._mirror(held), size)
+            if inode.backing is held:  # else nobody had it open any more, and the change has let go of it
+                await self._ssd.run(_truncate, await self._mirror(held), size)
 
     async def _mirror(self, held: backing.Backing) -> Descriptor:
         """The backing file, open for writing. To be called under its lock, before the first change."""

@@ -346,6 +346,22 @@ def test_a_copy_that_is_out_of_service_is_read_by_no_later_open(
                 assert later.read(MIB) == b"changed" + CONTENT[7:MIB]
 
 
+@pytest.mark.parametrize("how", ["open", "truncate"])
+def test_a_cached_file_that_was_read_just_now_can_be_emptied(mounted: RunningCachefs, source: Path, how: str) -> None:
+    film = mounted.mountpoint / "film.mkv"
+    for _ in range(5):
+        (source / "film.mkv").write_bytes(CONTENT)
+        wait_until(mounted, lambda: film.exists() and read(film) == CONTENT, "seen", 5)
+        assert mounted.run("copy", "film.mkv").returncode == 0
+        assert read(film) == CONTENT
+        if how == "open":
+            film.write_bytes(b"new")
+        else:
+            os.truncate(film, 3)
+        assert (source / "film.mkv").stat().st_size == 3
+        assert len(read(film)) == 3
+
+
 def test_descriptors_are_given_back_some_seconds_after_the_last_close(mounted: RunningCachefs, source: Path) -> None:
     for number in range(40):
         (source / f"film {number}").write_bytes(b"film")
