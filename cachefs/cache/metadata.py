@@ -21,6 +21,7 @@ from typing import TypeVar, TypeVarTuple
 import trio
 
 from cachefs.cache.folder import token_of
+from cachefs.errors import CacheError
 from cachefs.model import FileKey, SourceName
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,11 @@ class Metadata:
         except (sqlite3.Error, OSError) as error:
             self._trouble(error)
             return None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the SSD did not do what was asked last."""
+        return self._failed
 
     async def run(self) -> None:
         """Write what is noted. Runs for ever."""
@@ -224,10 +230,15 @@ def _names(folder: FileKey) -> tuple[bytes, bytes]:
 
 
 async def forget_source(root: str, source: SourceName) -> None:
-    """Whatever is in the source's folder at the next start is the source. While no daemon has the cache folder."""
+    """Whatever is in the source's folder at the next start is the source. While no daemon has the cache folder.
+    Raises ``CacheError``."""
     async with open_metadata(root) as metadata:
         metadata.forget(FileKey(source, ""))
         await metadata.save()
+        if metadata.failed:
+            raise CacheError(
+                f"what is known of {source} in the cache folder {root} cannot be changed; is the SSD there?"
+            )
 
 
 @asynccontextmanager

@@ -77,14 +77,11 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A folder, all names in it, and what the first of them are; a name that was gone by then has nothing.
-
-    ``changes``: the count of the folder's watch for which this is true; -1 when it may be true no more."""
+    """A folder, all names in it, and what the first of them are; a name that was gone by then has nothing."""
 
     own: Found
     names: list[str]
     children: dict[str, Found]
-    changes: int = -1
 
 
 class Told(enum.Enum):
@@ -98,7 +95,8 @@ class Told(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A folder as it was read from some place on; ``changes`` as in ``Listing``."""
+    """A folder as it was read from some place on; ``changes``: the count of its watch for which this is true; -1
+    when it may be true no more."""
 
     source: Source
     listing: leaves.Listing

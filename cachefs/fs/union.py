@@ -366,9 +366,8 @@ class Union:
         if place.ref.paths[:1] == ("",):
             self._roots.note_names(place.source, empty=not listed.names)
         own = self.seen(folder, place, listed.stat, steady=steady)
-        changes = folder.watch.changes if steady and folder.watch is not None else -1
         children = await self._found_all(place.source, listed.children, folder, steady=steady)
-        return Listing(own, listed.names, children, changes)
+        return Listing(own, listed.names, children)
 
     async def read_folder(self, folder: Node, start: int, most: int) -> Reading:
         """What is in a folder from a place on, in one hop; ``start`` and the rest as in ``listing``."""

@@ -121,7 +121,6 @@ enum {
 	OPEN_KEEP_CACHE = 1 << 1,
 	OPEN_NOFLUSH = 1 << 5,
 	OPEN_PASSTHROUGH = 1 << 7,
-	RELEASE_FLOCK_UNLOCK = 1 << 1,
 };
 
 #endif
