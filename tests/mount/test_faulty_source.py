@@ -20,7 +20,6 @@ from cachefs.mounts import mounted_at
 from tests.mount.faultkit import (
     CACHED,
     CONTENT,
-    FILES,
     IN_ROOT,
     IN_SHOW,
     TIMEOUT_S,
@@ -205,22 +204,6 @@ def test_either_process_killed_leaves_no_hanging_mount(
     scene.disk.release()
 
 
-# --- and back ---
-
-
-@pytest.mark.parametrize("fault", ["hung", "erring"])
-def test_everything_works_again_without_a_restart(scene: Scene, fault: str) -> None:
-    scene.break_disk(fault)
-    scene.mend_disk(fault)
-
-    def works() -> bool:
-        return all(errno_of(read, scene.slow / name) == 0 for name in FILES)
-
-    wait_until(scene.running, works, "everything can be read", within_s=10)
-    assert sorted(os.listdir(scene.slow)) == IN_ROOT
-    assert os.getxattr(scene.slow / "one.mkv", STATE) == b"cached"
-
-
 # --- a root that was emptied ---
 
 
@@ -254,3 +237,11 @@ def test_an_emptied_folder_below_an_emptied_root_is_missing_too(scene: Scene, as
     wait_until(scene.running, lambda: errno_of(read, scene.slow / "Show" / "five.mkv") == errno.EIO, "it is missing")
     assert sorted(os.listdir(scene.slow / "Show")) == IN_SHOW
     assert scene.cached() == set(CACHED)
+
+
+def test_status_says_that_an_emptied_root_is_missing(scene: Scene, aside: Path) -> None:
+    _move_all(scene.disk.backing, aside)
+    errno_of(os.listdir, scene.slow)
+    (slow,) = [source for source in scene.running.status().sources if source.name == "slow"]
+    assert not slow.online
+    assert "empty" in slow.problem

@@ -38,17 +38,6 @@ def scene(tmp_path: Path, slow_disk: SlowDisk, start_mount: Start, expected_warn
         yield made
 
 
-def _move_all(source: Path, target: Path) -> None:
-    for path in list(source.iterdir()):
-        path.rename(target / path.name)
-
-
-@pytest.fixture
-def aside(slow_disk: SlowDisk, tmp_path: Path) -> Path:
-    (tmp_path / "aside").mkdir()
-    return tmp_path / "aside"
-
-
 @every_fault
 def test_what_is_known_is_shown_and_what_is_cached_is_played(scene: Scene, fault: str) -> None:
     with (scene.slow / "one.mkv").open("rb", buffering=0) as film:
@@ -84,8 +73,8 @@ def test_what_is_known_is_shown_and_what_is_cached_is_played(scene: Scene, fault
     assert scene.cached() == set(CACHED)
 
 
-@pytest.mark.parametrize("fault", ["dead", "an empty folder"])
-def test_a_disk_mounted_anew_works_again_without_a_restart(scene: Scene, fault: str) -> None:
+@every_fault
+def test_everything_works_again_without_a_restart(scene: Scene, fault: str) -> None:
     scene.break_disk(fault)
     scene.mend_disk(fault)
 
@@ -104,14 +93,6 @@ def test_it_starts_while_a_source_is_away(scene: Scene, fault: str) -> None:
     running = scene.start(scene.settings)
     assert read(running.mountpoint / "media" / "one.mkv") == CONTENT
     assert read(running.mountpoint / "slow" / "one.mkv") == CONTENT
-
-
-def test_status_says_that_an_emptied_root_is_missing(scene: Scene, aside: Path) -> None:
-    _move_all(scene.disk.backing, aside)
-    errno_of(os.listdir, scene.slow)
-    (slow,) = [source for source in scene.running.status().sources if source.name == "slow"]
-    assert not slow.online
-    assert "empty" in slow.problem
 
 
 @pytest.mark.parametrize("holds", ["nothing", "something else"])
