@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import struct
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,6 +211,19 @@ class RealFiles:
 
     def statvfs(self, path: str) -> os.statvfs_result:
         return os.statvfs(self._at(path))
+
+
+OWNER, USER, GROUP, MASK, OTHER = 1, 2, 4, 0x10, 0x20
+"""Whom an entry of an ACL is about: linux/posix_acl.h."""
+_NOBODY = 0xFFFFFFFF
+
+
+def set_acl(path: Path, entries: Iterable[tuple[int, int, int | None]], *, default: bool = False) -> None:
+    """As setfacl(1) does. An entry: whom it is about, what they may (4 read, 2 write, 1 execute), and a USER's uid.
+    Layout: linux/posix_acl_xattr.h."""
+    packed = [struct.pack("<HHI", tag, rights, _NOBODY if uid is None else uid) for tag, rights, uid in entries]
+    name = "system.posix_acl_default" if default else "system.posix_acl_access"
+    os.setxattr(path, name, struct.pack("<I", 2) + b"".join(packed))
 
 
 def _seen(found: os.stat_result) -> Seen:

@@ -8,16 +8,14 @@ import os
 import re
 import shutil
 import stat
-import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from tests.fileops import MANY, SCENARIOS, Scenario, get, names, put, refused
-from tests.mount.realfiles import RealFiles, User, mounted, opened_folder
+from tests.mount.realfiles import GROUP, OTHER, OWNER, RealFiles, User, mounted, opened_folder, set_acl
 from tests.standin.running import RunningCachefs, start_cachefs
 
 ANNA = User(7001, 7001, (7100,))
@@ -144,20 +142,13 @@ def test_what_an_ordinary_user_makes_is_that_users(files: RealFiles) -> None:
         assert (there.st_uid, there.st_gid, stat.S_IMODE(there.st_mode)) == (ANNA.uid, ANNA.gid, mode), name
 
 
-def _default_acl(folder: Path, mode: int) -> None:
-    """What ``setfacl -d -m u::rwx,g::rwx,o::---`` sets. Layout: linux/posix_acl_xattr.h."""
-    entries = ((1, mode >> 6), (4, mode >> 3 & 7), (0x20, mode & 7))
-    nobody = 0xFFFFFFFF
-    text = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", tag, rights & 7, nobody) for tag, rights in entries)
-    os.setxattr(folder, "system.posix_acl_default", text)
-
-
 @ROOT_ONLY
 @pytest.mark.parametrize(("acl", "file", "folder"), [(None, 0o640, 0o750), (0o770, 0o660, 0o770)])
 def test_umask_counts_where_no_default_acl_rules(files: RealFiles, acl: int | None, file: int, folder: int) -> None:
     files.chmod("", 0o777)
     if acl is not None:
-        _default_acl(files.behind, acl)
+        entries = ((OWNER, acl >> 6, None), (GROUP, acl >> 3 & 7, None), (OTHER, acl & 7, None))
+        set_acl(files.behind, entries, default=True)
 
     def makes() -> None:
         files.close(files.open("file", os.O_WRONLY | os.O_CREAT, 0o666))

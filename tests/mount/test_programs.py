@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import random
+import shutil
 import sqlite3
 import struct
 import sys
@@ -22,7 +23,7 @@ from tests.fileops import refused
 from tests.mount.kit import MIB, STATE, read
 from tests.mount.lives import wait_until
 from tests.mount.programs import run, scripts
-from tests.mount.realfiles import mounted
+from tests.mount.realfiles import GROUP, MASK, OTHER, OWNER, USER, mounted, set_acl
 from tests.standin.running import RunningCachefs
 
 CONTENT = random.Random(8).randbytes(4 * MIB)
@@ -54,11 +55,12 @@ def behind(shared: tuple[RunningCachefs, Path], here: Path) -> Path:
     return shared[1] / here.name
 
 
-def cache(running: RunningCachefs, path: Path) -> None:
-    """Copy a file to the SSD, and return once it is there."""
+def cache(running: RunningCachefs, *paths: Path) -> None:
+    """Copy files to the SSD, and return once they are there."""
     with running.client() as client:
-        client.copy(str(path))
-    wait_until(running, lambda: os.getxattr(path, STATE) == b"cached", f"{path.name} is cached")
+        for path in paths:
+            client.copy(str(path))
+    wait_until(running, lambda: all(os.getxattr(path, STATE) == b"cached" for path in paths), f"{paths} are cached")
 
 
 def a_tree(folder: Path) -> None:
@@ -96,7 +98,9 @@ def shown(folder: Path) -> dict[str, tuple[object, ...]]:
             seen.st_mtime_ns,
             seen.st_size if regular else None,
             path.read_bytes() if regular else None,
-            [(name, os.getxattr(path, name)) for name in os.listxattr(path)] if regular else None,
+            sorted((name, os.getxattr(path, name)) for name in os.listxattr(path))
+            if regular or path.is_dir()
+            else None,
         )
     return found
 
@@ -176,16 +180,18 @@ def test_cp_carries_a_tree_there_and_back_and_then_has_nothing_to_do(here: Path,
     a_tree(tmp_path / "there")
     wanted = shown(tmp_path / "there")
 
-    def cp(old: Path, new: Path) -> str:
-        return run("cp", "--reflink=auto", "-auv", f"{old}/.", new)
+    def cp(old: Path, new: Path) -> list[str]:
+        """What it did, but for a hard link of whichever name comes second: that it makes anew each time."""
+        said = run("cp", "--reflink=auto", "-auv", f"{old}/.", new)
+        return [line for line in said.splitlines() if "linked" not in line and "S01E00" not in line]
 
-    assert cp(tmp_path / "there", here)  # it makes a hard link anew each time, and says so
+    assert cp(tmp_path / "there", here)
     assert shown(here) == wanted
     assert (here / "linked.mkv").stat().st_ino == (here / "Show" / "Season 01" / "S01E00 ä.mkv").stat().st_ino
     assert cp(here, tmp_path / "back")
     assert shown(tmp_path / "back") == wanted
-    assert [line for line in cp(tmp_path / "there", here).splitlines() if "linked" not in line] == []
-    assert [line for line in cp(here, tmp_path / "back").splitlines() if "linked" not in line] == []
+    assert cp(tmp_path / "there", here) == []
+    assert cp(here, tmp_path / "back") == []
     (here / "within").mkdir()
     run("cp", "--reflink=auto", "-a", f"{tmp_path}/there/.", here / "there")
     run("cp", "--reflink=auto", "-a", here / "there", here / "within")
@@ -205,6 +211,36 @@ def test_tar_packs_and_unpacks_and_finds_no_difference(here: Path, tmp_path: Pat
     assert shown(here / "again") == shown(here / "tree")
     run("tar", *options, "-xpf", packed, "-C", tmp_path / "out")
     run("tar", *options, "-df", packed, "-C", tmp_path / "out")
+
+
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed: install the package of that name")
+def test_rsync_carries_a_tree_there_and_back_and_then_has_nothing_to_do(
+    running: RunningCachefs, here: Path, tmp_path: Path
+) -> None:
+    """With everything that it can carry, and with all files cached on the way back."""
+    there, back = tmp_path / "there", tmp_path / "back"
+    there.mkdir()
+    a_tree(there)
+    linked, show = there / "linked.mkv", there / "Show"
+    set_acl(linked, [(OWNER, 6, None), (USER, 4, 7001), (GROUP, 4, None), (MASK, 4, None), (OTHER, 0, None)])
+    set_acl(show, [(OWNER, 7, None), (GROUP, 5, None), (OTHER, 0, None)], default=True)
+    os.setxattr(show, "user.note", b"of a folder")
+    os.utime(linked, ns=(-5, -1_000_000_007))
+    for path in (there / "pipe", there / "leads away", show / "Season 01", show):
+        os.utime(path, ns=(7, 1_300_000_000_000_000_009), follow_symlinks=False)  # within a second, rsync lets it be
+
+    def rsync(old: Path, new: Path) -> str:
+        return run("rsync", "-aHAX", "--itemize-changes", f"{old}/", f"{new}/")
+
+    assert rsync(there, here)
+    assert shown(here) == shown(there)
+    assert rsync(there, here) == ""
+    cache(running, *(path for path in here.rglob("*.mkv") if path.stat().st_size))
+    assert rsync(there, here) == ""
+    assert rsync(here, back)
+    assert shown(back) == shown(there)
+    assert rsync(here, back) == ""
+    assert run("rsync", "-aHAXc", "--itemize-changes", f"{here}/", f"{there}/") == ""
 
 
 # --- an import, as Sonarr does it ------------------------------------------------------------------------------------
