@@ -16,7 +16,7 @@ from cachefs import __version__, paths
 from cachefs.cache.populate import Copiers
 from cachefs.cache.store import Store
 from cachefs.cache.verify import Verification, Wish
-from cachefs.errors import UserError
+from cachefs.errors import CacheError, UserError
 from cachefs.fs.routing import Routing
 from cachefs.fs.segments import visible
 from cachefs.fs.union import Union
@@ -178,6 +178,10 @@ class DaemonEngine:
     async def copy(self, text: str) -> FileKey:
         _, key = self._key(text)
         file = await self._file(key, text)
+        try:
+            await self._parts.store.refresh_space()  # somebody may just have made room
+        except CacheError as error:
+            raise UserError(f"{text} cannot be copied: {error}") from error
         await self._parts.planning.copy_now(file)
         return key
 

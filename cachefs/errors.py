@@ -6,7 +6,8 @@
     ├── CannotMount              exit code 3; says what is missing
     ├── CacheError               the SSD side failed; never reaches a reader (reads fall back)
     │   ├── CacheBusy            another daemon holds this cache folder
-    │   └── IndexDamaged         the index cannot be read
+    │   ├── IndexDamaged         the index cannot be read
+    │   └── IndexFull            there is no room to write the index
     ├── PlexError                the Plex side failed; degrades the component, never the mount
     │   ├── PlexUnreachable      no answer, or none in time
     │   ├── PlexRefused          the token was not accepted
@@ -67,6 +68,10 @@ class CacheBusy(CacheError):
 
 class IndexDamaged(CacheError):
     """The index file is not one that this version can read."""
+
+
+class IndexFull(CacheError):
+    """The SSD has no room for what is to be written into the index; what is in it can be read."""
 
 
 class PlexError(CachefsError):

@@ -339,8 +339,9 @@ def _lock(root: str, place: int, token: str) -> int:
     number = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=place)
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(number, 0)
-        os.pwrite(number, f"{os.getpid()}\n{token}\n".encode(), 0)
+        said = f"{os.getpid()}\n{token}\n".encode()
+        os.pwrite(number, said, 0)  # over what it said before: a full SSD would not give the room back
+        os.ftruncate(number, len(said))
         os.fsync(number)  # an SSD that is unplugged is known again by it
     except BlockingIOError:
         holder = os.pread(number, 32, 0).decode("ascii", "replace").partition("\n")[0].strip()

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 
 from cachefs.cache.keepsake import Keepsake
 from cachefs.cache.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION, newer
-from cachefs.errors import CacheError, IndexDamaged
+from cachefs.errors import CacheError, IndexDamaged, IndexFull
 from cachefs.model import CacheEntry, EntryState, FileKey, Fingerprint, Pin, SourceFile, SourceName
 from cachefs.paths import cache_path
 from cachefs.ranges import Ranges
@@ -29,19 +29,38 @@ _COLUMNS = (
 
 _Row = tuple[object, ...]
 
+_ROOM_BYTES = 1 << 20
+"""With less free on the SSD, opening the index may fail for lack of it: SQLite begins with 32 KiB, and ext4 keeps
+some blocks back."""
+
 
 class Index:
     """One open index. Not for two threads at once."""
 
     def __init__(self, path: str) -> None:
         """Open the index, or make an empty one. Raises ``IndexDamaged``, or ``CacheError`` when it cannot be reached or
-        a newer cachefs made it."""
+        a newer cachefs made it. Where the SSD is full it is opened all the same, if it is there already."""
         self._path = path
         self._sound = True
-        with self._translated():
-            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
-            os.chmod(path, 0o600)  # it says who watches what; the files beside it follow
+        self.full = False
+        """Whether it could be opened for reading only, since there is no room on the SSD."""
         try:
+            self._open()
+        except IndexDamaged:
+            raise
+        except CacheError:
+            if not _is_full(path):
+                raise
+            # Alone with the file SQLite keeps in memory what it else writes beside it (``-shm``) before it can read.
+            self._open("PRAGMA locking_mode = EXCLUSIVE")
+
+    def _open(self, first: str = "") -> None:
+        with self._translated():
+            self._connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5)
+            os.chmod(self._path, 0o600)  # it says who watches what; the files beside it follow
+        try:
+            with self._translated():
+                self._connection.execute(first)
             self._prepare()
         except CacheError:
             self._connection.close()
@@ -201,13 +220,22 @@ class Index:
         if not is_new:
             self._refuse_other_versions()
             self._refuse_damaged()
+        if is_new or self._version() < SCHEMA_VERSION:
+            self._make_tables(is_new)
+        try:
+            with self._transaction() as connection:
+                connection.execute("INSERT OR REPLACE INTO meta VALUES ('open', x'')")
+        except IndexFull:  # then the next start may look less closely
+            self.full = True
+
+    def _make_tables(self, is_new: bool) -> None:
+        """Make the tables, or bring those of an earlier version up to date."""
         with self._transaction() as connection:
             for statement in _statements(SCHEMA) if is_new else ():
                 connection.execute(statement)
             for version in () if is_new else range(self._version(), SCHEMA_VERSION):
                 MIGRATIONS[version](connection.execute)
             connection.execute("INSERT OR REPLACE INTO meta VALUES ('schema', ?)", (b"%d" % SCHEMA_VERSION,))
-            connection.execute("INSERT OR REPLACE INTO meta VALUES ('open', x'')")
 
     def _version(self) -> int:
         """The version of the tables. Raises ``IndexDamaged`` when none is said that there ever was."""
@@ -255,8 +283,17 @@ class Index:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
             self._sound = self._sound and not damaged
-            kind = IndexDamaged if damaged else CacheError
+            kind = IndexDamaged if damaged else IndexFull if code == sqlite3.SQLITE_FULL else CacheError
             raise kind(f"the index {self._path} cannot be used: {error}") from error
+
+
+def _is_full(path: str) -> bool:
+    """Whether the file system has no room for what SQLite writes beside an index."""
+    try:
+        space = os.statvfs(os.path.dirname(path))
+    except OSError:
+        return False
+    return space.f_bavail * space.f_frsize < _ROOM_BYTES or (space.f_files > 0 and space.f_favail == 0)
 
 
 def _statements(script: str) -> Iterator[str]:

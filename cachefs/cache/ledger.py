@@ -7,7 +7,7 @@ whoever gets to it first, so that neither a cancelled task nor a failing SSD los
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TypeVar, TypeVarTuple
 
@@ -16,7 +16,7 @@ import trio
 from cachefs.cache.index import Index
 from cachefs.cache.keepsake import NAME, Keepsake, save
 from cachefs.cache.presence import NO_ANSWER_S, Presence
-from cachefs.errors import CacheError
+from cachefs.errors import CacheError, IndexFull
 from cachefs.model import CacheEntry
 
 log = logging.getLogger(__name__)
@@ -28,20 +28,27 @@ Ts = TypeVarTuple("Ts")
 class Ledger:
     """One index, its queue, and the rows that have to go. Every method raises ``CacheError`` when the SSD fails."""
 
-    def __init__(self, presence: Presence, index: Index, kept: Keepsake | None) -> None:
+    def __init__(self, presence: Presence, index: Index, kept: Keepsake | None, dead_rows: Iterable[int] = ()) -> None:
         self.index = index
+        self.full = False
+        """Whether the SSD had no room for the last change of a row."""
         self._presence = presence
         self._kept = kept
-        self.dead_rows: set[int] = set()
+        self.dead_rows = set(dead_rows)
         self._turn = trio.CapacityLimiter(1)
 
     async def call(self, function: Callable[[*Ts], T], *args: *Ts, within_s: float = NO_ANSWER_S) -> T:
         """Run one method of the index. The queue is first in, first out; what runs is waited for up to ``within_s``,
         and the next one begins when it has really returned."""
         try:
-            return await self._presence.run(function, *args, limiter=self._turn, within_s=within_s)
+            answer = await self._presence.run(function, *args, limiter=self._turn, within_s=within_s)
         except OSError as error:
             raise CacheError(f"the index cannot be used: {error.strerror or error}") from error
+        except IndexFull:
+            self.full = True
+            raise
+        self.full = False
+        return answer
 
     async def insert(self, entry: CacheEntry) -> None:
         """Add a row; the rows that have to go, go first: one of them may have its name."""

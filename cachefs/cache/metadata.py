@@ -145,6 +145,10 @@ class Metadata:
         try:
             self._open()
         except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+                self._given_up()
+                self._open("PRAGMA locking_mode = EXCLUSIVE")  # as cache.index does: a full SSD can be read
+                return
             log.info("%s is made anew: %s", self._path, error)
             self.close()
             for suffix in ("", "-wal", "-shm"):
@@ -152,9 +156,10 @@ class Metadata:
                     os.unlink(self._path + suffix)
             self._open()
 
-    def _open(self) -> None:
+    def _open(self, first: str = "") -> None:
         self._connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5)
         os.chmod(self._path, 0o600)
+        self._connection.execute(first)
         self._connection.execute("PRAGMA auto_vacuum = FULL")
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = OFF")
@@ -162,7 +167,8 @@ class Metadata:
         if version not in (0, _VERSION):
             raise sqlite3.DatabaseError(f"its version is {version}")
         self._connection.executescript(_SCHEMA)
-        self._connection.execute(f"PRAGMA user_version = {_VERSION}")
+        if version != _VERSION:
+            self._connection.execute(f"PRAGMA user_version = {_VERSION}")
 
     def close(self) -> None:
         if self._connection is not None:

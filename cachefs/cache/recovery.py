@@ -11,17 +11,20 @@ values, ``open_folder`` carries it out.
 | the row                          | cached  | no      | yes       | kept; not served before the source was asked  |
 | a drop in memory                 | as was  | as was  | as was    | kept; the fingerprint tells when it is asked  |
 | a drop's row deletion            | none    | perhaps | perhaps   | the files go                                  |
+| a drop on a full SSD             | as was  | no      | no        | the row goes: there the file goes first       |
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from cachefs.cache import inside, keepsake
 from cachefs.cache.adoption import adopt
@@ -30,11 +33,16 @@ from cachefs.cache.index import Index
 from cachefs.cache.keepsake import Keepsake
 from cachefs.cache.label import Label
 from cachefs.cache.schema import SCHEMA_VERSION, newer
-from cachefs.errors import CacheError, IndexDamaged
+from cachefs.errors import CacheError, IndexDamaged, IndexFull
 from cachefs.model import CacheEntry, EntryState, Pin, SourceName
 from cachefs.paths import cache_path
 
 log = logging.getLogger(__name__)
+
+_FULL = (
+    "the SSD is full: the cache folder %s can be read but not written. What it holds (copies: %d) is served, "
+    "everything else comes from the sources; nothing is copied before there is room"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +74,10 @@ class Opened:
     pins: tuple[Pin, ...]
     next_id: int
     recovery: Recovery
-    kept: Keepsake
+    kept: Keepsake | None
+    """What is written down a second time; None when the SSD has no room for it."""
+    rows_left: frozenset[int] = frozenset()
+    """Rows that have to go, once the index can be written."""
 
 
 def reconcile(entries: Iterable[CacheEntry], contents: Contents, sources: frozenset[SourceName]) -> Verdict:
@@ -106,9 +117,9 @@ def _open(folder: Folder, sources: Mapping[SourceName, str], gone: Iterable[int]
             check_identity(root, identity if identity is not None or kept is None else kept.identity, sources)
             if identity is None:
                 _rebuild(folder, index, sources, kept, damage)
-            index.set_identity(identity_of(sources))
-            index.delete(gone)
-            opened = _recover(folder, index, frozenset(sources))
+            if identity != identity_of(sources):
+                _if_room(index, partial(index.set_identity, identity_of(sources)))
+            opened = _recover(folder, index, frozenset(sources), frozenset(gone))
         except OSError as error:
             raise CacheError(f"cache.path {root} cannot be used: {error}") from error
         stack.pop_all()
@@ -191,19 +202,43 @@ def _rebuild(
     )
 
 
-def _recover(folder: Folder, index: Index, sources: frozenset[SourceName]) -> Opened:
-    verdict = reconcile(index.entries(), folder.contents(), sources)
-    if verdict.rows:
-        index.delete(verdict.rows)
+def _recover(folder: Folder, index: Index, sources: frozenset[SourceName], gone: frozenset[int]) -> Opened:
+    verdict = reconcile((entry for entry in index.entries() if entry.id not in gone), folder.contents(), sources)
+    rows = gone.union(verdict.rows)
+    left = rows if rows and not _if_room(index, partial(index.delete, rows)) else frozenset[int]()
     for name in verdict.files:
         folder.remove(name)
+    if left and _if_room(index, partial(index.delete, left)):  # the files have made room
+        left = frozenset()
     _label(folder, index, verdict.keep)
-    kept = index.keepsake()
-    if kept != keepsake.read(folder.place):
-        keepsake.save(folder.place, kept)
     resumable = sum(entry.state is EntryState.COPYING for entry in verdict.keep)
     counts = Recovery(len(verdict.keep), resumable, len(verdict.rows), len(verdict.files))
-    return Opened(folder, index, verdict.keep, index.pins(), index.next_id(), counts, kept)
+    if index.full:
+        log.warning(_FULL, folder.root, len(verdict.keep))
+    return Opened(folder, index, verdict.keep, index.pins(), index.next_id(), counts, _kept(folder, index), left)
+
+
+def _if_room(index: Index, write: Callable[[], object]) -> bool:
+    """Whether the index could take it; what it cannot take since the SSD is full is not needed to serve."""
+    try:
+        write()
+    except IndexFull:
+        index.full = True
+        return False
+    return True
+
+
+def _kept(folder: Folder, index: Index) -> Keepsake | None:
+    """See that what is written down a second time is what the index says; None when there is no room for it."""
+    kept = index.keepsake()
+    try:
+        if kept != keepsake.read(folder.place):
+            keepsake.save(folder.place, kept)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return None
+    return kept
 
 
 def _label(folder: Folder, index: Index, entries: Iterable[CacheEntry]) -> None:
@@ -216,7 +251,7 @@ def _label(folder: Folder, index: Index, entries: Iterable[CacheEntry]) -> None:
                 break  # nor will the SSD take the others
             labelled.append(entry.id)
     if labelled:
-        index.set_labelled(labelled)
+        _if_room(index, partial(index.set_labelled, labelled))
 
 
 def _file_name(entry: CacheEntry) -> str:

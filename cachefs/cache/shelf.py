@@ -31,7 +31,7 @@ from cachefs.cache.ledger import Ledger
 from cachefs.cache.presence import NO_ANSWER_S, Presence
 from cachefs.cache.recovery import Opened
 from cachefs.cache.room import Limits, Room
-from cachefs.errors import CacheError
+from cachefs.errors import CacheError, IndexFull
 from cachefs.model import CacheEntry, DropCause, EntryState, FileKey, SourceFile, Space, Targets
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Shelf:
 
     def __init__(self, opened: Opened, limits: Limits, hooks: Hooks, reopen: Reopen) -> None:
         self.presence = Presence(opened.folder, self._leave)
-        self.ledger = Ledger(self.presence, opened.index, opened.kept)
+        self.ledger = Ledger(self.presence, opened.index, opened.kept, opened.rows_left)
         self.hooks = hooks
         self.holdings = Holdings(opened.entries)
         self.absent = Holdings()
@@ -166,6 +166,8 @@ class Shelf:
             return
         try:
             await self.ledger.forget_dead(within_s)
+        except IndexFull as error:
+            log.debug("%s", error)  # the files that go make room for it, or the next copy says that there is none
         except CacheError as error:
             if within_s < NO_ANSWER_S and self.presence.overdue(within_s):
                 self.presence.suspect.set()  # whoever finds out what it is keeps nobody waiting
@@ -194,8 +196,8 @@ class Shelf:
         """See ``Store.remove_doomed``."""
         await self.forget_rows()
         for entry in list(self.holdings.doomed.values()):
-            if entry.id in self.ledger.dead_rows:
-                continue  # the row goes first
+            if entry.id in self.ledger.dead_rows and not self.ledger.full:
+                continue  # the row goes first, unless only the file can make room for that
             try:
                 await self._remove_files(entry)
             except OSError as error:
@@ -267,7 +269,7 @@ class Shelf:
 
     def _begin_at(self, opened: Opened) -> None:
         self.presence.begin_at(opened.folder)
-        self.ledger = Ledger(self.presence, opened.index, opened.kept)
+        self.ledger = Ledger(self.presence, opened.index, opened.kept, opened.rows_left)
         self.holdings, self.absent, self._gone = Holdings(opened.entries), Holdings(), set()
         self.owners = _owners(opened)
         self.next_id = max(self.next_id, opened.next_id)

@@ -1,0 +1,105 @@
+"""A start on an SSD that is full to the last byte: what it holds is served, and room is made as the plan says."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cachefs.cache.metadata import open_metadata
+from cachefs.cache.store import EvictResult
+from cachefs.errors import CacheError
+from cachefs.model import Pin
+from tests.engine.cachekit import cached, content, key, listed, opened
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a small file system is mounted by root only")
+
+FULL = "the SSD is full: the cache folder"
+
+
+@pytest.fixture
+def ssd(tmp_path: Path) -> Iterator[Path]:
+    """A cache folder on a file system of 4 MiB."""
+    place = tmp_path / "ssd"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "cachefs-test", place], check=True)
+    try:
+        yield place / "cache"
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def fill(ssd: Path) -> Path:
+    """Leave not one byte free; returns the file that takes the room."""
+    filler = ssd.with_name("filler")
+    with filler.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                continue
+    return filler
+
+
+@pytest.mark.expected_warnings(FULL)
+async def test_a_start_on_a_full_ssd_serves_what_it_holds_and_says_so(
+    ssd: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(ssd) as store:
+        await cached(store, "a.mkv", b"bytes")
+        await store.add_pin(Pin("a.mkv"))
+        tag = await store.device_tag("disk")
+    fill(ssd)
+    for _ in range(2):
+        async with opened(ssd) as store:
+            entry = store.get(key("a.mkv"))
+            assert entry is not None
+            assert content(store, entry) == b"bytes"
+            assert store.pins() == (Pin("a.mkv"),)
+            assert await store.device_tag("disk") == tag
+    said = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert [record.getMessage().startswith(FULL) for record in said] == [True, True]
+
+
+@pytest.mark.expected_warnings(FULL)
+async def test_an_eviction_makes_room_on_a_full_ssd_and_everything_can_be_written_again(ssd: Path) -> None:
+    async with opened(ssd) as store:
+        await cached(store, "a.mkv", bytes(200_000))
+    fill(ssd)
+    async with opened(ssd) as store:
+        assert await store.evict(key("a.mkv")) is EvictResult.EVICTED
+        await store.remove_doomed()
+        assert listed(ssd) == set()
+        await cached(store, "b.mkv", b"new")
+        await store.add_pin(Pin("b.mkv"))
+    async with opened(ssd) as store:
+        assert [entry.key for entry in store.inventory().entries] == [key("b.mkv")]
+        assert store.pins() == (Pin("b.mkv"),)
+
+
+@pytest.mark.expected_warnings(FULL)
+async def test_a_cache_on_a_full_ssd_is_used_as_before_once_there_is_room(ssd: Path) -> None:
+    async with opened(ssd) as store:
+        await cached(store, "a.mkv")
+    filler = fill(ssd)
+    async with opened(ssd) as store:
+        with pytest.raises(CacheError):
+            await store.add_pin(Pin("a.mkv"))
+        filler.unlink()
+        await store.add_pin(Pin("a.mkv"))
+        await cached(store, "b.mkv")
+    async with opened(ssd) as store:
+        assert {entry.key for entry in store.inventory().entries} == {key("a.mkv"), key("b.mkv")}
+
+
+async def test_what_is_remembered_of_folders_outlives_a_start_on_a_full_ssd(ssd: Path) -> None:
+    async with opened(ssd), open_metadata(str(ssd)) as metadata:
+        metadata.note(key("TV"), b"listing")
+    fill(ssd)
+    async with open_metadata(str(ssd)) as metadata:
+        assert await metadata.recall(key("TV")) == b"listing"
