@@ -26,6 +26,8 @@ from cachefs.fs import channel, reach
 log = logging.getLogger(__name__)
 
 _COMPARE_BYTES = 1 << 20
+_NO_DESCRIPTOR = -1
+"""The kernel looks at who asks before it looks at this."""
 
 
 @dataclass(slots=True, eq=False)
@@ -53,32 +55,48 @@ class Backing:
 
 
 class Backings:
-    """Makes and ends backing files, and counts them. ``problem`` says why the kernel takes none (any more)."""
+    """Makes and ends backing files, and counts them. ``problem`` says why the kernel takes none (any more);
+    ``kernel_is_there`` is set once it has been answered what this mount can do."""
 
     def __init__(self, problem: str = "") -> None:
         self.problem = problem
         self.live = 0
+        self.kernel_is_there = trio.Event()
+
+    async def look(self) -> None:
+        """Say why the kernel takes none before somebody opens a file, as far as it tells."""
+        await self.kernel_is_there.wait()
+        if self.problem:
+            return
+        try:
+            self._tell_kernel(_NO_DESCRIPTOR)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                self._give_up(error)
 
     def open(self, descriptor: Descriptor, entry_id: int) -> Backing | None:
         """A backing file for an entry whose SSD file is open; None when the kernel takes none."""
         if self.problem:
             return None
         try:
-            number = self._tell_kernel(descriptor)
+            number = self._tell_kernel(descriptor.number)
         except OSError as error:
-            self.problem = error.strerror or str(error)
-            log.info("cached files are read through the daemon, not by the kernel itself: %s", self.problem)
+            self._give_up(error)
             return None
         self.live += 1
         return Backing(number, entry_id, Descriptor(os.dup(descriptor.number)))
 
-    def _tell_kernel(self, descriptor: Descriptor) -> int:
+    def _give_up(self, error: OSError) -> None:
+        self.problem = error.strerror or str(error)
+        log.info("cached files are read through the daemon, not by the kernel itself: %s", self.problem)
+
+    def _tell_kernel(self, descriptor: int) -> int:
         if channel.problem():
             raise OSError(errno.ENOSYS, channel.problem())
         if not channel.has_passthrough():
             raise OSError(errno.ENOSYS, "this kernel has no passthrough, which came with Linux 6.9")
         try:
-            return channel.open_backing(descriptor.number)
+            return channel.open_backing(descriptor)
         except PermissionError as error:
             raise OSError(error.errno, "the daemon lacks CAP_SYS_ADMIN") from error
         except OSError as error:

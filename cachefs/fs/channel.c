@@ -61,6 +61,7 @@ int cachefs_channel_fd = -1;         /* the session's device, for the ioctls on 
 int cachefs_channel_wanted = 0;      /* set before the mount: ask for passthrough if the kernel offers it */
 int cachefs_channel_masking = 0;     /* set before the mount: Python applies the caller's umask */
 int cachefs_channel_passthrough = 0; /* the kernel offered it and was asked for it */
+int cachefs_channel_no_opendir = 0;  /* the kernel offered to do without opendir */
 
 static uint64_t init_unique = 0;
 static uint32_t init_offered = 0, init_offered2 = 0;
@@ -135,6 +136,7 @@ static void note_init(const struct in_header *header, size_t size)
 	init_offered = size >= sizeof(*header) + offsetof(struct init_in, flags2) ? offer->flags : 0;
 	if (init_offered & FLAG_INIT_EXT && size >= sizeof(*header) + sizeof(*offer))
 		init_offered2 = offer->flags2;
+	cachefs_channel_no_opendir = (init_offered & FLAG_NO_OPENDIR) != 0;
 }
 
 /* Whether the request is dealt with. */

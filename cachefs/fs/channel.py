@@ -80,6 +80,12 @@ def has_passthrough() -> bool:
     return is_bound() and bool(_value("cachefs_channel_passthrough"))
 
 
+def keeps_listings() -> bool:
+    """Whether the kernel keeps what is in a folder when it is told that folders need not be opened: Linux 5.1. An older
+    one would take that for an error."""
+    return is_bound() and bool(_value("cachefs_channel_no_opendir"))
+
+
 def marked(handle: int, backing_id: int) -> int:
     """The handle that makes the kernel serve it from a backing file. ``handle`` is below 2**30."""
     return _HANDLE_MARK | handle << 32 | backing_id

@@ -88,6 +88,7 @@ class Operations(pyfuse3.Operations):
         """The kernel is there."""
         if channel.is_bound():
             self._union.inodes.leaves.begin()
+        self._routing.backings.kernel_is_there.set()  # whoever waits for it runs after the answer was written
 
     # --- names ---------------------------------------------------------------------------------------------------
 
@@ -283,8 +284,10 @@ class Operations(pyfuse3.Operations):
 
     @_errors
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
-        if channel.is_bound():
+        if channel.keeps_listings():
             raise pyfuse3.FUSEError(errno.ENOSYS)  # need not be: the kernel never asks again, and keeps every listing
+        if channel.is_bound():
+            return 0
         self._issued += 1
         self._open_folders[self._issued] = _OpenFolder(self._union.node(inode))
         return self._issued
@@ -338,7 +341,7 @@ class Operations(pyfuse3.Operations):
 
     @_errors
     async def releasedir(self, fh: int) -> None:
-        del self._open_folders[fh]
+        self._open_folders.pop(fh, None)
 
     @_errors
     async def fsyncdir(self, fh: int, datasync: bool) -> None:

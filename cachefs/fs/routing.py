@@ -446,6 +446,7 @@ class Routing:
     async def run(self) -> None:
         """Watch backing files that mappings may write, and end those that none can any more; end offers that nobody
         takes. Runs for ever."""
+        await self.backings.look()
         while True:
             await trio.sleep(_LOOK_AT_MAPPINGS_EVERY_S)
             self._offered.withdraw_idle()
