@@ -107,9 +107,10 @@ class DaemonEngine:
         entry = self._parts.store.get(key)
         file = entry.source_file if entry is not None else await self._file(key, text)
         plan = self._parts.planning.plan
-        wanted = key in {want.key for want in plan.kept} | {copy.key for copy in plan.copies}
+        skipped = [skip.want for skip in plan.skips if skip.key == key and skip.want is not None]
+        wanted = key in {want.key for want in (*plan.kept, *plan.copies, *skipped)}
         reasons = [entry.reason if wanted else f"copied because: {entry.reason}"] if entry is not None else []
-        reasons += [want.reason for want in plan.kept if want.key == key]
+        reasons += [want.reason for want in (*plan.kept, *skipped) if want.key == key]
         reasons += [f"to be copied: {copy.reason}" for copy in plan.copies if copy.key == key]
         reasons += [f"to be evicted: {eviction.reason}" for eviction in plan.evictions if eviction.key == key]
         reasons += [f"not copied: {reason}" for reason in self._parts.planning.why_not(key)]
@@ -121,7 +122,7 @@ class DaemonEngine:
             on_ssd_bytes=entry.ranges.total if entry is not None else 0,
             reasons=tuple(dict.fromkeys(reasons))
             or ("nobody wants it: not playing, on deck, on a watchlist or pinned",),
-            wanted=key in waiting or any(want.key == key for want in plan.kept),
+            wanted=wanted,
             planned_position=waiting.index(key) + 1 if key in waiting else None,
         )
 

@@ -156,10 +156,10 @@ class InterestKind(enum.IntEnum):
     """Why a file may be wanted, in the order in which wants are served (lowest first)."""
 
     PLAYING = 0
-    ON_DECK = 1
-    WATCHLIST = 2
-    RECENTLY_ADDED = 3
-    PINNED = 4
+    PINNED = 1
+    ON_DECK = 2
+    WATCHLIST = 3
+    RECENTLY_ADDED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,12 +367,14 @@ class Skip:
     """The file's key, or Plex's path, or a title: whatever is known."""
     reason: str
     key: FileKey | None = None
+    want: Want | None = None
+    """What is wanted all the same, and only has no place now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What the cache should become. Copies are in the order in which to make them; evictions in the order to take
-    them. ``kept`` are the wanted files that are cached or being copied already."""
+    them. ``kept`` are the wanted files that are cached already."""
 
     made_at: float
     copies: tuple[PlannedCopy, ...] = ()

@@ -21,8 +21,8 @@ Value for its size
     Entries that nobody wants are worth less the longer they have lain unused, so the highest ``size * idle time``
     goes first: 40 GiB unused for a day go before 1 GiB unused for a month. Unfinished copies go before either.
 
-Sidecars (subtitles, artwork) follow their video: they are in its class or below, get no room when it got none, and
-leave with it.
+Sidecars (subtitles, artwork) follow their video: they are in its class or below, stand right behind it, get no room
+when it got none, and leave with it.
 """
 
 from __future__ import annotations
@@ -47,10 +47,20 @@ from cachefs.sidecars import is_video, videos_of
 from cachefs.units import format_duration, format_size
 
 _Class = tuple[int, int]
-_Place = tuple[int, int, int, int, float, FileKey]
-"""Class (kind, ahead); tier; 1 for a sidecar; the order within; the key, so that every order is the same each time."""
+_Place = tuple[int, int, int, float, FileKey, bool, FileKey]
+"""Class (kind, ahead); tier; the order within; the video; whether it is a sidecar of that; the key, so that every order
+is the same each time."""
 
 _TIER_CACHED, _TIER_COPYING, _TIER_ABSENT = range(3)
+_IN_USE = "in use"
+_CALLED = {
+    InterestKind.PLAYING: "for what is playing or was asked for",
+    InterestKind.PINNED: "pinned",
+    InterestKind.ON_DECK: "On Deck",
+    InterestKind.WATCHLIST: "on watchlists",
+    InterestKind.RECENTLY_ADDED: "recently added",
+}
+"""What is in the way, as people call it."""
 _UNKNOWN_CLASS: _Class = (InterestKind.ON_DECK, 0)
 """While some user's lists cannot be read, what was wanted until lately is taken to be On Deck for that user."""
 
@@ -87,6 +97,7 @@ class _Scene:
     leaders: Mapping[FileKey, FileKey]
     views: Mapping[FileKey, Watched]
     safe: frozenset[FileKey]
+    pinned: frozenset[FileKey]
 
     def leader(self, key: FileKey) -> FileKey:
         return self.leaders.get(key, key)
@@ -101,11 +112,19 @@ class _Scene:
 
 
 @dataclass(frozen=True, slots=True)
+class _Left:
+    """The room that a want found, and how much of it others have, by what they are called."""
+
+    room_bytes: int
+    taken: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class _Places:
-    """Who gets room. ``room_left``: what there was, in bytes, for each want that got none."""
+    """Who gets room. ``room_left``: what there was for each want that got none."""
 
     accepted: frozenset[FileKey]
-    room_left: Mapping[FileKey, int]
+    room_left: Mapping[FileKey, _Left]
     used_bytes: int
     budget_bytes: int
 
@@ -118,13 +137,14 @@ def plan(request: PlanRequest) -> Plan:
     places = _give_room(scene, staying)
     evictions = (*expired, *_make_room(scene, staying, places))
     leaving = {eviction.key for eviction in evictions}
-    kept = [want for want in _ordered(scene) if want.key in staying and want.key not in leaving]
-    copies = [want for want in _ordered(scene) if want.key in places.accepted and not _is_cached(staying, want.key)]
+    ordered = _ordered(scene)
+    kept = [want for want in ordered if _is_cached(staying, want.key) and want.key not in leaving]
+    copies = [want for want in ordered if want.key in places.accepted and not _is_cached(staying, want.key)]
     return Plan(
         made_at=request.now,
         copies=tuple(PlannedCopy(want.file, want.kind, want.reason) for want in copies),
         evictions=evictions,
-        skips=(*request.skips, *_skips(scene, staying, places)),
+        skips=(*request.skips, *_skips(scene, ordered, staying, places)),
         kept=tuple(want for want in kept if scene.is_current(staying[want.key])),
     )
 
@@ -144,7 +164,7 @@ def _look(request: PlanRequest) -> _Scene:
     views: dict[FileKey, Watched] = {}
     for view in sorted(request.watched, key=lambda view: view.at):
         views[view.key] = view
-    return _Scene(request, wants, entries, leaders, views, frozenset(safe))
+    return _Scene(request, wants, entries, leaders, views, frozenset(safe), frozenset(pinned))
 
 
 def _leaders(wants: Mapping[FileKey, Want], entries: Mapping[FileKey, CacheEntry]) -> dict[FileKey, FileKey]:
@@ -255,7 +275,11 @@ def _give_room(scene: _Scene, staying: Mapping[FileKey, CacheEntry]) -> _Places:
     budget = sum(entry.size for entry in scene.entries.values()) + scene.request.inventory.space.room_bytes
     used = sum(staying[key].size for key in fixed)
     accepted = {key for key in fixed if scene.is_current(staying[key])}
-    room_left: dict[FileKey, int] = {}
+    room_left: dict[FileKey, _Left] = {}
+    taken: dict[str, int] = {}
+    for key in fixed:
+        called = _CALLED[InterestKind.PINNED] if scene.leader(key) in scene.pinned else _IN_USE
+        taken[called] = taken.get(called, 0) + staying[key].size
     line = _line(scene, staying, fixed)
     for place in sorted(line.values()):
         key, size = place[-1], _size(scene, place[-1])
@@ -264,21 +288,21 @@ def _give_room(scene: _Scene, staying: Mapping[FileKey, CacheEntry]) -> _Places:
         if (follows_nothing or leader in accepted) and used + size <= budget:
             used += size
             accepted.add(key)
+            called = _CALLED[InterestKind(place[0])]
+            taken[called] = taken.get(called, 0) + size
         else:
-            room_left[key] = max(budget - used, 0)
+            room_left[key] = _Left(max(budget - used, 0), tuple(taken.items()))
     return _Places(frozenset(accepted), room_left, used, budget)
 
 
 def _line(scene: _Scene, staying: Mapping[FileKey, CacheEntry], fixed: Set[FileKey]) -> dict[FileKey, _Place]:
     """The places of all wants, sidecars of wanted videos, and what may be wanted for all that is known."""
+    classes = {key: _class(scene, staying, key) for key in {*scene.wants, *staying} - fixed}
     line: dict[FileKey, _Place] = {}
-    for key in {*scene.wants, *staying} - fixed:
-        rank = _class(scene, staying, key)
+    for key, rank in classes.items():
         if rank is not None:
-            line[key] = _place(scene, staying.get(key), key, rank)
-    for key, leader in scene.leaders.items():
-        if key in line and leader in line and line[key][:2] == line[leader][:2]:
-            line[key] = max(line[key], (*line[leader][:3], *line[key][3:]))
+            leader = scene.leader(key)
+            line[key] = _place(scene, staying, key, leader if classes.get(leader) == rank else key, rank)
     return line
 
 
@@ -295,13 +319,20 @@ def _class(scene: _Scene, staying: Mapping[FileKey, CacheEntry], key: FileKey) -
     return None
 
 
-def _place(scene: _Scene, entry: CacheEntry | None, key: FileKey, rank: _Class) -> _Place:
-    sidecar = int(key in scene.leaders)
-    if entry is not None and entry.state is EntryState.CACHED:
-        return (*rank, _TIER_CACHED, sidecar, float(entry.size), key)
-    want = scene.wants.get(key)
-    newest_first = -want.since if want is not None else 0.0
-    return (*rank, _TIER_ABSENT if entry is None else _TIER_COPYING, sidecar, newest_first, key)
+def _place(scene: _Scene, staying: Mapping[FileKey, CacheEntry], key: FileKey, leader: FileKey, rank: _Class) -> _Place:
+    """``leader``: the video behind which it stands, or the file itself."""
+    tier = max(_tier(staying.get(key)), _tier(staying.get(leader)))
+    want = scene.wants.get(leader)
+    order = -want.since if want is not None else 0.0
+    if tier == _TIER_CACHED:
+        order = float(staying[leader].size)
+    return (*rank, tier, order, leader, key != leader, key)
+
+
+def _tier(entry: CacheEntry | None) -> int:
+    if entry is None:
+        return _TIER_ABSENT
+    return _TIER_CACHED if entry.state is EntryState.CACHED else _TIER_COPYING
 
 
 def _size(scene: _Scene, key: FileKey) -> int:
@@ -375,27 +406,39 @@ def _loss(scene: _Scene, entry: CacheEntry) -> str:
 # --- wording and order -----------------------------------------------------------------------------------------------
 
 
-def _skips(scene: _Scene, staying: Mapping[FileKey, CacheEntry], places: _Places) -> Iterable[Skip]:
-    for want in _ordered(scene):
+def _skips(
+    scene: _Scene, ordered: Iterable[Want], staying: Mapping[FileKey, CacheEntry], places: _Places
+) -> Iterable[Skip]:
+    for want in ordered:
         entry, leader = staying.get(want.key), scene.leader(want.key)
         if entry is not None and not scene.is_current(entry):
-            yield Skip(str(want.key), "it has changed at its source, and its older copy is still open", want.key)
+            reason = "it has changed at its source, and its older copy is still open"
+            yield Skip(str(want.key), reason, want.key, want)
         elif entry is None and want.key in places.room_left:
             if leader != want.key and leader not in places.accepted:
                 reason = f"it goes with {_split(leader)[1]}, which is not copied"
             else:
-                left = format_size(places.room_left[want.key])
-                reason = f"needs {format_size(want.file.size)}, only {left} can be freed for it"
-            yield Skip(str(want.key), reason, want.key)
+                reason = _no_room(want, places.room_left[want.key])
+            yield Skip(str(want.key), reason, want.key, want)
+
+
+def _no_room(want: Want, left: _Left) -> str:
+    reason = f"needs {format_size(want.file.size)}, only {format_size(left.room_bytes)} can be freed for it"
+    taken = ", ".join(f"{format_size(size)} {called}" for called, size in left.taken if size)
+    return f"{reason}; in the way: {taken}" if taken else reason
 
 
 def _ordered(scene: _Scene) -> list[Want]:
-    """The wants in the order in which to copy them: by rank, and among equals what was begun already."""
+    """The wants in the order in which to copy them: by rank, among equals what was begun already, and each sidecar
+    right behind its video."""
 
-    def order(want: Want) -> tuple[int, int, bool, tuple[int, int, int, float], FileKey]:
-        entry = scene.entries.get(want.key)
+    def order(want: Want) -> tuple[int, int, bool, tuple[int, int, int, float], FileKey, bool, FileKey]:
+        video = scene.wants.get(scene.leader(want.key), want)
+        if (video.kind, video.ahead) != (want.kind, want.ahead):
+            video = want
+        entry = scene.entries.get(video.key)
         begun = entry is not None and entry.state is EntryState.COPYING and scene.is_current(entry)
-        return want.kind, want.ahead, not begun, want.rank, want.key
+        return want.kind, want.ahead, not begun, video.rank, video.key, want is not video, want.key
 
     return sorted(scene.wants.values(), key=order)
 

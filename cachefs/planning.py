@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, TypeVar, TypeVarTuple
 
 import trio
 
@@ -40,6 +40,9 @@ from cachefs.wanting import Policy, WantedItems, wanted_items, watched_files
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
 COMPONENT = "planning"
 PLEX = "plex"
 BY_HAND = "asked for with cachefs copy"
@@ -47,6 +50,8 @@ _DEBOUNCE_S = 0.5
 _ASK_PLEX_EVERY_S = 5.0
 """Plex reports a playing session every second or so; what it says then seldom changes a plan."""
 _PLAN_EVERY_S = 30.0
+MOST_AT_ONCE = 500
+"""What is planned on the event loop itself, in some 10 ms; 20,000 wants take most of a second."""
 
 
 class Plex(Protocol):
@@ -124,7 +129,7 @@ class Planning:
         self.resolver.saw(file)
         held_back = self._held_back.pop(file.key, None)
         self._asked_for[file.key] = Want(file, InterestKind.PLAYING, 0, BY_HAND, self.now())
-        made = plan(await self._request())
+        made = await self._made(await self._request())
         refused = [skip.reason for skip in made.skips if skip.key == file.key]
         if refused and not any(copy.key == file.key for copy in made.copies):
             self._asked_for.pop(file.key, None)
@@ -151,7 +156,7 @@ class Planning:
             changed = self.store.changed
             await self._look_at_plex()
             request = await self._request()
-            self.plan = plan(request)
+            self.plan = await self._made(request)
             self.follow(self.plan)
             await self._remember(request)
             self.health.recovered(COMPONENT)
@@ -207,14 +212,18 @@ class Planning:
     async def dry_run(self) -> Plan:
         """A fresh plan that nobody carries out."""
         await self._take_snapshot()
-        return plan(await self._request())
+        return await self._made(await self._request())
+
+    async def _made(self, request: PlanRequest) -> Plan:
+        return await aside(len(request.wants) + len(request.inventory.entries), plan, request)
 
     async def _request(self) -> PlanRequest:
         """Everything the planner decides from, of this moment."""
         now = self.now()
         snapshot = self.snapshot
         await self.resolver.settle_paths(snapshot.folders)
-        items = wanted_items(snapshot, _policy(self.policy), now)
+        many = len(snapshot.interests) + len(snapshot.views)
+        items = await aside(many, wanted_items, snapshot, _policy(self.policy), now)
         self._next_change_at = items.next_change_at
         resolved = await self.resolver.resolve(items.items, self.store.pins(), self.store.inventory().entries)
         pinned = resolved.pinned | self._pinned_by_title(items)
@@ -287,6 +296,13 @@ class Planning:
             entry = entries.get(watched.key)
             if entry is not None and (entry.watched_at or 0.0) < watched.at:
                 await self.store.note_watched(watched.key, watched.at)
+
+
+async def aside(count: int, function: Callable[[*Ts], T], *args: *Ts) -> T:
+    """``function(*args)``, pure and about ``count`` things: in a thread when that would hold the event loop up."""
+    if count <= MOST_AT_ONCE:
+        return function(*args)
+    return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True)
 
 
 async def _first(event: trio.Event, scope: trio.CancelScope) -> None:

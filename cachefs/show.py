@@ -372,7 +372,8 @@ def _open_files(files: Iterable[OpenFile]) -> Padding:
 def _skips(skips: Iterable[Skip], name_of: Naming) -> Table:
     table = _table("reason", "what")
     for skip in skips:
-        table.add_row(_text(skip.reason), _text(skip.what if skip.key is None else name_of(skip.key)))
+        why = skip.reason if skip.want is None else f"{skip.want.reason}; but {skip.reason}"
+        table.add_row(_text(why), _text(skip.what if skip.key is None else name_of(skip.key)))
     return table
 
 

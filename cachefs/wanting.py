@@ -11,7 +11,7 @@ longer wanted for being on Ben's watchlist, and one that he starts again is. Wha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cachefs.model import Interest, InterestKind, PlexFile, PlexPath, Session, Skip, Snapshot, UserName, View
@@ -96,10 +96,11 @@ class WatchedFile:
 def wanted_items(snapshot: Snapshot, policy: Policy, now: float) -> WantedItems:
     """What the snapshot's interests and sessions come to under this policy."""
     interests = _interests(snapshot)
+    views = _by_file(snapshot.views)
     counted: list[Interest] = []
     refused: list[tuple[Interest, str]] = []
     for interest in interests:
-        problem = _problem(interest, snapshot, policy, now)
+        problem = _problem(interest, snapshot.sessions, views, policy, now)
         if problem:
             refused.append((interest, problem))
         else:
@@ -144,27 +145,47 @@ def _interests(snapshot: Snapshot) -> tuple[Interest, ...]:
     return (*playing, *snapshot.interests)
 
 
-def _problem(interest: Interest, snapshot: Snapshot, policy: Policy, now: float) -> str:
+def _by_file(views: Iterable[View]) -> Mapping[PlexPath, list[View]]:
+    found: dict[PlexPath, list[View]] = {}
+    for view in views:
+        for file in view.files:
+            found.setdefault(file.path, []).append(view)
+    return found
+
+
+def _problem(
+    interest: Interest,
+    sessions: Sequence[Session],
+    views: Mapping[PlexPath, Sequence[View]],
+    policy: Policy,
+    now: float,
+) -> str:
     """Why this interest does not count; empty when it does."""
-    who = interest.user or "somebody"
     key = _POLICY_KEYS.get(interest.kind, "")
-    fact = _reason(interest, (interest.user,), now)
     if not policy.enabled(interest.kind):
-        return f"{fact}, but policy.{key} is switched off"
+        return f"{_fact(interest, now)}, but policy.{key} is switched off"
     if not interest.files:
-        return f"{fact}, but Plex names no file for it"
-    if now < _counts_at(interest, snapshot.sessions, policy):
-        lasted = format_duration(max(now - _started_at(interest, snapshot.sessions), 0.0))
+        return f"{_fact(interest, now)}, but Plex names no file for it"
+    if now < _counts_at(interest, sessions, policy):
+        lasted = format_duration(max(now - _started_at(interest, sessions), 0.0))
         after = format_duration(policy.playing_after_s)
-        return f"{who} has been watching for {lasted}; it counts after {after} (policy.playing.after)"
-    finished_at = _finished_at(interest, snapshot.views)
+        return f"{_who(interest)} has been watching for {lasted}; it counts after {after} (policy.playing.after)"
+    finished_at = _finished_at(interest, views)
     if finished_at is not None:
-        return f"{fact}, but {who} finished it {_ago(now - finished_at)}"
+        return f"{_fact(interest, now)}, but {_who(interest)} finished it {_ago(now - finished_at)}"
     max_age_s = policy.max_age_s(interest.kind)
     if max_age_s is not None and 0 < interest.since < now - max_age_s:
         since = "" if interest.kind is InterestKind.RECENTLY_ADDED else f" since {_age(now - interest.since)}"
-        return f"{fact}{since}, older than policy.{key}.max_age ({format_duration(max_age_s)})"
+        return f"{_fact(interest, now)}{since}, older than policy.{key}.max_age ({format_duration(max_age_s)})"
     return ""
+
+
+def _who(interest: Interest) -> str:
+    return interest.user or "somebody"
+
+
+def _fact(interest: Interest, now: float) -> str:
+    return _reason(interest, (interest.user,), now)
 
 
 def _counts_at(interest: Interest, sessions: Sequence[Session], policy: Policy) -> float:
@@ -190,21 +211,20 @@ def _belongs(interest: Interest, session: Session) -> bool:
     return interest.title == session.title
 
 
-def _finished_at(interest: Interest, views: Sequence[View]) -> float | None:
+def _finished_at(interest: Interest, views: Mapping[PlexPath, Sequence[View]]) -> float | None:
     """When the interest's own user finished the item after the interest began; None while it is not spent.
 
     What was added lately is nobody's own: it is spent once anybody has finished it.
     """
     if interest.kind in _LASTING:
         return None
-    paths = {file.path for file in interest.files}
     return max(
         (
             view.at
-            for view in views
+            for file in interest.files
+            for view in views.get(file.path, ())
             if (view.user == interest.user or interest.kind is InterestKind.RECENTLY_ADDED)
             and view.at >= interest.since
-            and any(file.path in paths for file in view.files)
         ),
         default=None,
     )

@@ -155,13 +155,15 @@ async def test_explain_what_is_on_the_ssd_asks_no_disk(media: Path) -> None:
     assert (partial.state, partial.size, partial.on_ssd_bytes, partial.wanted) == (Visible.PARTIAL, 10, 4, False)
 
 
-async def test_explain_why_there_is_no_room(media: Path) -> None:
-    async with daemon(media, limits=limited(5)) as it:
+async def test_explain_says_that_a_file_is_wanted_and_what_is_in_the_way_of_it(media: Path) -> None:
+    async with daemon(media, limits=limited(15)) as it:
+        await it.engine.pin(HEAT)
+        await it.cached(HEAT)
         await it.engine.pin(ALIEN)
         await it.plan()
         told = await it.engine.explain(ALIEN)
-    assert told.reasons == ("not copied: needs 10 B, only 5 B can be freed for it",)
-    assert not told.wanted
+    no_room = "not copied: needs 10 B, only 5 B can be freed for it; in the way: 10 B pinned"
+    assert (told.wanted, told.reasons) == (True, ("pinned", no_room))
 
 
 async def test_explain_what_is_to_be_evicted(media: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -24,7 +25,7 @@ from cachefs.model import (
     UserName,
     View,
 )
-from cachefs.planning import PLEX, Planning
+from cachefs.planning import MOST_AT_ONCE, PLEX, Planning, aside
 from tests.engine.cachekit import begun
 from tests.engine.cachekit import write as write_bytes
 from tests.engine.plankit import (
@@ -503,3 +504,21 @@ async def test_check_says_which_given_rule_is_wrong(tmp_path: Path) -> None:
         [note] = await daemon.path_report(configured(tmp_path, plex, plex=given))
     assert "Plex has /data/Films/Heat.mkv, but no such file" in note
     assert "path_map: [{plex: /data/Films, mount: /}]" in note
+
+
+# --- large libraries -------------------------------------------------------------------------------------------------
+
+
+async def test_only_a_large_plan_is_made_in_a_thread() -> None:
+    here = threading.get_ident()
+    assert await aside(MOST_AT_ONCE, threading.get_ident) == here
+    assert await aside(MOST_AT_ONCE + 1, threading.get_ident) != here
+
+
+async def test_a_large_plan_is_made_of_all_that_is_wanted() -> None:
+    room = Room()
+    paths = [f"Films/{number}.mkv" for number in range(MOST_AT_ONCE + 1)]
+    room.library.add(*paths)
+    room.plex.says(*map(interest, paths))
+    with trio.fail_after(60):
+        assert set(copies(await room.planning().dry_run())) == set(paths)

@@ -36,7 +36,7 @@ DAY = 24 * HOUR
 KEEP = 12 * HOUR
 GIB = 1024**3
 MEDIA = SourceName("Media")
-PLAYING, ON_DECK, WATCHLIST, RECENT, PINNED = InterestKind
+PLAYING, PINNED, ON_DECK, WATCHLIST, RECENT = InterestKind
 NONE: frozenset[FileKey] = frozenset()
 
 
@@ -133,8 +133,8 @@ def test_copies_are_in_order_of_rank() -> None:
         want("now.mkv", 1, PLAYING),
     )
     made = plan(request(wants))
-    assert copies(made) == ["now.mkv", "deck.mkv", "older.mkv", "deck.srt", "next.mkv", "list.mkv", "pinned.mkv"]
-    assert [copy.kind for copy in made.copies][:2] == [PLAYING, ON_DECK]
+    assert copies(made) == ["now.mkv", "pinned.mkv", "deck.mkv", "deck.srt", "older.mkv", "next.mkv", "list.mkv"]
+    assert [copy.kind for copy in made.copies][:2] == [PLAYING, PINNED]
     assert made.copies[0].reason == "now.mkv: wanted"
 
 
@@ -142,7 +142,11 @@ def test_copy_begun_goes_on_first_among_equals() -> None:
     wants = (want("a.mkv", 10, since=NOW), want("b.mkv", 10, since=NOW - DAY), want("now.mkv", 10, PLAYING))
     made = plan(request(wants, (copying("b.mkv", 10),)))
     assert copies(made) == ["now.mkv", "b.mkv", "a.mkv"]
-    assert [kept.key.path for kept in made.kept] == ["b.mkv"]
+
+
+def test_file_in_copy_is_counted_once() -> None:
+    made = plan(request((want("a.mkv", 10), want("b.mkv", 10)), (copying("a.mkv", 10), cached("b.mkv", 10))))
+    assert (copies(made), [kept.key.path for kept in made.kept]) == (["a.mkv"], ["b.mkv"])
 
 
 def test_cached_file_is_kept_and_not_copied() -> None:
@@ -161,6 +165,27 @@ def test_file_that_cannot_fit_is_skipped_with_numbers_and_a_smaller_one_copied()
     made = plan(request(wants, limit=12 * GIB))
     assert copies(made) == ["small.mkv"]
     assert skipped(made) == {"big.mkv": "needs 40 GiB, only 12 GiB can be freed for it"}
+
+
+def test_what_has_no_room_is_named_as_wanted_with_all_that_is_in_the_way() -> None:
+    wants = (
+        want("pin.mkv", 40, PINNED),
+        want("deck.mkv", 30),
+        want("next.mkv", 20, ahead=1),
+        want("list.mkv", 30, WATCHLIST),
+    )
+    [skip] = plan(request(wants, (cached("pin.mkv", 40), cached("deck.mkv", 30)))).skips
+    assert skip.want == wants[3]
+    assert skip.reason == "needs 30 B, only 10 B can be freed for it; in the way: 40 B pinned, 50 B On Deck"
+
+
+def test_pin_displaces_what_is_on_lists_and_never_the_reverse() -> None:
+    on_lists = (want("deck.mkv", 60), want("list.mkv", 30, WATCHLIST), want("new.mkv", 10, RECENT))
+    entries = tuple(cached(one.key.path, one.file.size) for one in on_lists)
+    made = plan(request((*on_lists, want("pin.mkv", 90, PINNED)), entries))
+    assert (copies(made), evicted(made)) == (["pin.mkv"], ["list.mkv", "deck.mkv"])
+    made = plan(request((*on_lists, want("pin.mkv", 90, PINNED)), (cached("pin.mkv", 90),)))
+    assert (copies(made), evicted(made)) == (["new.mkv"], [])
 
 
 def test_minimum_free_space_limits_as_well() -> None:
@@ -269,7 +294,8 @@ def test_playing_open_and_pinned_files_are_never_evicted(how: str) -> None:
         )
     )
     assert evicted(made) == []
-    assert skipped(made) == {"now.mkv": "needs 60 B, only 0 B can be freed for it"}
+    in_the_way = "60 B pinned" if how == "pinned" else "60 B in use"
+    assert skipped(made) == {"now.mkv": f"needs 60 B, only 0 B can be freed for it; in the way: {in_the_way}"}
     assert evicted(plan(scene)) == ["a.mkv"]
 
 
@@ -283,7 +309,7 @@ def test_wanted_file_is_never_evicted_for_an_equal_or_lower_want() -> None:
     for other in (want("new.mkv", 60, ON_DECK, since=NOW), want("list.mkv", 60, WATCHLIST), want("n.mkv", 60, ahead=1)):
         made = plan(request((want("old.mkv", 60, ON_DECK, since=NOW - DAY), other), (entry,)))
         assert evicted(made) == []
-        assert skipped(made) == {other.key.path: "needs 60 B, only 40 B can be freed for it"}
+        assert skipped(made) == {other.key.path: "needs 60 B, only 40 B can be freed for it; in the way: 60 B On Deck"}
 
 
 # --- evictions for room ----------------------------------------------------------------------------------------------
@@ -369,6 +395,20 @@ def test_sidecar_of_a_video_that_does_not_fit_is_not_copied() -> None:
     made = plan(request(wants))
     assert copies(made) == []
     assert skipped(made)["TV/a.en.srt"] == "it goes with a.mkv, which is not copied"
+
+
+def test_sidecar_gets_its_room_before_the_next_video() -> None:
+    wants = tuple(
+        one
+        for name in ("a", "b")
+        for one in (want(f"TV/{name}.mkv", 50), want(f"TV/{name}.en.srt", 2, follows=f"TV/{name}.mkv"))
+    )
+    assert copies(plan(request(wants))) == ["TV/a.mkv", "TV/a.en.srt"]
+
+
+def test_sidecar_of_a_cached_video_displaces_no_equal() -> None:
+    wants = (want("TV/a.mkv", 40), want("TV/a.en.srt", 2, follows="TV/a.mkv"), want("TV/b.mkv", 60))
+    assert evicted(plan(request(wants, (cached("TV/a.mkv", 40), cached("TV/b.mkv", 60))))) == []
 
 
 def test_sidecar_of_a_cached_video_is_copied() -> None:

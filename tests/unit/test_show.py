@@ -9,7 +9,18 @@ from rich.console import RenderableType
 
 from cachefs import show, terminal
 from cachefs.check import CheckReport, Finding, Severity
-from cachefs.model import ComponentHealth, Explanation, FileKey, Pin, Plan, ReadCounters, Space, UnionPath, Visible
+from cachefs.model import (
+    ComponentHealth,
+    Explanation,
+    FileKey,
+    Pin,
+    Plan,
+    ReadCounters,
+    Skip,
+    Space,
+    UnionPath,
+    Visible,
+)
 from cachefs.understood import Row
 from tests.engine.fake_engine import GIB, LATIN1, LONG, MEDIA, sample_entries, sample_plan, sample_status
 
@@ -154,3 +165,9 @@ def test_check_ends_with_its_verdict() -> None:
 
 def test_a_file_of_a_source_is_named_by_its_key_when_no_name_is_given() -> None:
     assert line_with(show.entries(sample_entries(NOW), NOW), "copying").endswith(str(FileKey(MEDIA, LONG)))
+
+
+def test_a_skip_says_why_the_file_is_wanted_all_the_same() -> None:
+    [kept] = sample_plan(NOW).kept
+    skip = Skip(str(kept.key), "needs 2 GiB, only 1 GiB can be freed for it", kept.key, kept)
+    assert line_with(show.plan(Plan(NOW, skips=(skip,)), path), "on deck for Ann; but needs 2 GiB, only 1 GiB")

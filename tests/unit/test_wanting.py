@@ -104,14 +104,14 @@ def test_people_with_the_same_reason_are_named_together() -> None:
 
 def test_strongest_reason_comes_first_and_everybody_is_kept() -> None:
     item = only(
-        interest(InterestKind.PINNED, UserName("")),
+        interest(InterestKind.PINNED, UserName(""), since=NOW - 7.0),
         interest(InterestKind.WATCHLIST, CLEO, since=NOW - 5.0),
         interest(InterestKind.ON_DECK, BEN, ahead=2, after_title="Severance S02E03"),
         interest(InterestKind.ON_DECK, ANNA, since=NOW - 9.0),
     )
-    assert (item.kind, item.ahead, item.since, item.pinned) == (InterestKind.ON_DECK, 0, NOW - 9.0, True)
+    assert (item.kind, item.ahead, item.since, item.pinned) == (InterestKind.PINNED, 0, NOW - 7.0, True)
     assert item.users == (ANNA, BEN, CLEO)
-    assert item.reason == "Severance S02E05: On Deck for Anna; also on Cleo's watchlist; also pinned"
+    assert item.reason == "Severance S02E05: pinned; also On Deck for Anna; also on Cleo's watchlist"
 
 
 def test_items_come_most_urgent_first_with_every_version_of_an_item() -> None:
