@@ -108,7 +108,7 @@ class DaemonEngine:
         file = entry.source_file if entry is not None else await self._file(key, text)
         plan = self._parts.planning.plan
         skipped = [skip.want for skip in plan.skips if skip.key == key and skip.want is not None]
-        wanted = key in {want.key for want in (*plan.kept, *plan.copies, *skipped)}
+        wanted = bool(skipped) or key in {want.key for want in plan.kept} | {copy.key for copy in plan.copies}
         reasons = [entry.reason if wanted else f"copied because: {entry.reason}"] if entry is not None else []
         reasons += [want.reason for want in (*plan.kept, *skipped) if want.key == key]
         reasons += [f"to be copied: {copy.reason}" for copy in plan.copies if copy.key == key]
