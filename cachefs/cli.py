@@ -29,7 +29,7 @@ from cachefs.config import Config
 from cachefs.control import wire
 from cachefs.control.client import Client
 from cachefs.errors import CachefsError, CannotMount, NotRunning, UserError
-from cachefs.model import FileKey, Plan, SourceName, Visible
+from cachefs.model import FileKey, Plan, Skip, SourceName, Visible
 
 _ASK_DISKS = frozenset({"check", "doctor", "plan"})
 """Commands that ask sources themselves, which may hang. A word too many here costs nothing."""
@@ -175,7 +175,9 @@ def pin(config_file: Path | None, as_json: bool, list_pins: bool, target: str | 
             shown = show.pins(pins, time.time())
         else:
             made = client.pin(_path_or_title(target, config))
-            pins, shown = (made,), f"pinned: {show.printable(made.target)}"
+            pins, shown = (made.pin,), f"pinned: {show.printable(made.pin.target)}"
+            if made.problem:
+                shared.say(f"cachefs: {show.printable(made.problem)}")
     if as_json:
         shared.show_json(pins if target is None else pins[0])
     else:
@@ -210,11 +212,14 @@ def evict(config_file: Path | None, as_json: bool, paths: tuple[str, ...]) -> in
     config = shared.load(config_file)
     name_of = shared.naming(config)
     evicted: list[FileKey] = []
+    left: list[Skip] = []
     code = 0
     with shared.client(config) as client:
         for path in paths:
             try:
-                evicted += client.evict(shared.below_here(path, config))
+                made = client.evict(shared.below_here(path, config))
+                evicted += made.keys
+                left += made.left
             except NotRunning:
                 raise
             except UserError as error:
@@ -223,6 +228,8 @@ def evict(config_file: Path | None, as_json: bool, paths: tuple[str, ...]) -> in
         shared.show_json(tuple(evicted))
     else:
         terminal.write("".join(f"evicted: {show.printable(name_of(key))}\n" for key in evicted))
+    for skip in left:
+        shared.say(f"cachefs: {show.printable(name_of(skip.key) if skip.key else skip.what)} stays: {skip.reason}")
     return code
 
 
@@ -268,7 +275,7 @@ def _wait_for_copy(client: Client, key: FileKey, text: str) -> None:
     columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=terminal.console(), disable=not sys.stdout.isatty(), transient=True) as bar:
         task = bar.add_task("", total=None)
-        begun = False
+        begun, said = False, ""
         while True:
             found = next((progress for progress in client.status().copies if progress.key == key), None)
             if found is not None:
@@ -279,6 +286,9 @@ def _wait_for_copy(client: Client, key: FileKey, text: str) -> None:
                 if now.state is Visible.CACHED:
                     return
                 begun = begun or now.state is Visible.PARTIAL
+                if now.waiting and now.waiting != said:
+                    said = now.waiting
+                    shared.say(f"waiting: {show.printable(said)}")
                 if begun and now.state is Visible.SOURCE:
                     why = "; ".join(now.reasons) or "its source changed, or there was no room"
                     raise UserError(f"{show.printable(text)} was not copied: {why}")

@@ -22,6 +22,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 
 import trio
@@ -82,7 +83,7 @@ async def plan_once(config: Config) -> Plan:
     """What would be planned now, without a running daemon. Makes the cache folder if there is none; copies nothing."""
     async with AsyncExitStack() as stack:
         parts = await _Server(config, Lifeline()).build(stack)
-        return await parts.planning.dry_run()
+        return replace(await parts.planning.dry_run(), waiting=parts.copiers.waiting())
 
 
 async def path_report(config: Config) -> tuple[str, ...]:
@@ -201,13 +202,15 @@ class _Server:
         behind = Behind(parts.union)
         async with trio.open_nursery() as nursery:
 
-            def stop() -> None:
+            def stop(why: str) -> None:
                 self._line.say(Word.STOPPING)  # whatever happens from here on, it is not to be started again
+                if not nursery.cancel_scope.cancel_called:
+                    log.info("%s: stopping", why)
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(_stop_on_signals, stop)
             nursery.start_soon(_filesystem, stop)
-            engine = DaemonEngine(parts, stop)
+            engine = DaemonEngine(parts, partial(stop, "cachefs unmount"))
             await nursery.start(api.serve, engine, self._config.control.socket)
             tasks = self._background(parts, behind)
             tasks["passing listings"] = partial(behind.forget_listings, listings)
@@ -350,16 +353,15 @@ async def _mounted(config: Config, operations: Operations) -> AsyncIterator[None
         yield
 
 
-async def _filesystem(stop: Callable[[], None]) -> None:
+async def _filesystem(stop: Callable[[str], None]) -> None:
     await mounting.answer()
-    stop()
+    stop("unmounted from outside")
 
 
-async def _stop_on_signals(stop: Callable[[], None]) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+async def _stop_on_signals(stop: Callable[[str], None]) -> None:
+    with trio.open_signal_receiver(*lifeline.stop_signals()) as signals:
         async for number in signals:
-            log.info("%s: stopping", signal.Signals(number).name)
-            stop()
+            stop("the keeper has ended" if lifeline.keeper_is_gone(os.environ) else signal.Signals(number).name)
 
 
 async def _close_idle_folders(union: Union) -> None:

@@ -5,14 +5,17 @@ Called by ``control.api`` through its ``Engine`` protocol. Holds no state of its
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cachefs import __version__, paths
+import trio
+
+from cachefs import __version__, explaining, paths
 from cachefs.cache.populate import Copiers
 from cachefs.cache.store import Store
 from cachefs.cache.verify import Verification, Wish
@@ -23,10 +26,13 @@ from cachefs.fs.union import Union
 from cachefs.model import (
     CacheEntry,
     EntryState,
+    Evicted,
     Explanation,
     FileKey,
     Pin,
+    Pinned,
     Plan,
+    Skip,
     SourceFile,
     SourceHealth,
     SourceName,
@@ -35,8 +41,13 @@ from cachefs.model import (
 )
 from cachefs.planning import PLEX, Planning
 from cachefs.plex.client import PlexClient, PlexSettings, TitleMatch
+from cachefs.sidecars import is_video
 from cachefs.status import Counters, HealthRegistry
 
+log = logging.getLogger(__name__)
+
+_FORESIGHT_S = 10.0
+"""How long whoever pins waits to hear whether there is room."""
 _YEAR = re.compile(r"\s*\(\d{4}\)\s*$")
 
 
@@ -90,49 +101,58 @@ class DaemonEngine:
             open_files=tuple(parts.routing.open_files()),
             backing_files=parts.routing.backings.live,
             fast_path=parts.routing.backings.problem,
+            waiting=parts.copiers.waiting(),
+            cache_problem=parts.store.problem,
             notes=parts.planning.resolver.notes,
         )
 
     async def plan(self) -> Plan:
-        return await self._parts.planning.dry_run()
+        return replace(await self._parts.planning.dry_run(), waiting=self._parts.copiers.waiting())
 
     def entries(self) -> tuple[CacheEntry, ...]:
-        return self._parts.store.inventory().entries
+        return explaining.as_of_now(self._parts.store.inventory().entries, self._parts.planning.plan)
 
     def pins(self) -> tuple[Pin, ...]:
         return self._parts.store.pins()
 
     async def explain(self, text: str) -> Explanation:
         path, key = self._key(text)
-        entry = self._parts.store.get(key)
+        parts = self._parts
+        entry = parts.store.get(key)
         file = entry.source_file if entry is not None else await self._file(key, text)
-        plan = self._parts.planning.plan
-        skipped = [skip.want for skip in plan.skips if skip.key == key and skip.want is not None]
-        wanted = bool(skipped) or key in {want.key for want in plan.kept} | {copy.key for copy in plan.copies}
-        reasons = [entry.reason if wanted else f"copied because: {entry.reason}"] if entry is not None else []
-        reasons += [want.reason for want in (*plan.kept, *skipped) if want.key == key]
-        reasons += [f"to be copied: {copy.reason}" for copy in plan.copies if copy.key == key]
-        reasons += [f"to be evicted: {eviction.reason}" for eviction in plan.evictions if eviction.key == key]
-        reasons += [f"not copied: {reason}" for reason in self._parts.planning.why_not(key)]
-        waiting = [copy.key for copy in plan.copies]
+        plan = parts.planning.plan
+        planned = next((copy for copy in plan.copies if copy.key == key), None)
+        waiting = parts.copiers.waiting_for(planned) if planned is not None else ""
         return Explanation(
             path=path,
             state=visible(entry),
             size=file.size,
             on_ssd_bytes=entry.ranges.total if entry is not None else 0,
-            reasons=tuple(dict.fromkeys(reasons))
-            or ("nobody wants it: not playing, on deck, on a watchlist or pinned",),
-            wanted=wanted,
-            planned_position=waiting.index(key) + 1 if key in waiting else None,
+            reasons=explaining.reasons(plan, key, entry, parts.planning.why_not(key), waiting),
+            wanted=explaining.is_wanted(plan, key),
+            waiting=waiting,
+            planned_position=explaining.place(plan, key),
         )
 
     # --- acts ----------------------------------------------------------------------------------------------------
 
-    async def pin(self, text: str) -> Pin:
+    async def pin(self, text: str) -> Pinned:
         pin = await self._pin_of(text)
+        await self._look_beside(pin)
         await self._parts.store.add_pin(pin)
         self._parts.planning.wake()
-        return pin
+        with trio.move_on_after(_FORESIGHT_S):  # a pinned root of a huge library takes its time
+            return Pinned(pin, explaining.unfit_pins(await self._parts.planning.foresee(pin)))
+        return Pinned(pin)
+
+    async def _look_beside(self, pin: Pin) -> None:
+        """See what goes with a pinned file: beside a cached one nobody would look any more."""
+        key = self._parts.union.layout.key(UnionPath(pin.target)) if not pin.rating_key else None
+        try:
+            if key is not None and is_video(key.path):
+                await self._parts.planning.resolver.look_beside(await self._parts.union.files.stat(key))
+        except OSError as error:
+            log.debug("%s: %s", key, error)  # a folder of such a name, or its source does not answer
 
     async def unpin(self, text: str) -> bool:
         pins = self._pins_called(text)
@@ -158,7 +178,7 @@ class DaemonEngine:
             if (title in _title_forms(pin.target) if pin.rating_key else pin.target in (path, text))
         ]
 
-    async def evict(self, text: str) -> tuple[FileKey, ...]:
+    async def evict(self, text: str) -> Evicted:
         path = self._path(text)
         layout = self._parts.union.layout
         below = [
@@ -168,13 +188,16 @@ class DaemonEngine:
         ]
         if not below:
             raise UserError(f"{text}: nothing of it is cached")
-        free = [key for key in below if key not in self._parts.planning.pinned]
+        pinned = self._parts.planning.pinned
+        free = [key for key in below if key not in pinned]
         if not free:
             raise UserError(f"{text} is pinned; unpin it first")
         for key in free:
             self._parts.planning.hold_back(key)
             await self._parts.store.evict(key, force=True)
-        return tuple(free)
+            log.info("evicted %s: asked for with cachefs evict", key.path)
+        why = "it is pinned (cachefs pin --list says by what); unpin it first"
+        return Evicted(tuple(free), tuple(Skip(str(key), why, key) for key in below if key in pinned))
 
     async def copy(self, text: str) -> FileKey:
         _, key = self._key(text)

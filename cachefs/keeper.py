@@ -138,10 +138,11 @@ class Keeper:
 
     def _on_signals(self, server: _Server | None) -> None:
         numbers = set(os.read(self._wake_out, 64))
-        if numbers & {signal.SIGTERM, signal.SIGINT} and self._stop_at is None:
+        stopping = sorted(numbers & {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+        if stopping and self._stop_at is None:
             self._stop_at = time.monotonic() + STOP_WITHIN_S
             if server is not None:
-                server.process.send_signal(signal.SIGTERM)
+                server.process.send_signal(stopping[0])
 
     def _ended(self, server: _Server, code: int) -> int | None:
         if self._stop_at is not None:
@@ -209,7 +210,7 @@ class Keeper:
     @contextmanager
     def _signals(self) -> Iterator[None]:
         """Signals become bytes in a pipe; SIGCHLD only wakes."""
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+        numbers = (*lifeline.stop_signals(), signal.SIGCHLD)
         before = {number: signal.signal(number, lambda *_: None) for number in numbers}
         wakeup = signal.set_wakeup_fd(self._wake_in, warn_on_full_buffer=False)
         try:
@@ -252,6 +253,6 @@ def _how(code: int) -> str:
 
 
 def run(config_path: Path) -> int:
-    """``cachefs mount``: keep a server running until SIGTERM or SIGINT. Returns the exit code; ``ConfigError``."""
+    """``cachefs mount``: keep a server running until a signal ends it; its exit code. Raises ``ConfigError``."""
     logs.set_up()
     return Keeper(config_path, load(config_path, os.environ)).run()

@@ -48,6 +48,18 @@ class Lifeline:
             return
 
 
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """What ends keeper and server: SIGHUP too, which comes when a terminal closes, unless ``nohup`` ignores it."""
+    always = (signal.SIGTERM, signal.SIGINT)
+    return always if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (*always, signal.SIGHUP)
+
+
+def keeper_is_gone(environ: Mapping[str, str]) -> bool:
+    """Whether a SIGTERM came from the kernel, see ``die_with_keeper``."""
+    keeper = environ.get(KEEPER, "")
+    return keeper.isdigit() and os.getppid() != int(keeper)
+
+
 def die_with_keeper(environ: Mapping[str, str]) -> None:
     """Get SIGTERM when the keeper dies, so that a mount never outlives the one who would clear it (prctl(2))."""
     keeper = environ.get(KEEPER, "")

@@ -381,6 +381,8 @@ class Plan:
     evictions: tuple[PlannedEviction, ...] = ()
     skips: tuple[Skip, ...] = ()
     kept: tuple[Want, ...] = ()
+    waiting: str = ""
+    """Why nothing, or only what is playing, is copied at this moment."""
 
 
 # --- pins ------------------------------------------------------------------------------------------------------------
@@ -393,6 +395,22 @@ class Pin:
     target: str
     rating_key: str = ""
     created_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """What became of a wish to pin. ``problem``: what keeps it from being on the SSD; empty when nothing does."""
+
+    pin: Pin
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """What became of a wish to evict: the files that went, and those that stay, each with the reason."""
+
+    keys: tuple[FileKey, ...]
+    left: tuple[Skip, ...] = ()
 
 
 # --- health ----------------------------------------------------------------------------------------------------------
@@ -470,6 +488,8 @@ class Explanation:
     wanted: bool
     planned_position: int | None = None
     """Its place among the copies that the newest plan still has to make, 1 being next; None when not among them."""
+    waiting: str = ""
+    """Why its copy has not begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -496,5 +516,9 @@ class Status:
     """Files of the SSD that the kernel reads by itself at this moment."""
     fast_path: str = ""
     """Why the kernel does not read cached files by itself; empty when it does."""
+    waiting: str = ""
+    """Why nothing, or only what is playing, is copied at this moment."""
+    cache_problem: str = ""
+    """What keeps the SSD from being used; empty when nothing does."""
     notes: tuple[str, ...] = ()
     """Things worth knowing that are no failure: a path mapping that was learned, a skipped user."""

@@ -127,6 +127,7 @@ class Planning:
     async def copy_now(self, file: SourceFile) -> None:
         """A person wants this file, now and as long as watched ones are kept. ``UserError`` when it gets no room."""
         self.resolver.saw(file)
+        await self.resolver.look_beside(file)
         held_back = self._held_back.pop(file.key, None)
         self._asked_for[file.key] = Want(file, InterestKind.PLAYING, 0, BY_HAND, self.now())
         made = await self._made(await self._request())
@@ -214,6 +215,12 @@ class Planning:
         await self._take_snapshot()
         return await self._made(await self._request())
 
+    async def foresee(self, pin: Pin) -> Plan:
+        """A plan with this new pin, which nobody carries out. Plex is asked for a title only."""
+        if pin.rating_key:
+            await self._take_snapshot()
+        return await self._made(await self._request())
+
     async def _made(self, request: PlanRequest) -> Plan:
         return await aside(len(request.wants) + len(request.inventory.entries), plan, request)
 
@@ -230,11 +237,14 @@ class Planning:
         pinned |= {want.key for want in resolved.wants if want.follows in pinned}
         self.pinned = pinned
         self._forget_wishes(now)
+        asked = await self._asked()
+        by_hand = {want.key for want in asked}
+        others = tuple(want for want in resolved.wants if want.key not in by_hand)
         wants = tuple(want for want in resolved.wants if not self._is_held_back(want))
         playing = (self.resolver.locate(file) for session in snapshot.sessions for file in session.files)
         return PlanRequest(
-            wants=(*await self._asked(), *wants),
-            skips=(*items.skips, *resolved.skips, *self._skips_held_back(resolved.wants, now)),
+            wants=(*asked, *wants),
+            skips=(*items.skips, *resolved.skips, *self._skips_held_back(others, now)),
             watched=self._watched(),
             playing=frozenset(key for key in playing if key is not None),
             inventory=self.store.inventory(),
@@ -270,10 +280,15 @@ class Planning:
         ]
 
     async def _asked(self) -> list[Want]:
-        """What a person asked for, as it is now: it may have been rewritten since."""
+        """What a person asked for, as it is now: it may have been rewritten since; with what goes along."""
         held = Held(self.store.inventory().entries)
-        found = [(want, await self.resolver.known(want.key, held)) for want in list(self._asked_for.values())]
-        return [replace(want, file=file) for want, file in found if file is not None]
+        found: list[Want] = []
+        for want in list(self._asked_for.values()):
+            file = await self.resolver.known(want.key, held)
+            if file is not None:
+                asked = replace(want, file=file)
+                found += (asked, *await self.resolver.going_along(asked, held))
+        return found
 
     def _forget_wishes(self, now: float) -> None:
         """What a person copied or evicted by hand counts for as long as watched files are kept."""

@@ -139,6 +139,12 @@ class Resolver:
         """Somebody has just looked at this file."""
         self._files[file.key] = _Seen(file, trio.current_time())
 
+    async def look_beside(self, video: SourceFile) -> None:
+        """A person wants this video now: see what goes with it, though a disk may have to wake up for that."""
+        folder = FileKey(video.key.source, video.key.path.rpartition("/")[0])
+        self._folders.pop(folder, None)
+        await self.going_along(Want(video, InterestKind.PLAYING, 0, "", 0.0), Held())
+
     # --- path mapping --------------------------------------------------------------------------------------------
 
     @property
@@ -245,9 +251,7 @@ class Resolver:
             if isinstance(found, Skip):
                 skips.append(found)
                 continue
-            wants.append(found)
-            if self.with_sidecars:
-                wants += await self._sidecars(found, held)
+            wants += (found, *await self.going_along(found, held))
         pinned = [want for pin in pins if not pin.rating_key for want in await self._pinned(pin, held)]
         complete = self._unanswered == unanswered and not self._lost
         return Resolved((*wants, *pinned), tuple(skips), frozenset(want.key for want in pinned), complete)
@@ -270,7 +274,10 @@ class Resolver:
             return Skip(str(key), f"{item.reason}; Plex's {item.file.path} would be /{path}, which is not there", key)
         return Want(file, item.kind, item.ahead, item.reason, item.since, item.users)
 
-    async def _sidecars(self, video: Want, held: Held) -> list[Want]:
+    async def going_along(self, video: Want, held: Held) -> list[Want]:
+        """The sidecars of a wanted video, as wants of their own."""
+        if not self.with_sidecars or not sidecars.is_video(video.key.path):
+            return []
         folder, _, name = video.key.path.rpartition("/")
         place = FileKey(video.key.source, folder)
         names = await self._names_beside(video, place, held)
@@ -307,8 +314,8 @@ class Resolver:
         files = await self._below(roots, held)
         wants = [Want(file, InterestKind.PINNED, 0, "pinned", pin.created_at) for file in files]
         for want in wants[:1]:
-            if self.with_sidecars and [want.key] == roots and sidecars.is_video(want.key.path):
-                wants += await self._sidecars(want, held)
+            if [want.key] == roots:
+                wants += await self.going_along(want, held)
         return wants
 
     def _roots(self, pin: Pin) -> list[FileKey]:

@@ -65,7 +65,9 @@ def status(value: Status, now: float, name_of: Naming = str) -> RenderableType:
         facts.add_row("  user", _user(user))
     for source in value.sources:
         facts.add_row("source", _source(source))
-    facts.add_row("cache", _space(value.space, value.entries_cached, value.entries_copying))
+    facts.add_row("cache", _cache(value))
+    if value.waiting and value.waiting != value.cache_problem:
+        facts.add_row("copying", Text(printable(value.waiting), style=BUSY))
     facts.add_row("reads", _reads(value.reads))
     facts.add_row("kernel", _kernel(value))
     for session in value.sessions:
@@ -87,6 +89,8 @@ def plan(value: Plan, name_of: Naming = str) -> RenderableType:
     """What would be copied, evicted, kept and skipped, each with its reason."""
     parts: list[RenderableType] = []
     parts.append(_heading(_count("copy", [copy.file.size for copy in value.copies])))
+    if value.copies and value.waiting:
+        parts.append(_indented(Text(printable(value.waiting), style=BUSY)))
     if value.copies:
         table = _table(">#", ">size", "reason", "file")
         for place, copy in enumerate(value.copies, 1):
@@ -297,6 +301,12 @@ def _source(source: SourceHealth) -> Text:
     return text
 
 
+def _cache(value: Status) -> Text:
+    if not value.cache_problem:
+        return _space(value.space, value.entries_cached, value.entries_copying)
+    return Text(printable(value.cache_problem), style=BAD)
+
+
 def _space(space: Space, cached: int, copying: int) -> Text:
     used, limit = format_size(space.used_bytes), format_size(space.max_size_bytes)
     text = _text(f"{used} of {limit} ({_share(space.used_bytes, space.max_size_bytes)}) in {_files(cached + copying)}")
@@ -316,7 +326,7 @@ def _kernel(value: Status) -> Text:
     opens = value.reads.kernel_opens
     return Text(
         f"{opens} opens of cached files ({format_size(value.reads.kernel_size)}) read by the kernel itself, "
-        f"not counted above; {value.backing_files} open now"
+        f"not counted above; {value.backing_files} open now, or until 3 s ago"
     )
 
 

@@ -23,6 +23,7 @@ class Agenda:
         self._finished: set[FileKey] = set()
         self._not_before: dict[FileKey, float] = {}
         self._resting: dict[FileKey, float] = {}
+        self._why: dict[FileKey, str] = {}
 
     def follow(self, plan: Plan) -> None:
         """Replace the plan. What failed with the old one may be tried again."""
@@ -30,6 +31,7 @@ class Agenda:
         self._copies = {copy.key: copy for copy in plan.copies}
         self._kept = {want.key: PlannedCopy(want.file, want.kind, want.reason) for want in plan.kept}
         self._unwanted = deque(eviction for eviction in plan.evictions if not eviction.for_space)
+        self._why = {key: why for key, why in self._why.items() if key in self._copies}
         self._finished.clear()
         self._not_before.clear()
 
@@ -49,19 +51,26 @@ class Agenda:
         """Whether any copy is left to make, now or later."""
         return bool(self._copies.keys() - self._finished)
 
-    def finish(self, key: FileKey) -> None:
+    def finish(self, key: FileKey, why: str = "") -> None:
         """Nothing more is done about this file before a new plan."""
         self._finished.add(key)
+        self._why[key] = why
 
-    def postpone(self, key: FileKey, until: float) -> bool:
-        """Leave a file alone until then (trio time); False when this plan had postponed it before."""
-        first = key not in self._not_before
+    def postpone(self, key: FileKey, until: float, why: str) -> bool:
+        """Leave a file alone until then (trio time); False when it had been postponed for this before."""
+        first = self._why.get(key) != why
         self._not_before[key] = until
+        self._why[key] = why
         return first
 
-    def rest(self, key: FileKey, until: float) -> None:
+    def rest(self, key: FileKey, until: float, why: str) -> None:
         """Leave a file alone until then (trio time), whatever plans come: somebody is still writing it."""
         self._resting[key] = until
+        self._why[key] = why
+
+    def put_off(self, key: FileKey) -> str:
+        """Why a copy that is to be made ended the last time it was tried; empty when it was not."""
+        return self._why.get(key, "") if key in self._copies else ""
 
     def take_unwanted(self) -> PlannedEviction | None:
         """The next eviction that does not wait for room to be needed; each is given out once."""

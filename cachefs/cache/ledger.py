@@ -30,7 +30,7 @@ class Ledger:
 
     def __init__(self, presence: Presence, index: Index, kept: Keepsake | None, dead_rows: Iterable[int] = ()) -> None:
         self.index = index
-        self.full = False
+        self.full = index.full
         """Whether the SSD had no room for the last change of a row."""
         self._presence = presence
         self._kept = kept

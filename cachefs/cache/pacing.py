@@ -23,6 +23,9 @@ MAX_PAUSE_S = 30.0
 class HoursLike(Protocol):
     """A daily window, local time."""
 
+    @property
+    def start(self) -> datetime.time: ...
+
     def contains(self, moment: datetime.time, /) -> bool: ...
 
 
@@ -40,6 +43,13 @@ def may_copy(kind: InterestKind, hours: HoursLike | None, now: float) -> bool:
     if hours is None or kind is InterestKind.PLAYING:
         return True
     return hours.contains(datetime.datetime.fromtimestamp(now).time())
+
+
+def closed(hours: HoursLike | None, now: float) -> str:
+    """What is said while only what is playing may be copied; empty when everything may."""
+    if hours is None or hours.contains(datetime.datetime.fromtimestamp(now).time()):
+        return ""
+    return f"copies begin at {hours.start:%H:%M} (copying.hours); only what is playing is copied now"
 
 
 def chunk_bytes(someone_reads: bool, bandwidth: int | None) -> int:

@@ -20,7 +20,7 @@ import trio
 
 from cachefs.cache.agenda import Agenda
 from cachefs.cache.filecopy import FileCopy, Outcome, Share, SourceFiles
-from cachefs.cache.pacing import CopySettings, may_copy
+from cachefs.cache.pacing import CopySettings, closed, may_copy
 from cachefs.cache.store import RETRY_S, EvictResult, Refused, Store
 from cachefs.errors import CacheError
 from cachefs.model import (
@@ -110,6 +110,25 @@ class Copiers:
             for _ in range(self._settings.workers):
                 nursery.start_soon(self._work)
 
+    def waiting(self) -> str:
+        """Why nothing, or only what is playing, is copied at this moment; empty when copies are made."""
+        if self._store.problem:
+            return self._store.problem
+        if trio.current_time() < self._paused_until:
+            return f"the SSD fails; copying is tried again every {RETRY_S:g} s"
+        return closed(self._settings.hours, self._now())
+
+    def waiting_for(self, planned: PlannedCopy) -> str:
+        """Why this copy has not begun, or does not go on; empty while it does, or stands in line."""
+        if planned.key in self._active:
+            return ""
+        if may_copy(planned.kind, self._settings.hours, self._now()) and not self._is_stuck():
+            return self._agenda.put_off(planned.key)
+        return self.waiting()
+
+    def _is_stuck(self) -> bool:
+        return bool(self._store.problem) or trio.current_time() < self._paused_until
+
     # --- deciding: memory only ---
 
     def _next_job(self) -> PlannedCopy | None:
@@ -169,7 +188,7 @@ class Copiers:
             await self._pause(error)
         except OSError as error:
             log.info("%s is not copied with this plan: %s", job.key.path, error)
-            self._agenda.finish(job.key)
+            self._agenda.finish(job.key, f"its source: {error.strerror or error}")
         finally:
             del self._active[job.key]
             self._note_change()
@@ -194,15 +213,15 @@ class Copiers:
         elif outcome is Outcome.STOPPED:
             log.info("copying %s is paused: %s", job.key.path, job.stopping or Refused.BARRED.value)
             if not job.stopping:
-                self._agenda.postpone(job.key, trio.current_time() + RETRY_S)
+                self._agenda.postpone(job.key, trio.current_time() + RETRY_S, outcome.value)
         elif outcome in (Refused.NO_ROOM, Refused.BARRED, Outcome.SSD_FULL):
-            if self._agenda.postpone(job.key, trio.current_time() + RETRY_S):
+            if self._agenda.postpone(job.key, trio.current_time() + RETRY_S, outcome.value):
                 log.info("%s is not copied now, and tried again: %s", job.key.path, outcome.value)
         elif outcome in (Outcome.CHANGED, Outcome.DROPPED):
-            self._agenda.rest(job.key, trio.current_time() + REST_S)
+            self._agenda.rest(job.key, trio.current_time() + REST_S, outcome.value)
             log.info("%s is left alone for %g s: %s", job.key.path, REST_S, outcome.value)
         else:
-            self._agenda.finish(job.key)
+            self._agenda.finish(job.key, outcome.value)
             level = logging.DEBUG if outcome is Refused.EXISTS else logging.INFO
             log.log(level, "%s is not copied further with this plan: %s", job.key.path, outcome.value)
 

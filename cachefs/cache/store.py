@@ -359,6 +359,15 @@ class Store:
         return self._shelf.presence.away
 
     @property
+    def problem(self) -> str:
+        """What keeps it from being filled, for people; empty when nothing does."""
+        if self.away:
+            return (
+                f"the cache folder {self._shelf.folder.root} is away ({self.away}): everything comes from the sources"
+            )
+        return "the SSD is full: not even the index can be written" if self._shelf.ledger.full else ""
+
+    @property
     def back(self) -> trio.Event:
         """Set, and replaced by a new one, when an SSD that was away is there again."""
         return self._shelf.back

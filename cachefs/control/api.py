@@ -30,7 +30,7 @@ from cachefs.control import wire
 from cachefs.control.messages import Failure, Target, VerifyWish
 from cachefs.control.verifying import Running, Verifying
 from cachefs.errors import CachefsError, UserError
-from cachefs.model import CacheEntry, Explanation, FileKey, Pin, Plan, SourceHealth, Status
+from cachefs.model import CacheEntry, Evicted, Explanation, FileKey, Pin, Pinned, Plan, SourceHealth, Status
 
 log = logging.getLogger(__name__)
 
@@ -57,14 +57,14 @@ class Engine(Protocol):
 
     def pins(self) -> tuple[Pin, ...]: ...
 
-    async def pin(self, text: str) -> Pin: ...
+    async def pin(self, text: str) -> Pinned: ...
 
     async def unpin(self, text: str) -> bool:
         """False when there was no such pin."""
         ...
 
-    async def evict(self, text: str) -> tuple[FileKey, ...]:
-        """The file, or all below the folder; what was evicted."""
+    async def evict(self, text: str) -> Evicted:
+        """The file, or all below the folder, but for what is pinned."""
         ...
 
     async def accept(self, name: str) -> SourceHealth:

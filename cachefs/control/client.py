@@ -17,7 +17,7 @@ import httpx
 from cachefs.control import wire
 from cachefs.control.messages import Failure, Target, VerifyLine, VerifyWish
 from cachefs.errors import CachefsError, NotRunning, UserError
-from cachefs.model import CacheEntry, Explanation, FileKey, Pin, Plan, SourceHealth, Status
+from cachefs.model import CacheEntry, Evicted, Explanation, FileKey, Pin, Pinned, Plan, SourceHealth, Status
 from cachefs.verification import Progress, Report
 
 T = TypeVar("T")
@@ -66,14 +66,14 @@ class Client:
     def explain(self, text: str) -> Explanation:
         return self._show(Explanation, f"explain?path={quote(text, safe='', errors='surrogateescape')}", _PATIENT_S)
 
-    def pin(self, text: str) -> Pin:
-        return self._act(Pin, "pin", text)
+    def pin(self, text: str) -> Pinned:
+        return self._act(Pinned, "pin", text)
 
     def unpin(self, text: str) -> bool:
         return self._act(bool, "unpin", text)
 
-    def evict(self, text: str) -> tuple[FileKey, ...]:
-        return self._act(tuple[FileKey, ...], "evict", text)
+    def evict(self, text: str) -> Evicted:
+        return self._act(Evicted, "evict", text)
 
     def copy(self, text: str) -> FileKey:
         return self._act(FileKey, "copy", text)

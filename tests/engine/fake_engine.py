@@ -13,12 +13,14 @@ from cachefs.model import (
     ComponentHealth,
     CopyProgress,
     EntryState,
+    Evicted,
     Explanation,
     FileKey,
     Fingerprint,
     InterestKind,
     OpenFile,
     Pin,
+    Pinned,
     Plan,
     PlannedCopy,
     PlannedEviction,
@@ -147,21 +149,22 @@ class FakeEngine:
     def pins(self) -> tuple[Pin, ...]:
         return self.answer_pins
 
-    async def pin(self, text: str) -> Pin:
+    async def pin(self, text: str) -> Pinned:
         self.asked.append(("pin", text))
         if text == "away":
             raise PlexUnreachable("Plex does not answer at http://127.0.0.1:32400")
-        return Pin(text, "", 5.0)
+        return Pinned(Pin(text, "", 5.0), "1 pinned file cannot be copied now" if text == "large.mkv" else "")
 
     async def unpin(self, text: str) -> bool:
         self.asked.append(("unpin", text))
         return text == "Series"
 
-    async def evict(self, text: str) -> tuple[FileKey, ...]:
+    async def evict(self, text: str) -> Evicted:
         self.asked.append(("evict", text))
         if text == "open.mkv":
             raise UserError("open.mkv is open; it stays until it is closed")
-        return (FileKey(MEDIA, text),)
+        left = (Skip("b.mkv", "it is pinned", FileKey(MEDIA, "b.mkv")),) if text == "Series" else ()
+        return Evicted((FileKey(MEDIA, text),), left)
 
     async def accept(self, name: str) -> SourceHealth:
         self.asked.append(("accept", name))

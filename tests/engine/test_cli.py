@@ -296,6 +296,16 @@ async def test_the_users_errors_are_two_and_the_rest_is_done(engine: FakeEngine,
     assert done.stdout == "evicted: other.mkv\n"
 
 
+async def test_what_evict_leaves_and_what_a_pin_has_no_room_for_are_said(engine: FakeEngine, place: Place) -> None:
+    async with daemon(engine, place):
+        evicted = await ask(place, "evict", "Series")
+        pinned = await ask(place, "pin", "large.mkv")
+    assert (evicted.returncode, evicted.stdout) == (0, "evicted: Series\n")
+    assert evicted.stderr == "cachefs: b.mkv stays: it is pinned\n"
+    assert (pinned.returncode, pinned.stdout) == (0, "pinned: large.mkv\n")
+    assert pinned.stderr == "cachefs: 1 pinned file cannot be copied now\n"
+
+
 @pytest.mark.expected_warnings("Error in ASGI Framework")
 async def test_a_bug_of_the_daemon_is_one(engine: FakeEngine, place: Place) -> None:
     async with daemon(engine, place):

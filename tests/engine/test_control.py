@@ -19,7 +19,7 @@ import trio
 from cachefs.control.api import MAX_BODY_BYTES, listen, serve
 from cachefs.control.client import Client
 from cachefs.errors import CacheError, CachefsError, NotRunning, UserError
-from cachefs.model import FileKey, Visible
+from cachefs.model import Evicted, FileKey, Visible
 from cachefs.verification import Finding, Flaw, Progress
 from tests.engine.fake_engine import LATIN1, LONG, MEDIA, FakeEngine, FakeVerification
 
@@ -84,9 +84,9 @@ async def test_any_name_reaches_the_engine_unchanged(engine: FakeEngine, path: P
     async with served(engine, path) as ask:
         explanation = await ask(lambda client: client.explain(text))
         assert (explanation.path, explanation.state) == (text, Visible.CACHED)
-        assert (await ask(lambda client: client.pin(text))).target == text
+        assert (await ask(lambda client: client.pin(text))).pin.target == text
         assert await ask(lambda client: client.copy(text)) == FileKey(MEDIA, text)
-        assert await ask(lambda client: client.evict(text)) == (FileKey(MEDIA, text),)
+        assert await ask(lambda client: client.evict(text)) == Evicted((FileKey(MEDIA, text),))
         assert (await ask(lambda client: client.accept(text))).name == text
     assert engine.asked == [(act, text) for act in ("explain", "pin", "copy", "evict", "accept")]
 

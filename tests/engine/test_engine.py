@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import shutil
 import time
 from collections.abc import AsyncIterator
@@ -44,6 +45,15 @@ HEAT, HEAT_SRT, ALIEN = "Films/Heat/Heat.mkv", "Films/Heat/Heat.srt", "Films/Ali
 NOBODY = ("nobody wants it: not playing, on deck, on a watchlist or pinned",)
 
 
+class Never:
+    """Hours that are always to come."""
+
+    start = datetime.time(1)
+
+    def contains(self, moment: datetime.time, /) -> bool:
+        return False
+
+
 @dataclass(slots=True)
 class Daemon:
     """The engine over real parts, without a mount and without background tasks: ``plan`` is one turn of planning."""
@@ -81,7 +91,11 @@ class Daemon:
 
 @asynccontextmanager
 async def daemon(
-    tmp_path: Path, *names: str, plex: StandInPlex | None = None, limits: Limits = ROOMY
+    tmp_path: Path,
+    *names: str,
+    plex: StandInPlex | None = None,
+    limits: Limits = ROOMY,
+    hours: Never | None = None,
 ) -> AsyncIterator[Daemon]:
     async with real(tmp_path, *names, limits=limits) as (store, union):
         settings = PlexSettings(plex.url, plex.token, plex.url, deadline_s=20.0) if plex is not None else None
@@ -92,7 +106,7 @@ async def daemon(
             return await client.snapshot(Ask(next_episodes_on_deck=1, pinned=pinned))
 
         health, counters = HealthRegistry(), Counters()
-        copiers = Copiers(store, union.files, CopySettings(workers=1))
+        copiers = Copiers(store, union.files, CopySettings(workers=1, hours=hours))
         found = resolver(union.files, sources=names or (MEDIA,))
         planning = Planning(ask if client else None, found, store, PolicyConfig(), health, copiers.follow)
         routing = Routing(union, store, counters)
@@ -151,7 +165,8 @@ async def test_explain_what_is_on_the_ssd_asks_no_disk(media: Path) -> None:
             source.close()  # whoever asks now fails
         cached, partial = await it.engine.explain(HEAT), await it.engine.explain(ALIEN)
     assert (cached.state, cached.on_ssd_bytes, cached.wanted) == (Visible.CACHED, 10, True)
-    assert cached.reasons == ("because", "pinned")
+    assert cached.reasons == ("pinned",)
+    assert partial.reasons[0] == "nobody is known to want it now; it was copied because: because"
     assert (partial.state, partial.size, partial.on_ssd_bytes, partial.wanted) == (Visible.PARTIAL, 10, 4, False)
 
 
@@ -166,12 +181,50 @@ async def test_explain_says_that_a_file_is_wanted_and_what_is_in_the_way_of_it(m
     assert (told.wanted, told.reasons) == (True, ("pinned", no_room))
 
 
+async def test_reasons_shown_are_those_of_now(media: Path) -> None:
+    async with daemon(media) as it:
+        await it.engine.pin(ALIEN)
+        await it.cached(ALIEN)
+        await it.plan()
+        assert [entry.reason for entry in it.engine.entries()] == ["pinned"]
+        await it.engine.unpin(ALIEN)
+        await it.plan()
+        unwanted = "nobody is known to want it now; it was copied because: because"
+        assert [entry.reason for entry in it.engine.entries()] == [unwanted]
+
+
+async def test_outside_of_the_hours_everybody_is_told_when_copies_begin(media: Path) -> None:
+    closed = "copies begin at 01:00 (copying.hours); only what is playing is copied now"
+    async with daemon(media, hours=Never()) as it:
+        await it.engine.pin(ALIEN)
+        await it.plan()
+        told = await it.engine.explain(ALIEN)
+        assert (it.engine.status().waiting, (await it.engine.plan()).waiting, told.waiting) == (closed,) * 3
+        assert told.reasons == ("to be copied: pinned", f"waiting: {closed}")
+        await it.engine.copy(ALIEN)
+        assert (await it.engine.explain(ALIEN)).waiting == ""
+
+
+async def test_an_ssd_that_is_away_is_said(media: Path, expected_warnings: list[str]) -> None:
+    expected_warnings.append("is away")
+    async with daemon(media) as it:
+        (media / "ssd").rename(media / "unplugged")
+        await it.store.probe()
+        status = it.engine.status()
+        assert "is away" in status.cache_problem
+        assert status.waiting == status.cache_problem
+        with pytest.raises(UserError, match="cannot be copied"):
+            await it.engine.copy(ALIEN)
+        (media / "unplugged").rename(media / "ssd")
+
+
 async def test_explain_what_is_to_be_evicted(media: Path) -> None:
     async with daemon(media) as it:
         await it.cached(HEAT)
         it.planning.plan = Plan(1.0, evictions=(PlannedEviction(key(HEAT), 10, "watched by Anna", False),))
         told = await it.engine.explain(HEAT)
-    assert told.reasons == ("copied because: because", "to be evicted: watched by Anna")
+    before = "nobody is known to want it now; it was copied because: because"
+    assert told.reasons == (before, "to be evicted: watched by Anna")
 
 
 async def test_explain_why_a_session_does_not_count_yet(media: Path) -> None:
@@ -263,7 +316,7 @@ async def test_pin_a_title_and_let_it_go_with_and_without_its_year(media: Path, 
         films(plex)
         async with daemon(media, plex=plex) as it:
             pin = await it.engine.pin("Heat")
-            assert pin.target == "Heat (1995)"
+            assert (pin.pin.target, pin.problem) == ("Heat (1995)", "")
             plan = await it.plan()
             assert set(copies(plan)) == {HEAT, HEAT_SRT}
             assert "Heat (1995): pinned" in copies(plan)[HEAT]
@@ -288,6 +341,7 @@ async def test_what_is_neither_a_path_nor_a_title_cannot_be_pinned(media: Path) 
         assert not await it.engine.unpin("Heat")
 
 
+@pytest.mark.expected_warnings("cannot be found in the mount")
 async def test_a_title_that_plex_has_twice_is_asked_for_in_full(media: Path) -> None:
     with run_stand_in_plex() as plex:
         films(plex)
@@ -295,7 +349,7 @@ async def test_a_title_that_plex_has_twice_is_asked_for_in_full(media: Path) -> 
         async with daemon(media, plex=plex) as it:
             with pytest.raises(UserError, match=r"several such titles: Heat \(1995\) \(movie\), Heat \(1986\)"):
                 await it.engine.pin("heat")
-            assert (await it.engine.pin("Heat (1986)")).target == "Heat (1986)"
+            assert (await it.engine.pin("Heat (1986)")).pin.target == "Heat (1986)"
 
 
 async def test_a_pin_that_the_ssd_does_not_take_is_said(media: Path) -> None:
@@ -304,6 +358,22 @@ async def test_a_pin_that_the_ssd_does_not_take_is_said(media: Path) -> None:
         with pytest.raises(CacheError):
             await it.engine.pin(HEAT)
         assert targets(it) == []
+
+
+async def test_a_pin_without_room_is_said_at_once(media: Path) -> None:
+    async with daemon(media, limits=limited(5)) as it:
+        made = await it.engine.pin(ALIEN)
+        assert targets(it) == [ALIEN]
+    needs = "needs 10 B, only 5 B can be freed for it"
+    assert made.problem == f"1 pinned file (10 B) cannot be copied now, the first is Media:{ALIEN}: {needs}"
+
+
+async def test_sidecars_of_a_film_that_is_cached_already_follow_its_pin(media: Path) -> None:
+    async with daemon(media) as it:
+        await it.cached(HEAT)
+        await it.plan()
+        await it.engine.pin(HEAT)
+        assert copies(await it.plan()) == {HEAT_SRT: "pinned (goes with Heat.mkv)"}
 
 
 # --- evict and copy --------------------------------------------------------------------------------------------------
@@ -315,14 +385,16 @@ async def test_evict_a_folder_and_hold_it_back(media: Path) -> None:
         plex.on_deck(None, heat)
         async with daemon(media, plex=plex) as it:
             await it.cached(HEAT, HEAT_SRT, ALIEN)
-            assert set(await it.engine.evict("Films/Heat")) == {key(HEAT), key(HEAT_SRT)}
+            assert set((await it.engine.evict("Films/Heat")).keys) == {key(HEAT), key(HEAT_SRT)}
             assert [it.is_cached(path) for path in (HEAT, HEAT_SRT, ALIEN)] == [False, False, True]
             plan = await it.plan()
             assert copies(plan) == {}
             assert "you evicted it" in skips(plan)[HEAT]
             assert "cachefs copy brings it back" in (await it.engine.explain(HEAT)).reasons[0]
             await it.engine.copy(HEAT)
-            assert copies(it.planning.plan) == {HEAT: "asked for with cachefs copy"}
+            by_hand = "asked for with cachefs copy"
+            assert copies(it.planning.plan) == {HEAT: by_hand, HEAT_SRT: f"{by_hand} (goes with Heat.mkv)"}
+            assert not it.planning.plan.skips
 
 
 async def test_evict_does_not_take_a_folder_for_one_whose_name_it_begins(media: Path) -> None:
@@ -340,10 +412,13 @@ async def test_pinned_files_are_not_evicted_by_hand(media: Path) -> None:
         await it.plan()
         with pytest.raises(UserError, match="is pinned; unpin it first"):
             await it.engine.evict("Films/Heat")
-        assert await it.engine.evict(str(MOUNT)) == (key(ALIEN),)
+        made = await it.engine.evict(str(MOUNT))
+        assert made.keys == (key(ALIEN),)
+        assert {skip.key for skip in made.left} == {key(HEAT), key(HEAT_SRT)}
+        assert all("pinned" in skip.reason for skip in made.left)
         await it.engine.unpin(HEAT)
         await it.plan()
-        assert set(await it.engine.evict(HEAT)) == {key(HEAT)}
+        assert set((await it.engine.evict(HEAT)).keys) == {key(HEAT)}
 
 
 async def test_copy_now_says_when_there_is_no_room(media: Path) -> None:
@@ -356,7 +431,7 @@ async def test_copy_of_what_is_cached_is_fine(media: Path) -> None:
     async with daemon(media) as it:
         await it.cached(HEAT)
         assert await it.engine.copy(HEAT) == key(HEAT)
-        assert (await it.engine.explain(HEAT)).reasons == ("because", "asked for with cachefs copy")
+        assert (await it.engine.explain(HEAT)).reasons == ("asked for with cachefs copy",)
 
 
 # --- verify ----------------------------------------------------------------------------------------------------------

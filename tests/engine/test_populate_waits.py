@@ -47,6 +47,8 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Night:
+    start = datetime.time(0)
+
     def contains(self, moment: datetime.time, /) -> bool:
         return moment < datetime.time(6)
 

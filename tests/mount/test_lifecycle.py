@@ -91,10 +91,18 @@ def test_a_signal_ends_it_with_0_amid_copies_and_readers(
     assert _cache_is_free(cachefs_settings)
 
 
+def test_a_terminal_that_closes_ends_it_and_is_named(running: RunningCachefs) -> None:
+    running.process.send_signal(signal.SIGHUP)
+    assert running.process.wait(STOPS_WITHIN_S) == 0
+    assert is_clean(running)
+    assert "SIGHUP: stopping" in running.log.read_text()
+
+
 def test_unmount_ends_it_and_says_so(running: RunningCachefs) -> None:
     unmounted = running.run("unmount")
     assert (unmounted.returncode, unmounted.stderr) == (0, "")
     assert "has unmounted" in unmounted.stdout
+    assert "cachefs unmount: stopping" in running.log.read_text()
     assert mounted_at(running.mountpoint) is None
     assert running.process.wait(STOPS_WITHIN_S) == 0
     assert is_clean(running)

@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "control": {"control"},
     "planner": {"sidecars"},
     "wanting": set(),
+    "explaining": set(),
     "sidecars": set(),
     "status": set(),
     "mounts": set(),
@@ -37,7 +38,7 @@ EXCEPTIONS = {
     ("fs.routing", "cache.store"),
 }
 
-PURE = {"planner", "wanting", "sidecars", "model", "ranges", "units", "paths", "verification"}
+PURE = {"planner", "wanting", "explaining", "sidecars", "model", "ranges", "units", "paths", "verification"}
 IMPURE = {"trio", "os", "io", "socket", "subprocess", "threading", "asyncio", "sqlite3", "plexapi", "logging", "time"}
 
 ONLY_IN: dict[str, set[str]] = {

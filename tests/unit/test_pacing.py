@@ -22,6 +22,8 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Night:
+    start = datetime.time(1)
+
     def contains(self, moment: datetime.time, /) -> bool:
         return moment < datetime.time(6)
 
