@@ -3,11 +3,12 @@
 
 ARGS ?=
 
-.PHONY: help demo bench test check format clean setup
+.PHONY: help demo bench crash test check format clean setup
 
 help:
 	@echo "make demo     see cachefs at work on a sample library; needs nothing"
 	@echo "make bench    how fast cachefs is, beside the native folder and its peers; as root"
+	@echo "make crash    kill cachefs 500 times at work and look for what was lost; half an hour"
 	@echo "make test     run all tests"
 	@echo "make check    format, lint and types, as CI checks them"
 	@echo "make format   mend format and lint where that can be done"
@@ -23,6 +24,10 @@ demo: setup
 bench: setup
 	@.ci/setup-peers
 	.venv/bin/python -m tests.bench $(ARGS)
+
+# The same seed repeats the same run: make crash ARGS="--kills 500 --seed 7".
+crash: setup
+	.venv/bin/python -m tests.crash $(ARGS)
 
 test: setup
 	.venv/bin/python -m pytest $(ARGS)

@@ -90,15 +90,23 @@ class RunningCachefs:
         return "\n".join(self.log.read_text(errors="backslashreplace").splitlines()[-lines:])
 
 
-def start_cachefs(config: Path, log: Path, settings: Mapping[str, Any], program: Path = REPOSITORY) -> RunningCachefs:
+def start_cachefs(
+    config: Path,
+    log: Path,
+    settings: Mapping[str, Any],
+    program: Path = REPOSITORY,
+    variables: Mapping[str, str] | None = None,
+) -> RunningCachefs:
     """Write ``settings`` as ``config``, start ``cachefs mount``, return once it is mounted and answers.
 
-    ``settings`` must hold ``mountpoint`` and ``control.socket``; ``program`` is the folder that the package is in.
+    ``settings`` must hold ``mountpoint`` and ``control.socket``; ``program`` is the folder that the package is in;
+    ``variables`` are added to the environment.
     ``CachefsFailed`` as soon as the process has ended.
     """
     config.touch(mode=0o600)  # it may hold a token
     config.write_text(yaml.safe_dump(dict(settings)))
     environ = {name: value for name, value in os.environ.items() if not name.startswith("CACHEFS_")}
+    environ |= variables or {}
     environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.fspath(program), environ.get("PYTHONPATH"))))
     with log.open("ab") as writing:
         process = subprocess.Popen(

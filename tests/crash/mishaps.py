@@ -1,0 +1,63 @@
+"""What befalls the cache folder while cachefs is dead. Never what is the only copy of anything."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+
+from cachefs.cache.keepsake import NAME
+from tests.crash.audit import sizes
+from tests.crash.rounds import Mishap
+from tests.crash.stage import SOURCE, Stage
+
+
+def befall(stage: Stage, mishap: Mishap) -> None:
+    """Change the cache folder; nobody has it open."""
+    _ACTS[mishap](stage)
+
+
+def _nothing(stage: Stage) -> None:
+    pass
+
+
+def _stray_files(stage: Stage) -> None:
+    folder = stage.ssd / "files" / SOURCE / "nobody knows" / "this folder"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "file").write_bytes(b"of nobody")
+    (stage.ssd / "partial" / "1000000").write_bytes(b"of nobody")
+
+
+def _rows_without_files(stage: Stage) -> None:
+    for name in sorted(sizes(stage.ssd))[:3]:
+        (stage.ssd / name).unlink()
+
+
+def _lost_index(stage: Stage) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        (stage.ssd / f"index.sqlite{suffix}").unlink(missing_ok=True)
+
+
+def _lost_keepsake(stage: Stage) -> None:
+    (stage.ssd / NAME).unlink(missing_ok=True)
+
+
+def _damaged_index(stage: Stage) -> None:
+    with (stage.ssd / "index.sqlite").open("r+b") as file:
+        file.write(b"this is no index any more")
+    (stage.ssd / "index.sqlite-wal").unlink(missing_ok=True)
+
+
+def _no_labels(stage: Stage) -> None:
+    with closing(sqlite3.connect(stage.ssd / "index.sqlite")) as index, index:
+        index.execute("UPDATE entries SET labelled = 0")
+
+
+_ACTS = {
+    Mishap.NONE: _nothing,
+    Mishap.STRAY_FILES: _stray_files,
+    Mishap.ROWS_WITHOUT_FILES: _rows_without_files,
+    Mishap.LOST_INDEX: _lost_index,
+    Mishap.LOST_KEEPSAKE: _lost_keepsake,
+    Mishap.DAMAGED_INDEX: _damaged_index,
+    Mishap.NO_LABELS: _no_labels,
+}
