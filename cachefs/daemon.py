@@ -51,7 +51,7 @@ from cachefs.fs.union import Union
 from cachefs.lifeline import Lifeline, Word
 from cachefs.model import FileKey, Plan, Snapshot, SourceFile
 from cachefs.paths import Layout, PathMap
-from cachefs.planning import Planning, Plex
+from cachefs.planning import PLEX, Planning, Plex
 from cachefs.plex import watcher
 from cachefs.plex.client import Ask, PlexClient, PlexSettings
 from cachefs.resolving import Resolver
@@ -63,6 +63,7 @@ log = logging.getLogger(__name__)
 _POLL_PLEX_EVERY_S = 60.0
 _CLOSE_IDLE_EVERY_S = 10.0
 _STOP_WITHIN_S = 3.0
+_PLEX_EVENTS = "plex events"
 
 
 def serve(config: Config) -> int:
@@ -215,7 +216,7 @@ class _Server:
             tasks = self._background(parts, behind)
             tasks["passing listings"] = partial(behind.forget_listings, listings)
             for name, task in tasks.items():
-                nursery.start_soon(supervise, name, self._health, task)
+                nursery.start_soon(supervise, name, self._health, task, PLEX if name == _PLEX_EVENTS else "")
             log.info("cachefs %s is ready: %s shows %s", __version__, self._config.mountpoint, _shown(parts))
             self._line.say(Word.READY)
         with trio.move_on_after(_STOP_WITHIN_S, shield=True):
@@ -241,7 +242,7 @@ class _Server:
                 tasks[f"changes behind {source.name}"] = partial(behind.listen, source)
         if parts.plex_settings is not None:
             listen = partial(watcher.listen, parts.plex_settings, parts.planning.on_event, _POLL_PLEX_EVERY_S)
-            tasks["plex events"] = listen
+            tasks[_PLEX_EVENTS] = listen
         return tasks
 
 

@@ -142,7 +142,8 @@ class DaemonEngine:
         await self._parts.store.add_pin(pin)
         self._parts.planning.wake()
         with trio.move_on_after(_FORESIGHT_S):  # a pinned root of a huge library takes its time
-            return Pinned(pin, explaining.unfit_pins(await self._parts.planning.foresee(pin)))
+            foreseen = await self._parts.planning.foresee(pin)
+            return Pinned(pin, explaining.unfit_pins(foreseen, self._parts.union.layout.union))
         return Pinned(pin)
 
     async def _look_beside(self, pin: Pin) -> None:
@@ -195,7 +196,7 @@ class DaemonEngine:
         for key in free:
             self._parts.planning.hold_back(key)
             await self._parts.store.evict(key, force=True)
-            log.info("evicted %s: asked for with cachefs evict", key.path)
+            log.info("evicted %s: asked for with cachefs evict", key)
         why = "it is pinned (cachefs pin --list says by what); unpin it first"
         return Evicted(tuple(free), tuple(Skip(str(key), why, key) for key in below if key in pinned))
 

@@ -6,7 +6,7 @@ which may be long past.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from cachefs.model import CacheEntry, FileKey, InterestKind, Plan
@@ -63,11 +63,12 @@ def reasons(
     return tuple(dict.fromkeys(said)) or (NOBODY,)
 
 
-def unfit_pins(plan: Plan) -> str:
+def unfit_pins(plan: Plan, name_of: Callable[[FileKey], str]) -> str:
     """What is said at once of pinned files that get no room; empty when all do."""
     skips = [skip for skip in plan.skips if skip.want is not None and skip.want.kind is InterestKind.PINNED]
     if not skips:
         return ""
     size = sum(skip.want.file.size for skip in skips if skip.want is not None)
     count = "1 pinned file" if len(skips) == 1 else f"{len(skips)} pinned files"
-    return f"{count} ({format_size(size)}) cannot be copied now, the first is {skips[0].what}: {skips[0].reason}"
+    first = skips[0].what if skips[0].key is None else name_of(skips[0].key)
+    return f"{count} ({format_size(size)}) cannot be copied now, the first is {first}: {skips[0].reason}"

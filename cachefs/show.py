@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from rich.console import Group, RenderableType
@@ -190,8 +191,15 @@ def doctor(report: DoctorReport) -> RenderableType:
 def verification(report: Report, name_of: Naming = str) -> RenderableType:
     """What was found wrong, what was done about it, and what a person can do."""
     parts: list[RenderableType] = []
+    away = Counter(_uncompared(finding) for finding in report.findings)
+    said: set[tuple[str, str]] = set()
     for finding in report.findings:
-        parts += [_text(_place(finding, name_of)), _indented(_flaw(finding))]
+        group = _uncompared(finding)
+        if group is None or away[group] == 1:
+            parts += [_text(_place(finding, name_of)), _indented(_flaw(finding))]
+        elif group not in said:
+            said.add(group)
+            parts += [_text(f"{_files(away[group])} of source {group[0]}"), _indented(_flaw(finding))]
     bytes_said = f", {format_size(report.compared_bytes)} compared" if report.compared_bytes else ""
     took = format_duration(report.took_s)
     found = len(report.findings)
@@ -407,6 +415,13 @@ def _remedy(finding: Remedy, style: str) -> Text:
 
 def _place(finding: Flawed, name_of: Naming) -> str:
     return finding.place if finding.key is None else name_of(finding.key)
+
+
+def _uncompared(finding: Flawed) -> tuple[str, str] | None:
+    """What is the same for all files of a source that is away: one line is enough for them."""
+    if finding.flaw is not Flaw.UNCOMPARED or finding.key is None:
+        return None
+    return finding.key.source, finding.detail
 
 
 def _flaw(finding: Flawed) -> Text:

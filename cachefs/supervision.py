@@ -19,11 +19,19 @@ _BACK_OFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 _STEADY_S = 20.0
 """A task that has run so long since its last failure is well again."""
 
+_FOLLOWS_AFTER = 3
+"""How often a task may fail before it is plain that it fails by itself."""
 
-async def supervise(name: str, health: HealthRegistry, task: Callable[[], Awaitable[object]]) -> None:
-    """Run ``task`` for ever. A task that returns has ended by intent and is not begun again."""
+
+async def supervise(
+    name: str, health: HealthRegistry, task: Callable[[], Awaitable[object]], follows: str = ""
+) -> None:
+    """Run ``task`` for ever. A task that returns has ended by intent and is not begun again.
+
+    ``follows`` is a component that fails with this one, and says so: of this one nothing is said then.
+    """
     health.register(name)
-    failures = 0
+    failures, said = 0, False
     while True:
         began = trio.current_time()
         try:
@@ -34,8 +42,12 @@ async def supervise(name: str, health: HealthRegistry, task: Callable[[], Awaita
             return
         except Exception as error:  # noqa: BLE001 - see the module
             cause = _only(error)
-            failures = 0 if trio.current_time() - began > _STEADY_S else failures
-            _report(name, health, cause, first=not health.component(name).problem)
+            if trio.current_time() - began > _STEADY_S:
+                failures, said = 0, False
+            waits = follows and isinstance(cause, CachefsError)
+            quiet = waits and (failures < _FOLLOWS_AFTER or bool(health.component(follows).problem))
+            _report(name, health, cause, first=not quiet and not said)
+            said = said or not quiet
         await trio.sleep(_BACK_OFF_S[min(failures, len(_BACK_OFF_S) - 1)])
         failures += 1
 

@@ -187,7 +187,7 @@ class Copiers:
         except CacheError as error:
             await self._pause(error)
         except OSError as error:
-            log.info("%s is not copied with this plan: %s", job.key.path, error)
+            log.info("%s is not copied with this plan: %s", job.key, error)
             self._agenda.finish(job.key, f"its source: {error.strerror or error}")
         finally:
             del self._active[job.key]
@@ -209,21 +209,21 @@ class Copiers:
         self._resume()
         if outcome is Outcome.PUBLISHED:
             self._agenda.finish(job.key)
-            log.info("copied %s (%s): %s", job.key.path, _effort(job), job.planned.reason)
+            log.info("copied %s (%s): %s", job.key, _effort(job), job.planned.reason)
         elif outcome is Outcome.STOPPED:
-            log.info("copying %s is paused: %s", job.key.path, job.stopping or Refused.BARRED.value)
+            log.info("copying %s is paused: %s", job.key, job.stopping or Refused.BARRED.value)
             if not job.stopping:
                 self._agenda.postpone(job.key, trio.current_time() + RETRY_S, outcome.value)
         elif outcome in (Refused.NO_ROOM, Refused.BARRED, Outcome.SSD_FULL):
             if self._agenda.postpone(job.key, trio.current_time() + RETRY_S, outcome.value):
-                log.info("%s is not copied now, and tried again: %s", job.key.path, outcome.value)
+                log.info("%s is not copied now, and tried again: %s", job.key, outcome.value)
         elif outcome in (Outcome.CHANGED, Outcome.DROPPED):
             self._agenda.rest(job.key, trio.current_time() + REST_S, outcome.value)
-            log.info("%s is left alone for %g s: %s", job.key.path, REST_S, outcome.value)
+            log.info("%s is left alone for %g s: %s", job.key, REST_S, outcome.value)
         else:
             self._agenda.finish(job.key, outcome.value)
             level = logging.DEBUG if outcome is Refused.EXISTS else logging.INFO
-            log.log(level, "%s is not copied further with this plan: %s", job.key.path, outcome.value)
+            log.log(level, "%s is not copied further with this plan: %s", job.key, outcome.value)
 
     async def _pause(self, error: CacheError) -> None:
         """Leave a failing SSD alone for a while, or for as long as it is away."""
@@ -279,9 +279,9 @@ class Copiers:
         result = await self._store.evict(eviction.key)
         if result is EvictResult.EVICTED and entry is not None:
             kind = "" if entry.state is EntryState.CACHED else ", unfinished"
-            log.info("evicted %s (%s%s): %s", eviction.key.path, format_size(entry.size), kind, eviction.reason)
+            log.info("evicted %s (%s%s): %s", eviction.key, format_size(entry.size), kind, eviction.reason)
         else:
-            log.debug("%s is not evicted: %s", eviction.key.path, result.value)
+            log.debug("%s is not evicted: %s", eviction.key, result.value)
 
     async def _run_evictions(self) -> None:
         while True:

@@ -75,6 +75,7 @@ class Verification:
             (entry for entry in self._upkeep.entries() if wish.covers(entry.key)), key=lambda entry: entry.key
         )
         self._findings: list[Finding] = []
+        self._uncompared: set[tuple[str, str]] = set()
         self._compared_bytes = 0
         total = sum(entry.ranges.total for entry in self._entries) if wish.content else 0
         self.progress = Progress(entries=len(self._entries), bytes=total)
@@ -157,7 +158,10 @@ class Verification:
         self._note(entry, flaw, detail, mended)
 
     def _note(self, entry: CacheEntry, flaw: Flaw, detail: str, mended: str) -> None:
-        log.info("verify: %s: %s%s", entry.key, flaw.value, f" ({detail})" if detail else "")
+        first = flaw is not Flaw.UNCOMPARED or (entry.key.source, detail) not in self._uncompared
+        self._uncompared.add((entry.key.source, detail))
+        level = logging.INFO if first else logging.DEBUG  # of a source that is away, one line is enough
+        log.log(level, "verify: %s: %s%s", entry.key, flaw.value, f" ({detail})" if detail else "")
         place = self._upkeep.place(name_of(self._upkeep.current(entry.id) or entry))
         self._findings.append(Finding(flaw, place, entry.key, detail, mended))
 

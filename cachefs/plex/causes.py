@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import ssl
 from collections.abc import Iterator
 
 _MOST = 50
@@ -22,5 +25,11 @@ def within(error: BaseException) -> Iterator[BaseException]:
 def words_for(error: BaseException) -> str:
     """Why a connection failed, in the operating system's words: ``: Connection refused``, or nothing. Texts of
     libraries are never used: they hold URLs."""
-    found = (each.strerror for each in within(error) if isinstance(each, OSError) and each.strerror)
+    found = (_words(each) for each in within(error) if isinstance(each, OSError) and each.strerror)
     return next((f": {words}" for words in found), "")
+
+
+def _words(error: OSError) -> str:
+    """Not always ``strerror``, which trio fills with an address as Python writes it."""
+    own = isinstance(error, (socket.gaierror, ssl.SSLError)) or not error.errno
+    return str(error.strerror) if own else os.strerror(error.errno or 0)

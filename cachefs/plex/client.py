@@ -114,10 +114,11 @@ class PlexClient:
         self._say_state(None)
 
     def _say_state(self, error: PlexError | None) -> None:
-        """One line when Plex goes, one when it is back."""
+        """One line when Plex is there or is back; who has asked says that it is away."""
         up = error is None
         if up != self._up:
-            log.info("Plex at %s %s", self._settings.origin, "answers" if up else f"does not help: {error}")
+            level = logging.INFO if up else logging.DEBUG
+            log.log(level, "Plex at %s %s", self._settings.origin, "answers" if up else f"does not help: {error}")
         self._up = up
 
     def _say_users(self, snapshot: Snapshot) -> None:

@@ -136,6 +136,7 @@ class FakeEngine:
         self.answer_verification = FakeVerification()
         self.states = [Visible.CACHED]
         """What ``explain`` says, one after the other; the last one stays."""
+        self.waiting = ""
 
     def status(self) -> Status:
         return self.answer_status
@@ -185,7 +186,7 @@ class FakeEngine:
             raise ZeroDivisionError("seven")
         state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
         done = GIB if state is Visible.CACHED else 0
-        return Explanation(UnionPath(text), state, GIB, done, ("on deck for Ann",), wanted=True, planned_position=1)
+        return Explanation(UnionPath(text), state, GIB, done, ("on deck for Ann",), True, 1, self.waiting)
 
     def verification(self, text: str, content: bool, repair: bool) -> FakeVerification:
         self.asked.append((f"verify content={content} repair={repair}", text))

@@ -325,13 +325,15 @@ async def test_unpinning_what_is_not_pinned_is_two(engine: FakeEngine, place: Pl
     )
 
 
-async def test_copy_waits_until_the_file_is_cached(engine: FakeEngine, place: Place) -> None:
+async def test_copy_waits_until_the_file_is_cached_and_says_once_why(engine: FakeEngine, place: Place) -> None:
     engine.answer_status = replace(engine.answer_status, copies=())
     engine.states = [Visible.SOURCE, Visible.PARTIAL, Visible.CACHED]
+    engine.waiting = "the SSD fails"
     async with daemon(engine, place):
         done = await ask(place, "copy", "film.mkv")
     assert (done.returncode, done.stdout) == (0, "cached: film.mkv\n")
     assert engine.asked == [("copy", "film.mkv")] + [("explain", "film.mkv")] * 3
+    assert done.stderr == "waiting: the SSD fails\n"
 
 
 async def test_copy_that_is_given_up_is_two_with_the_reason(engine: FakeEngine, place: Place) -> None:

@@ -365,7 +365,7 @@ async def test_a_pin_without_room_is_said_at_once(media: Path) -> None:
         made = await it.engine.pin(ALIEN)
         assert targets(it) == [ALIEN]
     needs = "needs 10 B, only 5 B can be freed for it"
-    assert made.problem == f"1 pinned file (10 B) cannot be copied now, the first is Media:{ALIEN}: {needs}"
+    assert made.problem == f"1 pinned file (10 B) cannot be copied now, the first is {ALIEN}: {needs}"
 
 
 async def test_sidecars_of_a_film_that_is_cached_already_follow_its_pin(media: Path) -> None:

@@ -240,11 +240,11 @@ async def test_tls_with_a_server_that_has_none_is_unreachable(plex: StandInPlex)
 
 
 async def test_a_deadline_is_said_in_the_log(plex: StandInPlex, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="cachefs")
+    caplog.set_level(logging.DEBUG, logger="cachefs.plex.client")
     plex.misbehave("/", hang=True)
     with pytest.raises(PlexUnreachable):
         await PlexClient(settings(plex, deadline_s=0.2)).snapshot(NOTHING)
-    assert [record.getMessage() for record in caplog.records] == [
+    assert [record.getMessage() for record in caplog.records if record.name == "cachefs.plex.client"] == [
         f"Plex at {plex.url} does not help: {plex.url} has not given a complete answer within 0.2 s"
     ]
 
@@ -340,7 +340,7 @@ async def test_no_request_has_a_token_in_its_address(plex: StandInPlex, monkeypa
 async def test_one_line_is_logged_when_plex_goes_and_one_when_it_is_back(
     plex: StandInPlex, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, logger="cachefs")
+    caplog.set_level(logging.DEBUG, logger="cachefs.plex.client")
     one = client(plex)
     for _ in range(2):
         await one.snapshot(NOTHING)
@@ -351,7 +351,7 @@ async def test_one_line_is_logged_when_plex_goes_and_one_when_it_is_back(
     plex.start_server()
     for _ in range(2):
         await one.snapshot(NOTHING)
-    lines = [record.getMessage() for record in caplog.records]
+    lines = [record.getMessage() for record in caplog.records if record.name == "cachefs.plex.client"]
     assert len(lines) == 3
     assert "does not help" in lines[1]
     assert lines[0] == lines[2] == f"Plex at {plex.url} answers"

@@ -258,3 +258,10 @@ def _odd() -> str:
     entries: list[object] = [5, None, {}, {"state": ["x"]}]
     names = ("PlaySessionStateNotification", "TimelineEntry", "ActivityNotification")
     return json.dumps({"NotificationContainer": dict.fromkeys(names[1:], entries) | {names[0]: "x"}})
+
+
+async def test_a_server_that_is_away_is_said_in_plain_words(plex: StandInPlex) -> None:
+    plex.stop_server()
+    with trio.fail_after(10), pytest.raises(PlexUnreachable) as raised:
+        await listen(settings(plex), lambda event: None, 60)
+    assert str(raised.value) == f"{plex.url} cannot be reached: Connection refused"

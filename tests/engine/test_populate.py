@@ -130,7 +130,7 @@ async def test_progress_and_log_tell_what_happens(
         await until_cached(store, "Show/a.mkv")
         await until_idle(copiers)
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("copied Show/a.mkv (8 MiB in ")
+    assert line.startswith("copied Media:Show/a.mkv (8 MiB in ")
     assert line.endswith("/s): next on deck")
 
 

@@ -153,3 +153,19 @@ async def test_one_that_fails_does_not_disturb_another(
         nursery.cancel_scope.cancel()
     assert seen == ["nobody there"] * 5
     assert not health.component("housekeeping").problem
+
+
+async def test_what_fails_with_another_part_is_not_told_twice(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture, expected_warnings: list[str]
+) -> None:
+    expected_warnings.append("events: nobody there")
+    health = HealthRegistry()
+    health.degraded("plex", "away")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(supervise, "events", health, Failing(PlexUnreachable("nobody there")), "plex")
+        await trio.sleep(120)
+        assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+        health.recovered("plex")
+        await trio.sleep(120)  # now it fails by itself
+        nursery.cancel_scope.cancel()
+    assert [record.levelname for record in caplog.records if record.levelname == "WARNING"] == ["WARNING"]

@@ -134,6 +134,8 @@ def test_plex_may_stop_and_start(household: Household, expected_warnings: list[s
 
     household.wait_for_state(video, "cached", within_s=60)
     assert not household.cachefs.status().plex.problem
+    [said] = [line for line in household.cachefs.log.read_text().splitlines() if " WARNING " in line]
+    assert "the cache stays as it is until Plex answers" in said
 
 
 def test_a_restart_keeps_the_cache(household: Household) -> None:

@@ -22,6 +22,8 @@ from cachefs.model import (
     Visible,
 )
 from cachefs.understood import Row
+from cachefs.verification import Finding as Found
+from cachefs.verification import Flaw, Report
 from tests.engine.fake_engine import GIB, LATIN1, LONG, MEDIA, sample_entries, sample_plan, sample_status
 
 NOW = 1_700_000_000.0
@@ -171,3 +173,25 @@ def test_a_skip_says_why_the_file_is_wanted_all_the_same() -> None:
     [kept] = sample_plan(NOW).kept
     skip = Skip(str(kept.key), "needs 2 GiB, only 1 GiB can be freed for it", kept.key, kept)
     assert line_with(show.plan(Plan(NOW, skips=(skip,)), path), "on deck for Ann; but needs 2 GiB, only 1 GiB")
+
+
+def test_a_source_that_is_away_is_one_line_of_a_verification() -> None:
+    flaws = tuple(
+        Found(Flaw.UNCOMPARED, f"/ssd/{name}", FileKey(MEDIA, name), "source Media is offline") for name in "abc"
+    )
+    gone = Found(Flaw.GONE, "/ssd/d", FileKey(MEDIA, "d"))
+    assert lines(show.verification(Report(4, 0, (*flaws, gone), 1.0), path)) == [
+        "3 files of source Media",
+        f"  it cannot be compared now (source Media is offline): {Flaw.UNCOMPARED.remedy}",
+        "d",
+        f"  its source has no such file: {Flaw.GONE.remedy}",
+        "4 files verified in 1s: 4 found, 0 mended",
+    ]
+
+
+def test_status_says_what_keeps_the_ssd_from_being_used_and_why_copies_wait() -> None:
+    closed = replace(sample_status(NOW), waiting="copies begin at 01:00")
+    assert cells(line_with(show.status(closed, NOW), "copying  ")) == ["copying", "copies begin at 01:00"]
+    away = replace(sample_status(NOW), waiting="it is away", cache_problem="it is away")
+    assert cells(line_with(show.status(away, NOW), "it is away")) == ["cache", "it is away"]
+    assert line_with(show.plan(replace(sample_plan(NOW), waiting="copies begin at 01:00")), "copies begin")
