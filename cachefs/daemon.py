@@ -215,6 +215,8 @@ class _Server:
             await nursery.start(api.serve, engine, self._config.control.socket)
             tasks = self._background(parts, behind)
             tasks["passing listings"] = partial(behind.forget_listings, listings)
+            for source in parts.union.sources.values():
+                tasks[f"mounts below {source.name}"] = partial(behind.follow_mounts, source)
             for name, task in tasks.items():
                 nursery.start_soon(supervise, name, self._health, task, PLEX if name == _PLEX_EVENTS else "")
             log.info("cachefs %s is ready: %s shows %s", __version__, self._config.mountpoint, _shown(parts))

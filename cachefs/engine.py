@@ -215,7 +215,7 @@ class DaemonEngine:
         if source is None:
             names = ", ".join(self._parts.union.sources)
             raise UserError(f"{name}: no such source; there are: {names}")
-        if source.online:
+        if source.online and not source.health().problem:
             raise UserError(f"source {name} is online: there is nothing to accept")
         await self._parts.union.accept(source)
         if not source.online:

@@ -20,6 +20,10 @@ PlexPath = NewType("PlexPath", str)
 """A path as the Plex server names it, absolute on the server's side: ``/data/tv/Show/S01E01.mkv``."""
 UserName = NewType("UserName", str)
 
+MOUNTS_BELOW = "\0mounts"
+"""In place of a folder's path: under this the memory of folders keeps what is mounted below a source. No path holds a
+NUL."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class FileKey:

@@ -22,7 +22,7 @@ import trio
 
 from cachefs.cache.folder import token_of
 from cachefs.errors import CacheError
-from cachefs.model import FileKey, SourceName
+from cachefs.model import MOUNTS_BELOW, FileKey, SourceName
 
 log = logging.getLogger(__name__)
 
@@ -240,6 +240,7 @@ async def forget_source(root: str, source: SourceName) -> None:
     Raises ``CacheError``."""
     async with open_metadata(root) as metadata:
         metadata.forget(FileKey(source, ""))
+        metadata.forget(FileKey(source, MOUNTS_BELOW))
         await metadata.save()
         if metadata.failed:
             raise CacheError(

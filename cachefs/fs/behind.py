@@ -82,9 +82,19 @@ class Behind:
         while (watches := source.watches) is not None:
             news = None if source.name in self._untold else await self._hear(source, watches)
             self._untold.add(source.name)
-            wrong = [item for item in await self._judge(source, news) if self._union.inodes.knows(item.inode)]
-            await trio.to_thread.run_sync(self._teller.tell, wrong, abandon_on_cancel=True, limiter=limiter)
+            await self._tell(source, news, limiter)
             self._untold.discard(source.name)
+
+    async def _tell(self, source: Source, news: list[_News] | None, limiter: trio.CapacityLimiter) -> None:
+        wrong = [item for item in await self._judge(source, news) if self._union.inodes.knows(item.inode)]
+        await trio.to_thread.run_sync(self._teller.tell, wrong, abandon_on_cancel=True, limiter=limiter)
+
+    async def follow_mounts(self, source: Source) -> None:
+        """What is mounted below a source, or not any more, changes what is there without a word. Runs for ever."""
+        limiter = trio.CapacityLimiter(1)
+        while True:
+            await self._union.mounts_changed(source)
+            await self._tell(source, None, limiter)
 
     async def forget_listings(self, listings: Listings) -> None:
         """Take from the kernel what it may believe for a while only. Runs for ever."""
@@ -116,7 +126,7 @@ class Behind:
     async def _judge(self, source: Source, news: list[_News] | None) -> list[Wrong]:
         if news is None:
             self._union.watched.count(source.name, [Change(-1, Kind.LOST)])
-            log.info("source %s: news of changes were lost; everything is looked at anew", source.name)
+            log.info("source %s: not every change was heard; everything is looked at anew", source.name)
             return self._everything(source)
         found: list[Wrong] = []
         for item in news:

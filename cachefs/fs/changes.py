@@ -262,6 +262,7 @@ def _link(target: Ref, parent: Ref, name: str) -> Stat:
 
 def _remove(parent: Ref, name: str, remove: Callable[..., None]) -> Removed:
     with reach.folder_of(parent) as folder:
+        reach.vouch(parent, folder, name)
         held = Descriptor(os.open(name, reach.PLACE, dir_fd=folder))
         try:
             remove(name, dir_fd=folder)

@@ -37,7 +37,7 @@ class _MountRow:
 
 def identify(folder: int) -> Device:
     """What file system the open ``folder`` is on. Runs in a worker thread; raises OSError."""
-    row = _mount_row(_mount_id(folder))
+    row = _mount_row(mount_id(folder))
     if row is None:
         status = os.fstatvfs(folder)
         return Device(f"unknown:{status.f_fsid:x}", None)
@@ -63,7 +63,7 @@ def _uuid(folder: int, kind: str) -> str | None:
     return buffer[1 : 1 + buffer[0]].hex() + suffix
 
 
-def _mount_id(descriptor: int) -> int:
+def mount_id(descriptor: int) -> int:
     with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as lines:
         for line in lines:
             if line.startswith("mnt_id:"):

@@ -117,6 +117,7 @@ def _identify_path(source: Source, path: str) -> devices.Device:
 def _stat_path(source: Source, path: str) -> Stat:
     folder_path, name = reach.split(path)
     with source.folders.at(folder_path) as folder:
+        source.folders.nested.vouch(folder, path)
         return look(folder, name)
 
 
@@ -149,4 +150,5 @@ def _list_subfolders(source: Source, path: str) -> list[str]:
 
 def _readable(source: Source, path: str) -> int:
     with source.folders.at(path) as folder:
+        source.folders.nested.vouch_in(folder, path)
         return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)

@@ -17,9 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cachefs.descriptors import Descriptor
-
-FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-"""How folders are opened: as a place only, which needs no right to read them."""
+from cachefs.fs.nested import Nested
 
 
 class Folders:
@@ -33,6 +31,7 @@ class Folders:
         self._max_age_s = max_age_s
         self._open: OrderedDict[str, tuple[Descriptor, float]] = OrderedDict()
         self._lock = threading.Lock()
+        self.nested = Nested(self.forget)
         self._forgotten = 0
         """How often folders were forgotten: one that was being opened meanwhile may have another name by now."""
 
@@ -79,7 +78,7 @@ class Folders:
         for name in _names(path[len(start) :]):
             start = f"{start}/{name}" if start else name
             try:
-                opened = Descriptor(os.open(name, FOLDER, dir_fd=descriptor.number))
+                opened = Descriptor(self.nested.open(descriptor.number, start))
             finally:
                 descriptor.release()
             opened.acquire()

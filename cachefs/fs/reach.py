@@ -67,6 +67,19 @@ def _is(folder: int, ref: Ref) -> bool:
     return (seen.st_dev, seen.st_ino) == (ref.dev, ref.ino)
 
 
+def vouch(ref: Ref, folder: int, name: str) -> None:
+    """That what is mounted at this name in the open folder that ``ref`` means is there; SourceError where it was lost.
+    Nothing is mounted at most names."""
+    if ref.paths:
+        ref.folders.nested.vouch(folder, f"{ref.paths[0]}/{name}".lstrip("/"))
+
+
+def _vouch_in(ref: Ref, folder: int) -> None:
+    """The same for every name in it: called last, so that what was read is true."""
+    if ref.paths:
+        ref.folders.nested.vouch_in(folder, ref.paths[0])
+
+
 def _is_root(path: str) -> bool:
     """The source's own folder is whatever the source takes for it, and may become another one."""
     return not path
@@ -78,6 +91,7 @@ def stat_node(ref: Ref) -> Stat:
         folder_path, name = split(path)
         try:
             with ref.folders.at(folder_path) as folder:
+                ref.folders.nested.vouch(folder, path)
                 seen = look(folder, name)
         except (FileNotFoundError, NotADirectoryError):
             continue
@@ -96,6 +110,7 @@ def place_of(ref: Ref) -> Iterator[int]:
         folder_path, name = split(path)
         try:
             with ref.folders.at(folder_path) as folder:
+                ref.folders.nested.vouch(folder, path)
                 place = os.open(name or ".", PLACE, dir_fd=folder)
         except (FileNotFoundError, NotADirectoryError):
             continue
@@ -168,6 +183,7 @@ def look_up(ref: Ref, name: str, watcher: FolderWatcher | None, keep: bool) -> L
             seen: Stat | None = look(folder, name)
         except FileNotFoundError:
             seen = None
+        vouch(ref, folder, name)
         return Looked(seen, watch, Descriptor(os.dup(folder)) if keep else None)
 
 
@@ -196,7 +212,9 @@ def list_folder(ref: Ref, most: int, watcher: FolderWatcher | None) -> Listed:
         readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
         try:
             names = os.listdir(readable)
-            return Listed(look(readable), names, _stat_all(readable, names[:most]), watch)
+            children = _stat_all(readable, names[:most])
+            _vouch_in(ref, folder)
+            return Listed(look(readable), names, children, watch)
         finally:
             os.close(readable)
 
@@ -225,6 +243,7 @@ def read_folder(ref: Ref, start: int, most: int, watcher: FolderWatcher | None, 
         try:
             listing = Listing.read(readable, start, most)
             packed = listing.pack(readable)
+            _vouch_in(ref, folder)
             return FolderRead(look(readable), listing, packed, watch, Descriptor(os.dup(folder)) if keep else None)
         finally:
             os.close(readable)
@@ -234,13 +253,17 @@ def look_on(ref: Ref, listing: Listing, most: int) -> bytes | None:
     """Attributes of the next names of a listing; when these were the last, what is to be remembered."""
     with folder_of(ref) as folder:
         listing.look(folder, most)
+        _vouch_in(ref, folder)
         return listing.pack(folder)
 
 
 def stat_names(ref: Ref, names: Sequence[str]) -> list[Child]:
     """Attributes of several names of one folder; a name that is gone by now is left out."""
     with folder_of(ref) as folder:
-        return _stat_all(folder, names)
+        found = _stat_all(folder, names)
+        for name in names:
+            vouch(ref, folder, name)
+        return found
 
 
 def _stat_all(folder: int, names: Sequence[str]) -> list[Child]:

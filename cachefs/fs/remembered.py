@@ -15,7 +15,7 @@ from cachefs.errors import SourceError
 from cachefs.fs import leaves
 from cachefs.fs.leaves import Listing, folder_in
 from cachefs.fs.stat import Stat
-from cachefs.model import FileKey
+from cachefs.model import MOUNTS_BELOW, FileKey, SourceName
 
 HOLDS_S = 1.0
 """How long the kernel may believe what is remembered: the source may be back at any time."""
@@ -108,6 +108,13 @@ class Remembered:
         while self._names > _MOST_NAMES and len(self._at_hand) > 1:
             self._drop(next(iter(self._at_hand)))
         return known
+
+    def mark(self, source: SourceName, marks: bytes) -> None:
+        """These are the marks of what is mounted below the source."""
+        self._memory.note(FileKey(source, MOUNTS_BELOW), marks)
+
+    async def marks(self, source: SourceName) -> bytes:
+        return await self._memory.recall(FileKey(source, MOUNTS_BELOW)) or b""
 
     async def attributes(self, key: FileKey) -> Stat | None:
         """The attributes of a file or folder; None when nobody knows."""

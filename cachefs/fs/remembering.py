@@ -118,4 +118,5 @@ def _go_on(folders: Folders, path: str, listing: Listing) -> None:
 
 def _pack(folders: Folders, path: str, listing: Listing) -> bytes | None:
     with folders.at(path) as folder:
+        folders.nested.vouch_in(folder, path)
         return listing.pack(folder)

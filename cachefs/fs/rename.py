@@ -46,6 +46,8 @@ class Moved:
 def carry_out(step: Step) -> Moved:
     """Rename, as rename(2) does or not at all."""
     with reach.folder_of(step.old_parent) as old_folder, reach.folder_of(step.new_parent) as new_folder:
+        reach.vouch(step.old_parent, old_folder, step.old)
+        reach.vouch(step.new_parent, new_folder, step.new)
         displaced = _hold(new_folder, step.new)
         try:
             moved = look(old_folder, step.old)

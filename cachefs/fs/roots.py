@@ -7,19 +7,37 @@ deletion: the source is missing then, until its folder is back or accepted.
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
+
+import trio
 
 from cachefs.errors import SourceError
 from cachefs.fs import devices
 from cachefs.fs.found import Tagged, absent, tag_in
 from cachefs.fs.inodes import Inodes
+from cachefs.fs.nested import Mark, Mounted, mounted_below
 from cachefs.fs.remembered import Remembered
 from cachefs.fs.source import Root, Source, is_empty
 from cachefs.fs.stat import Stat
 from cachefs.model import FileKey, SourceName
 
+log = logging.getLogger(__name__)
+
+_LOOK_AT_MOUNTS_EVERY_S = 2.0
 _EMPTY = "the folder is empty; is its disk mounted?"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What is mounted below a source, and what of it is missing, as it was said last."""
+
+    table: Mounted
+    marks: dict[str, Mark]
+    missing: dict[str, str]
 
 
 class Roots:
@@ -40,6 +58,8 @@ class Roots:
         self._devices: dict[tuple[SourceName, int], Tagged] = {}
         self._was_full: set[SourceName] = set()
         self._local: set[SourceName] = set()
+        self._mounted: dict[SourceName, Mounted] = {}
+        self._shown: dict[SourceName, Shown] = {}
 
     def get(self, name: SourceName) -> Stat | None:
         """A source's folder as it was seen last."""
@@ -72,8 +92,10 @@ class Roots:
         """Open every source's folder; OSError when one cannot be, and nothing is remembered of it."""
         for source in self._sources.values():
             source.judge = partial(self._judge_root, source)
+            source.folders.nested.begin(await self._remembered.marks(source.name))
             try:
                 await source.open()
+                await self._look_at_mounts(source)
             except OSError as error:
                 if source.in_place or not await self._recall_root(source):
                     raise
@@ -118,8 +140,50 @@ class Roots:
         if len(self._sources) == 1:
             self._inodes.begin(seen)
 
+    # --- what is mounted below them ---
+
+    async def mounts_changed(self, source: Source) -> None:
+        """As in ``union``. Looks at the mount table now and then, and at disks only when it has changed."""
+        while True:
+            await trio.sleep(_LOOK_AT_MOUNTS_EVERY_S)
+            before = self._shown.get(source.name)
+            await self._look_at_mounts(source)
+            if self._shown.get(source.name) != before:
+                return
+
+    async def _look_at_mounts(self, source: Source) -> None:
+        nested, known = source.folders.nested, self._mounted.get(source.name)
+        try:
+            table = await trio.to_thread.run_sync(_mounted_below, source)
+            if table != known and source.online:
+                self._mounted[source.name] = table  # looked at once: what hangs there may hang for good
+                await source.call_gently(_look_at_nested, source, table)
+        except OSError as error:
+            log.debug("source %s: what is mounted below it cannot be looked at: %s", source.name, error)
+            return
+        self._show(source, Shown(table, nested.marks, nested.missing))
+
+    def _show(self, source: Source, now: Shown) -> None:
+        before, self._shown[source.name] = self._shown.get(source.name), now
+        if before is None or now.marks != before.marks:
+            self._remembered.mark(source.name, source.folders.nested.saved())
+        missing = before.missing if before is not None else {}
+        for path in now.missing.keys() - missing.keys():
+            why = now.missing[path]
+            log.warning("source %s: %s is missing (%s); it shows what was seen last", source.name, path, why)
+        for path in missing.keys() - now.missing.keys():
+            log.info("source %s: %s is missing no more", source.name, path)
+
+    # --- that it is so is meant ---
+
     def accept(self, source: Source) -> None:
-        """Whatever is in the source's place is the source from now on."""
+        """Whatever is in the source's place, or in the places of what is missing below it, is the source from now
+        on."""
+        if source.online:
+            for path in source.folders.nested.accept():
+                for folder in (path, path.rpartition("/")[0]):
+                    self._remembered.forget(FileKey(source.name, folder))
+            return
         self._was_full.discard(source.name)
         self._remembered.forget(FileKey(source.name, ""))
         source.doubt("it was accepted as it is, and is looked at anew")
@@ -144,6 +208,28 @@ class Roots:
 
 
 # --- in the source's threads -----------------------------------------------------------------------------------------
+
+
+def _mounted_below(source: Source) -> Mounted:
+    with source.folders.at("") as root:
+        return mounted_below(root)
+
+
+def _look_at_nested(source: Source, table: Mounted) -> None:
+    """Mark what is mounted now, and look whether what was is there. Nothing is looked at for its own sake that comes
+    and goes by itself: to look would be to call it."""
+    folders, nested = source.folders, source.folders.nested
+    nested.forget_right()
+    for path in list(nested.marks):
+        if path in table.ids or not table.goes_by_itself(path):
+            folders.forget(path)
+            with suppress(OSError), folders.at(path):
+                pass
+    for path in table.ids.keys() - nested.marks.keys():
+        with suppress(OSError), folders.at(path) as place:
+            if devices.mount_id(place) == table.ids[path]:
+                nested.add(path, place)
+                folders.forget(path)
 
 
 def _root_is_empty(source: Source) -> bool:

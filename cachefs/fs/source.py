@@ -21,8 +21,9 @@ import trio
 from cachefs.descriptors import Descriptor
 from cachefs.errors import SourceError, SourceOffline, SourceTimeout
 from cachefs.fs import devices, stat
-from cachefs.fs.folders import FOLDER, Folders
+from cachefs.fs.folders import Folders
 from cachefs.fs.jobs import Job
+from cachefs.fs.nested import FOLDER
 from cachefs.fs.watch import Watches
 from cachefs.model import SourceHealth, SourceName
 
@@ -304,7 +305,7 @@ class Source:
             name=self.name,
             path=self.path,
             online=self.online,
-            problem=self._problem,
+            problem=self._problem or self.folders.nested.problem,
             threads_busy=self._readers.borrowed_tokens + self._copiers.borrowed_tokens,
         )
 

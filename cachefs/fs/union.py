@@ -92,9 +92,14 @@ class Union:
             self.inodes.begin(self._virtual)
 
     async def accept(self, source: Source) -> None:
-        """Whatever is in the source's place is the source from now on."""
+        """Whatever is in the source's place, or below it where something was mounted, is the source from now on."""
         self._roots.accept(source)
         await source.probe_once()
+
+    async def mounts_changed(self, source: Source) -> None:
+        """Wait until something else is mounted below a source than before, or something is missing there or back."""
+        await self._roots.mounts_changed(source)
+        self.inodes.leaves.close_idle(0)
 
     # --- where things are ----------------------------------------------------------------------------------------
 
@@ -161,7 +166,7 @@ class Union:
         certain = await self._certain_child(place, parent, name)
         if certain is not None:
             return certain
-        keep = self._keeps(asked)
+        keep = self._keeps(asked, place)
         try:
             looked = await self._call(place.source, reach.look_up, place.ref, name, asked.watcher, keep)
             steady = self.watched.is_steady(asked, looked.watch)
@@ -201,10 +206,13 @@ class Union:
         """Whether anything of a file in this folder itself is cached."""
         return any(self._witness.holds_in(key) for key in self.keys(folder))
 
-    def _keeps(self, asked: Asked) -> bool:
+    def _keeps(self, asked: Asked, place: Place) -> bool:
         """Whether the folder is to be kept open, so that its names can be looked up without Python: a watched one
-        where nothing is cached, for the cache wants to know what was seen of its files."""
+        where nothing is cached, for the cache wants to know what was seen of its files, and nothing is mounted, which
+        may be lost without a word."""
         is_watched = asked.watcher is not None or asked.folder.watch is not None
+        if not place.keys or place.source.folders.nested.are_in(place.keys[0].path):
+            return False
         return is_watched and not self.inodes.leaves.is_open(asked.folder.number) and not self.holds_in(asked.folder)
 
     def _keep(self, source: Source, folder: Node, opened: Descriptor | None) -> None:
@@ -376,7 +384,7 @@ class Union:
         certain = await self._certain_of(folder, place)
         if certain is not None and folder.watch is not None and certain.listing.find(start) is not None:
             return Reading(place.source, certain.listing, folder.watch.changes, Told.CERTAIN)
-        keep = self._keeps(asked)
+        keep = self._keeps(asked, place)
         try:
             read = await self._call(place.source, reach.read_folder, place.ref, start, most, asked.watcher, keep)
             steady = self.watched.is_steady(asked, read.watch)

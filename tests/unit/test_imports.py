@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(SHARED, SHARED),
     "plex": {"plex"},
     "cache": {"cache"},
-    "fs": {"fs", "status"},
+    "fs": {"fs", "status", "mounts"},
     "control": {"control"},
     "planner": {"sidecars"},
     "wanting": set(),
