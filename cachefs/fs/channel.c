@@ -129,6 +129,12 @@ bool send_reply(int fd, uint64_t unique, const void *payload, size_t size)
 	return writev(fd, parts, size != 0 ? 2 : 1) >= 0;
 }
 
+bool send_error(int fd, uint64_t unique, int error)
+{
+	struct out_header header = {sizeof(header), -error, unique};
+	return write(fd, &header, sizeof(header)) >= 0 || errno == ENOENT; /* whoever asked is gone */
+}
+
 static void note_init(const struct in_header *header, size_t size)
 {
 	const struct init_in *offer = (const void *)(header + 1);

@@ -17,6 +17,7 @@
 
 /* channel.c */
 bool send_reply(int fd, uint64_t unique, const void *payload, size_t size);
+bool send_error(int fd, uint64_t unique, int error);
 bool attach_reply(uint64_t unique, void *payload, size_t size);
 uint64_t now_ns(void);
 

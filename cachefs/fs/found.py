@@ -24,8 +24,6 @@ BELIEVED_S = 3600.0
 """How long the kernel may believe what it was told of a watched folder: a change is told to it as it happens."""
 UNSURE_S = 0.5
 """How long it may believe what was already changing while the source was asked."""
-NAME_NOT_THERE_S = 60.0
-"""The same for a name that is not there; shorter, for after a loss of events nobody knows which names these were."""
 
 _ABSENT_MAJOR = 0xFFF
 """Of device numbers that stand for a tag (leaves.c)."""
@@ -56,12 +54,10 @@ class Found(NamedTuple):
     attributes_s: float
 
 
-class NotThere(FileNotFoundError):
-    """There is no such name, which the kernel may believe for ``name_s``."""
-
-    def __init__(self, name: str, name_s: float) -> None:
-        super().__init__(errno.ENOENT, os.strerror(errno.ENOENT), name)
-        self.name_s = name_s
+def not_there(name: str) -> FileNotFoundError:
+    """There is no such name. The kernel is never told to remember that: whoever makes a file behind the mount, and
+    looks at once for it in the mount, must find it. To ask again costs little (leaves.c)."""
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -315,6 +315,7 @@ static struct folder {
 	uint64_t number, used_ns;
 	uint64_t believed_s, ttl_ns;
 	int fd, device;
+	bool tells_absence;
 } folders[FOLDERS];
 
 static struct folder *folder_slot(uint64_t number)
@@ -339,12 +340,13 @@ static void close_folder(struct folder *folder)
 }
 
 /* Answer look-ups in this folder, which is watched; fd is ours from now on. believed_s is how long the kernel may
- * believe what it is told of a file with one name, ttl_ns of any other. */
-void cachefs_folder_open(uint64_t number, int fd, uint64_t dev, uint64_t believed_s, uint64_t ttl_ns)
+ * believe what it is told of a file with one name, ttl_ns of any other. tells_absence: names that are not there are
+ * nobody else's matter. */
+void cachefs_folder_open(uint64_t number, int fd, uint64_t dev, uint64_t believed_s, uint64_t ttl_ns, int tells_absence)
 {
 	struct folder *folder = folder_slot(number);
 	close_folder(folder);
-	*folder = (struct folder){number, now_ns(), believed_s, ttl_ns, fd, find_device(dev)};
+	*folder = (struct folder){number, now_ns(), believed_s, ttl_ns, fd, find_device(dev), tells_absence != 0};
 }
 
 int cachefs_folder_is_open(uint64_t number)
@@ -368,7 +370,7 @@ void cachefs_folders_close_idle(uint64_t idle_ns)
 			close_folder(&folders[index]);
 }
 
-/* What this name is now, if no disk must be asked for it. */
+/* What this name is now, if no disk must be asked for it; errno is ENOENT where it certainly is not there. */
 static bool see(const struct folder *folder, const char *name, struct statx *seen)
 {
 	struct open_how how = {.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC, .resolve = RESOLVE_CACHED | RESOLVE_NO_XDEV};
@@ -377,6 +379,7 @@ static bool see(const struct folder *folder, const char *name, struct statx *see
 		return false;
 	bool done = statx(place, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, BASIC_AND_BIRTH, seen) == 0;
 	close(place);
+	errno = 0;
 	return done && makedev(seen->stx_dev_major, seen->stx_dev_minor) == devices[folder->device].dev;
 }
 
@@ -394,8 +397,10 @@ bool answer_lookup(int fd, const struct in_header *header, const char *name)
 	if (folder == NULL || folder->device < 0 || name_len == 0 || name_len >= room || name_len > LONGEST_NAME)
 		return false;
 	struct statx seen;
-	if (!see(folder, name, &seen))
-		return false;
+	if (!see(folder, name, &seen)) {
+		/* The kernel is not to remember it: a name made behind the mount must be found at once. */
+		return errno == ENOENT && folder->tells_absence && send_error(fd, header->unique, ENOENT);
+	}
 	uint64_t number = number_of(folder->device, seen.stx_ino);
 	if (number == 0 || tell_leaf(number, header->nodeid, folder->device, &seen, name, name_len) == NULL)
 		return false;

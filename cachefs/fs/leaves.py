@@ -43,7 +43,7 @@ if _quick is not None and _slow is not None:
         ("cachefs_leaf_has", ctypes.c_int, _U64),
         ("cachefs_leaf_next", _U64, _U64, _POINTER),
         ("cachefs_device_add", None, _U64, _U64),
-        ("cachefs_folder_open", None, _U64, ctypes.c_int, _U64, _U64, _U64),
+        ("cachefs_folder_open", None, _U64, ctypes.c_int, _U64, _U64, _U64, ctypes.c_int),
         ("cachefs_folder_is_open", ctypes.c_int, _U64),
         ("cachefs_folder_close", None, _U64),
         ("cachefs_folders_close_idle", None, _U64),
@@ -136,12 +136,15 @@ class Leaves:
         if _quick is not None:
             _quick.cachefs_device_add(dev, tag)
 
-    def open_folder(self, number: int, descriptor: int, dev: int, believed_s: float, ttl_s: float) -> None:
-        """Answer look-ups in this watched folder of a local disk from now on; the descriptor is given away."""
+    def open_folder(
+        self, number: int, descriptor: int, dev: int, believed_s: float, ttl_s: float, *, tells_absence: bool
+    ) -> None:
+        """Answer look-ups in this watched folder of a local disk from now on (of names that are not there, only if it
+        ``tells_absence``); the descriptor is given away."""
         if not self._on or _quick is None:
             os.close(descriptor)
             return
-        _quick.cachefs_folder_open(number, descriptor, dev, int(believed_s), int(ttl_s * _NS))
+        _quick.cachefs_folder_open(number, descriptor, dev, int(believed_s), int(ttl_s * _NS), tells_absence)
 
     def is_open(self, number: int) -> bool:
         """Whether look-ups in this folder are answered already; True where they cannot be."""

@@ -20,7 +20,7 @@ import pyfuse3
 from cachefs.fs import channel
 from cachefs.fs.caller import Caller
 from cachefs.fs.changes import Attributes, Changes
-from cachefs.fs.found import Found, NotThere
+from cachefs.fs.found import Found
 from cachefs.fs.inodes import Node
 from cachefs.fs.listings import Listings
 from cachefs.fs.routing import Opening, Routing
@@ -94,15 +94,7 @@ class Operations(pyfuse3.Operations):
 
     @_errors
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        try:
-            return self._told(await self._union.lookup(self._union.node(parent_inode), os.fsdecode(name)))
-        except NotThere as absence:
-            if not absence.name_s:
-                raise
-            answer = pyfuse3.EntryAttributes()
-            answer.st_ino = 0  # the kernel remembers that there is no such name
-            answer.entry_timeout = absence.name_s
-            return answer
+        return self._told(await self._union.lookup(self._union.node(parent_inode), os.fsdecode(name)))
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for number, count in inode_list:

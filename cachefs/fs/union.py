@@ -22,18 +22,17 @@ from cachefs.fs import devices, reach
 from cachefs.fs.files import Files
 from cachefs.fs.found import (
     BELIEVED_S,
-    NAME_NOT_THERE_S,
     UNSURE_S,
     VIRTUAL_S,
     Found,
     Listing,
-    NotThere,
     Place,
     Reading,
     Seen,
     Tagged,
     Told,
     Witness,
+    not_there,
     source_file,
 )
 from cachefs.fs.inodes import ROOT, FolderWatch, Inodes, Link, Node, number_of
@@ -178,7 +177,7 @@ class Union:
                 raise
             return await self._remembered_child(place, parent, name, error)
         if looked.stat is None:
-            raise NotThere(name, NAME_NOT_THERE_S if steady else 0.0)
+            raise not_there(name)
         (found,) = (await self._found_all(place.source, (Child(name, looked.stat),), parent, steady=steady)).values()
         return found
 
@@ -199,7 +198,7 @@ class Union:
             raise error
         seen = known.listing.named(name)
         if seen is None:
-            raise error if self._witness.get(self.child_key(parent, name)) is not None else NotThere(name, 0.0)
+            raise error if self._witness.get(self.child_key(parent, name)) is not None else not_there(name)
         return await self.found(place.source, Child(name, seen), parent, remembered=True)
 
     def holds_in(self, folder: Node) -> bool:
@@ -221,7 +220,11 @@ class Union:
         if folder.watch is None:
             opened.close()  # it is a place only (O_PATH): nothing waits for a disk
             return
-        self.inodes.leaves.open_folder(folder.number, opened.number, folder.dev, BELIEVED_S, source.ttl_s)
+        is_root = self.place(folder).ref.paths[:1] == ("",)  # what is missing there may be all of it: see _missing
+        leaves = self.inodes.leaves
+        leaves.open_folder(
+            folder.number, opened.number, folder.dev, BELIEVED_S, source.ttl_s, tells_absence=not is_root
+        )
 
     def name_s(self, folder: Node, source: Source, *, steady: bool) -> float:
         """How long the kernel may believe a name in this folder."""
@@ -456,9 +459,11 @@ class Union:
             return None
         seen = known.listing.named(name)
         if seen is None:
-            if self._witness.get(self.child_key(parent, name)) is not None:
+            watches = place.source.watches
+            unheard = watches is None or watches.has_news()
+            if unheard or self._witness.get(self.child_key(parent, name)) is not None:
                 return None
-            raise NotThere(name, NAME_NOT_THERE_S)
+            raise not_there(name)
         found = await self.certain(place.source, Child(name, seen), parent)
         still = self.watched.certain(place.keys[0]) is parent.watch
         return found if found.attributes_s and still else None

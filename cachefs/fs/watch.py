@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import enum
 import errno
+import fcntl
 import logging
+import termios
 import threading
 from dataclasses import dataclass
 
@@ -93,6 +95,10 @@ class Watches:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
+
+    def has_news(self) -> bool:
+        """Whether something has happened since the last ``read``: the kernel notes it before whoever did it goes on."""
+        return bool(fcntl.ioctl(self.fileno(), termios.FIONREAD, bytes(4)).strip(b"\0"))
 
     def read(self) -> list[Change]:
         """What has happened since the last call, each thing once, in order. Never waits."""

@@ -69,11 +69,32 @@ def seen(running: RunningCachefs, condition: Callable[[], bool], what: str) -> N
 
 def test_a_new_file_is_listed_and_read(mounted: RunningCachefs, source: Path) -> None:
     new = mounted.mountpoint / "Show" / "S01E02.mkv"
-    assert not new.exists()  # the kernel remembers that, too
+    assert not new.exists()
     (source / "Show" / "S01E02.mkv").write_bytes(b"second")
     seen(mounted, new.exists, "the new file is there")
     seen(mounted, lambda: "Show/S01E02.mkv" in walk(mounted.mountpoint), "the new file is listed")
     assert new.read_bytes() == b"second"
+
+
+def test_who_makes_a_file_behind_the_mount_finds_it_in_the_mount_at_once(mounted: RunningCachefs, source: Path) -> None:
+    """Not even a moment later; whoever remembers what is in a folder must know that something has happened there."""
+
+    def make(name: str) -> None:
+        for folder in ("", "Show"):
+            for _ in range(3):
+                assert not (mounted.mountpoint / folder / name).exists()
+            (source / folder / name).write_bytes(b"new")
+            assert (mounted.mountpoint / folder / name).read_bytes() == b"new"
+
+    make("known by nobody")
+    make("after a change")
+    walk(mounted.mountpoint)
+    make("after a listing")
+    for film in ("film.mkv", "Show/S01E01.mkv"):
+        assert mounted.run("copy", film).returncode == 0
+    make("beside a cached file")
+    walk(mounted.mountpoint)
+    make("beside one, after a listing")
 
 
 def test_a_changed_file_has_its_new_size_and_bytes(mounted: RunningCachefs, source: Path) -> None:
