@@ -17,9 +17,10 @@ import trio
 
 from cachefs import leftover, nesting, probes
 from cachefs.cache.folder import holder
+from cachefs.cache.metadata import has_seen
 from cachefs.cache.recovery import refusal
 from cachefs.config import Config, PlexConfig, SourceConfig
-from cachefs.errors import ConfigError, PlexError, PlexRefused
+from cachefs.errors import ConfigError, PlexError, PlexRefused, Problem, UserError
 from cachefs.model import UserReport
 from cachefs.understood import Row, understood
 from cachefs.units import format_duration, format_size
@@ -57,6 +58,12 @@ class CheckReport:
     @property
     def can_mount(self) -> bool:
         return all(finding.severity is not Severity.ERROR for finding in self.findings)
+
+
+def refused(error: UserError) -> CheckReport:
+    """The report on a configuration that cannot be used."""
+    problems = error.problems if isinstance(error, ConfigError) else (Problem("", str(error)),)
+    return CheckReport((), tuple(Finding(Severity.ERROR, problem.key, problem.message) for problem in problems))
 
 
 class PlexFacts(Protocol):
@@ -164,14 +171,24 @@ async def _look_at_source(config: Config, index: int, source: SourceConfig, look
         return
     folder = await within(source.timeout, probes.look_at_folder, source.path)
     if folder is None:
-        message = f"{source.path} does not answer within {format_duration(source.timeout)}; is its disk or server on?"
-        looks.add(Severity.ERROR, key, message)
+        within_s = format_duration(source.timeout)
+        await _judge_away(config, key, source, f"does not answer within {within_s}; is its disk or server on?", looks)
         return
     looks.sources[index] = folder
     if folder.problem:
-        looks.add(Severity.ERROR, key, f"{source.path} {folder.problem}")
+        await _judge_away(config, key, source, folder.problem, looks)
     elif folder.empty:
         looks.add(Severity.WARNING, key, f"{source.path} is empty; is its disk mounted?")
+
+
+async def _judge_away(config: Config, key: str, source: SourceConfig, problem: str, looks: _Looks) -> None:
+    """As a start does: where the source was seen before, cachefs mounts without it."""
+    seen = not _in_place(config) and await within(LOCAL_S, has_seen, str(config.cache.path), source.name)
+    if seen:
+        message = f"{source.path} {problem}; cachefs mounts without it, shows what it saw last, and probes for it"
+        looks.add(Severity.WARNING, key, message)
+    else:
+        looks.add(Severity.ERROR, key, f"{source.path} {problem}")
 
 
 async def _look_at_cache(config: Config, looks: _Looks) -> None:

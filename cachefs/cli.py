@@ -100,7 +100,10 @@ for _command in (*machine.COMMANDS, *verify.COMMANDS):
 @shared.config_option
 @shared.json_option
 def plan(config_file: Path | None, as_json: bool) -> None:
-    """Show what would be copied and evicted now, and why; change nothing."""
+    """Show what would be copied and evicted now, and why.
+
+    Changes nothing.
+    """
     config = shared.load(config_file)
     try:
         with shared.client(config) as client:
@@ -165,7 +168,10 @@ def list_entries(config_file: Path | None, as_json: bool) -> None:
 @click.option("--list", "list_pins", is_flag=True, help="Show what is pinned.")
 @click.argument("target", required=False)
 def pin(config_file: Path | None, as_json: bool, list_pins: bool, target: str | None) -> None:
-    """Keep TARGET on the SSD always: a file, a folder, or the title of a show, season or film in Plex."""
+    """Keep TARGET on the SSD always.
+
+    TARGET is a file, a folder, or the title of a show, season or film in Plex.
+    """
     if (target is None) != list_pins:
         raise click.UsageError("name what to pin, or use --list")
     config = shared.load(config_file)
@@ -188,7 +194,10 @@ def pin(config_file: Path | None, as_json: bool, list_pins: bool, target: str | 
 @shared.config_option
 @click.argument("target")
 def unpin(config_file: Path | None, target: str) -> None:
-    """Let TARGET go again: what was pinned, as `pin --list` shows it."""
+    """Let TARGET go again, which was pinned.
+
+    TARGET is as `pin --list` shows it.
+    """
     config = shared.load(config_file)
     with shared.client(config) as client:
         texts = dict.fromkeys((target, _path_or_title(target, config)))
@@ -208,7 +217,10 @@ def _path_or_title(text: str, config: Config) -> str:
 @shared.json_option
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 def evict(config_file: Path | None, as_json: bool, paths: tuple[str, ...]) -> int:
-    """Remove files, or all files of folders, from the SSD now. Their sources keep them."""
+    """Remove files, or those of folders, from the SSD now.
+
+    Their sources keep them. What is pinned stays.
+    """
     config = shared.load(config_file)
     name_of = shared.naming(config)
     evicted: list[FileKey] = []
@@ -237,9 +249,9 @@ def evict(config_file: Path | None, as_json: bool, paths: tuple[str, ...]) -> in
 @shared.config_option
 @click.argument("source")
 def accept(config_file: Path | None, source: str) -> None:
-    """Take what is in the place of SOURCE now for the source: it was emptied, or its disk was replaced, on purpose.
+    """Take SOURCE as it is now, changed on purpose.
 
-    Without a running cachefs it holds for the next start.
+    It was emptied, or its disk was replaced. Without a running cachefs it holds for the next start.
     """
     config = shared.load(config_file)
     known = {item.name: item for item in config.sources}
@@ -259,7 +271,10 @@ def accept(config_file: Path | None, source: str) -> None:
 @click.option("--no-wait", is_flag=True, help="Return once the copy is ordered.")
 @click.argument("path")
 def copy(config_file: Path | None, no_wait: bool, path: str) -> None:
-    """Copy a file to the SSD now, and wait for it."""
+    """Copy a file to the SSD now, and wait for it.
+
+    Its subtitles go with it.
+    """
     config = shared.load(config_file)
     text = shared.below_here(path, config)
     with shared.client(config) as client:

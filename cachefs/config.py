@@ -29,7 +29,7 @@ from pydantic import (
     model_validator,
 )
 
-from cachefs.config_text import Data, Key, explain, override, read_yaml
+from cachefs.config_text import Data, Key, explain, override, read_yaml, variables_of
 from cachefs.errors import ConfigError, Problem
 from cachefs.model import SourceName
 from cachefs.paths import PathRule
@@ -167,10 +167,10 @@ class PlexConfig(Section):
         except OSError as error:
             problem = f"cannot be read: {error.strerror}"
         except UnicodeDecodeError:
-            problem = "is no text"
+            problem = "is no text; it must hold the token and nothing else"
         except ValueError as error:
             problem = str(error)
-        raise ConfigError(str(self.token_file), (Problem("plex.token_file", problem),))
+        raise ConfigError("configuration", (Problem("plex.token_file", f"{self.token_file} {problem}"),))
 
 
 class PlayingPolicy(Section):
@@ -294,7 +294,7 @@ def build(data: Mapping[str, object], folder: Path, environ: Mapping[str, str], 
 
     ``origin`` names the configuration in problems.
     """
-    overridden = override(data, environ, frozenset(Config.model_fields))
+    overridden = override(data, environ, frozenset(Config.model_fields), variables_of(Config))
     problems = list(overridden.problems)
     config = None
     try:

@@ -12,7 +12,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -24,6 +24,8 @@ Key: TypeAlias = tuple[str | int, ...]
 Data: TypeAlias = dict[str, object]
 
 PREFIX = "CACHEFS_"
+_ALMOST = 0.9
+"""How near a variable must be to one of ours to be taken for it misspelled; the prefix counts as well."""
 TOKEN_VARIABLE = "CACHEFS_PLEX_TOKEN"
 
 
@@ -126,11 +128,13 @@ class Overridden:
     warnings: tuple[str, ...] = ()
 
 
-def override(data: Mapping[str, object], environ: Mapping[str, str], top_keys: frozenset[str]) -> Overridden:
+def override(
+    data: Mapping[str, object], environ: Mapping[str, str], top_keys: frozenset[str], known: frozenset[str]
+) -> Overridden:
     """``data`` with what ``CACHEFS_PLEX__URL`` and its like say; two underscores go one level down.
 
-    Variables with one word after ``CACHEFS_`` count when it is a top key; others belong to somebody else.
-    ``data`` itself is not changed.
+    Variables with one word after ``CACHEFS_`` count when it is a top key; of others, those that are nearly one of
+    ``known`` are refused, and the rest belong to somebody else. ``data`` itself is not changed.
     """
     result: Data = copy.deepcopy(dict(data))
     origins: dict[Key, str] = {}
@@ -140,8 +144,32 @@ def override(data: Mapping[str, object], environ: Mapping[str, str], top_keys: f
         told = [problem.message for problem in wrong] if wrong else _put(result, key, value)
         problems += [Problem(dotted(key), f"{message} (from {variable})") for message in told]
         origins[key] = variable
+    problems += _misspelled(environ, top_keys, known)
     warnings = _one_token(result, origins, environ)
     return Overridden(result, origins, tuple(problems), warnings)
+
+
+def variables_of(model: type[Any], prefix: str = PREFIX) -> frozenset[str]:
+    """The variables that a model's keys have, but for those of list items."""
+    found = {TOKEN_VARIABLE}
+    for name, info in model.model_fields.items():
+        inner = _inner(info.annotation)
+        found.add(f"{prefix}{name.upper()}")
+        if hasattr(inner, "model_fields") and get_origin(info.annotation) is not tuple:
+            found |= variables_of(inner, f"{prefix}{name.upper()}__")
+    return frozenset(found)
+
+
+def _misspelled(environ: Mapping[str, str], top_keys: frozenset[str], known: frozenset[str]) -> Iterator[Problem]:
+    """Variables of one word that are no key, but were meant for one: others may begin with our name as well."""
+    for variable in sorted(environ):
+        word = variable.removeprefix(PREFIX)
+        ours = variable in known or "__" in word or word.lower() in top_keys
+        if not variable.startswith(PREFIX) or not word or ours:
+            continue
+        near = difflib.get_close_matches(variable.upper(), known, n=1, cutoff=_ALMOST)
+        if near:
+            yield Problem("", f"there is no variable {variable}; did you mean {near[0]}?")
 
 
 def _variables(environ: Mapping[str, str], top_keys: frozenset[str]) -> Iterator[tuple[Key, str]]:

@@ -197,8 +197,11 @@ def _judge_fast_path(config: Config, seen: _Seen, pages: _Pages) -> None:
     obstacles = list(_obstacles(config, machine))
     for message, remedy in obstacles:
         pages.note(message, remedy)
-    if not machine.has_channel or obstacles:
+    switched_off = config.fast_path == "off"
+    if not machine.has_channel or len(obstacles) > switched_off:
         pages.say("fast path", "not possible here: cached files are read through the daemon")
+    elif switched_off:
+        pages.say("fast path", "switched off (fast_path: off): cached files are read through the daemon")
     else:
         pages.say("fast path", "possible: the kernel can read cached files by itself")
 

@@ -238,7 +238,8 @@ def _others_allowed() -> bool:
 
 def _libfuse_version() -> str:
     """Of the library that pyfuse3 uses: the one that is loaded already, else the one that would be."""
-    for name in _LIBFUSE:
+    loaded = loaded_libfuse(Path("/proc/self/maps").read_text(errors="surrogateescape"))
+    for name in (loaded,) if loaded else _LIBFUSE:
         try:
             version = ctypes.CDLL(name).fuse_pkgversion
         except (OSError, AttributeError):
@@ -246,6 +247,12 @@ def _libfuse_version() -> str:
         version.restype = ctypes.c_char_p
         return str(version().decode())
     return ""
+
+
+def loaded_libfuse(maps: str) -> str:
+    """The file of the libfuse in a process's ``maps`` (proc_pid_maps(5)); empty when there is none."""
+    paths = (line.split(maxsplit=5)[5] for line in maps.splitlines() if "/libfuse3.so." in line)
+    return next(paths, "")
 
 
 def _has_capability(number: int) -> bool:

@@ -8,6 +8,12 @@ from dataclasses import dataclass
 from cachefs.config import Config, CopyingConfig, PlexConfig, PolicyConfig
 from cachefs.units import format_duration, format_size
 
+_METADATA = {
+    "auto": "names and attributes are remembered on a local disk",
+    "remembered": "names and attributes are remembered until a change is heard",
+    "asked": "names and attributes are always asked for",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -26,6 +32,7 @@ def understood(config: Config, space: tuple[int, int] | None, server: str) -> tu
         Row("plex", _plex(config.plex, server)),
         *(Row("policy", sentence) for sentence in _policy(config.policy)),
         Row("copying", _copying(config.copying)),
+        Row("reads", _reads(config)),
         Row("socket", str(config.control.socket)),
     )
 
@@ -42,7 +49,15 @@ def _sources(config: Config) -> Iterator[Row]:
     for source in config.sources:
         limits = f"a call fails after {format_duration(source.timeout)}"
         believed = f"what was seen is believed for {format_duration(source.ttl)}"
-        yield Row("source", f"{source.name}: {source.path}; {limits}, {believed}")
+        yield Row("source", f"{source.name}: {source.path}; {limits}, {believed}; {_METADATA[source.metadata]}")
+
+
+def _reads(config: Config) -> str:
+    cached = "the kernel reads cached files by itself where it can"
+    if config.fast_path == "off":
+        cached = "cached files are read through the daemon (fast_path: off)"
+    ahead = f"{format_size(config.read_ahead)} ahead" if config.read_ahead else "as far ahead as the kernel likes"
+    return f"{cached}; others are read {ahead}"
 
 
 def _cache(config: Config, space: tuple[int, int] | None) -> str:

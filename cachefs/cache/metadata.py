@@ -14,9 +14,10 @@ import sqlite3
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple
+from urllib.parse import quote
 
 import trio
 
@@ -233,6 +234,19 @@ class Metadata:
 
 def _names(folder: FileKey) -> tuple[bytes, bytes]:
     return os.fsencode(folder.source), os.fsencode(folder.path)
+
+
+def has_seen(root: str, source: SourceName) -> bool:
+    """Whether this source was seen before, so that a start can do without it. Beside a running daemon or without one;
+    changes nothing. Blocks."""
+    path = f"{root}/folders.sqlite"
+    how = "mode=ro" if os.path.exists(f"{path}-wal") else "immutable=1"
+    try:
+        with closing(sqlite3.connect(f"file:{quote(path)}?{how}", uri=True, timeout=1)) as connection:
+            query = "SELECT 1 FROM folders WHERE source = ? AND path = ?"
+            return connection.execute(query, _names(FileKey(source, ""))).fetchone() is not None
+    except sqlite3.Error:
+        return False
 
 
 async def forget_source(root: str, source: SourceName) -> None:

@@ -24,7 +24,7 @@ _PLEX_S = 30.0
 @click.command()
 @shared.config_option
 def mount(config_file: Path | None) -> int:
-    """Mount, and stay until SIGTERM or Ctrl-C."""
+    """Mount, and stay until Ctrl-C, SIGTERM or SIGHUP."""
     return keeper.run(shared.find_config(config_file))
 
 
@@ -40,8 +40,18 @@ def serve(config_file: Path | None) -> int:
 @shared.config_option
 @shared.json_option
 def check_command(config_file: Path | None, as_json: bool) -> int:
-    """Say what the configuration means, and whether this machine can do it."""
-    report = trio.run(_examine, shared.load(config_file))
+    """Say what the configuration means, and what is wrong.
+
+    Looks whether this machine can do what it says, and whether Plex answers.
+    """
+    try:
+        config = shared.load(config_file)
+    except UserError as error:
+        if not as_json:
+            raise
+        shared.show_json(check.refused(error))
+        return shared.USER
+    report = trio.run(_examine, config)
     if as_json:
         shared.show_json(report)
     else:
@@ -65,7 +75,10 @@ def doctor_command(config_file: Path | None, as_json: bool) -> int:
 @click.command()
 @shared.config_option
 def unmount(config_file: Path | None) -> None:
-    """Stop the daemon and wait until its mount is gone; clear the mount of a daemon that died."""
+    """Stop cachefs, and wait until its mount is gone.
+
+    Clears the mount of a daemon that died.
+    """
     config = shared.load(config_file)
     mountpoint = config.mountpoint
     try:

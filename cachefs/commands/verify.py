@@ -20,7 +20,10 @@ from cachefs.verification import Progress as HowFar
 @click.option("--repair", is_flag=True, help="Drop what differs or is damaged, and remove what belongs to no copy.")
 @click.argument("path", required=False)
 def verify(config_file: Path | None, as_json: bool, content: bool, repair: bool, path: str | None) -> int:
-    """Compare what is on the SSD with its sources: everything, or what is below PATH."""
+    """Compare what is on the SSD with its sources.
+
+    Everything, or what is below PATH.
+    """
     config = shared.load(config_file)
     name_of = shared.naming(config)
     text = shared.below_here(path, config) if path is not None else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import threading
@@ -15,12 +16,13 @@ import trio
 from cachefs import check, cli, leftover, mounts, probes
 from cachefs.cache import keepsake
 from cachefs.cache.folder import Folder
+from cachefs.cache.metadata import open_metadata
 from cachefs.cache.store import open_store
 from cachefs.check import CheckReport, Finding, Severity
 from cachefs.commands import machine, shared
 from cachefs.config import Config, PlexConfig, build
 from cachefs.errors import CacheError, PlexRefused, PlexUnreachable
-from cachefs.model import SourceName, UserName, UserReport
+from cachefs.model import FileKey, SourceName, UserName, UserReport
 from cachefs.plex.values import ServerFacts
 from tests.engine.cachekit import ROOMY
 from tests.standin.plex import run_stand_in_plex
@@ -80,6 +82,8 @@ async def test_a_good_set_up_can_mount(folders: Folders) -> None:
     meaning = {row.what: row.meaning for row in report.understood}
     assert meaning["mountpoint"] == f"{folders.root}/mnt, showing the content of media"
     assert meaning["socket"] == f"{folders.root}/c.sock"
+    assert meaning["source"].endswith("; names and attributes are remembered on a local disk")
+    assert meaning["reads"] == "the kernel reads cached files by itself where it can; others are read 1 MiB ahead"
 
 
 async def test_all_faults_are_found_at_once(folders: Folders) -> None:
@@ -184,6 +188,18 @@ async def test_a_source_that_hangs_is_left_behind(folders: Folders, monkeypatch:
         stuck.set()
     assert "does not answer within" in only(report, ERROR, "sources[0].path")
     assert only(report, ERROR, "sources[1].path").endswith("does not exist")
+
+
+async def test_a_source_that_is_away_is_a_warning_once_it_was_seen(folders: Folders) -> None:
+    away = folders.config(sources=[{"path": f"{folders.root}/gone"}])
+    assert only(await examined(away), ERROR, "sources[0].path") == f"{folders.root}/gone does not exist"
+    async with open_metadata(str(away.cache.path)) as metadata:
+        metadata.note(FileKey(SourceName("gone"), ""), b"listing")
+    report = await examined(away)
+    assert report.can_mount
+    assert "cachefs mounts without it" in only(report, WARNING, "sources[0].path")
+    in_place = folders.config(sources=[{"path": f"{folders.root}/gone"}], mountpoint=f"{folders.root}/gone")
+    assert not (await examined(in_place)).can_mount
 
 
 async def test_an_empty_source_may_be_an_unmounted_disk(folders: Folders) -> None:
@@ -308,7 +324,8 @@ async def test_a_token_file_for_everybody_is_warned_of(folders: Folders, mode: i
 
 async def test_a_missing_token_file_is_an_error(folders: Folders) -> None:
     config = folders.config(plex={"url": "http://127.0.0.1:1", "token_file": f"{folders.root}/none"})
-    assert "cannot be read" in only(await examined(config), ERROR, "plex.token_file")
+    said = only(await examined(config), ERROR, "plex.token_file")
+    assert said == f"{folders.root}/none cannot be read: No such file or directory"
 
 
 async def test_the_real_plex_client_is_asked(folders: Folders) -> None:
@@ -330,3 +347,20 @@ def test_check_is_two_until_all_is_mended(
     (folders.root / "mnt").rmdir()
     assert run() == 2
     assert '"severity": "error"' in capsys.readouterr().out
+
+
+def test_check_says_what_is_wrong_with_a_configuration_as_json_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "cachefs.yaml"
+    file.write_text("mountpont: /mnt\n")
+    assert cli.run(["check", "--json", "-c", str(file)]) == shared.USER
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert {
+        "severity": "error",
+        "key": "mountpont",
+        "message": "there is no such key; did you mean mountpoint?",
+    } in findings
+    assert cli.run(["check", "--json", "-c", f"{tmp_path}/none.yaml"]) == shared.USER
+    [finding] = json.loads(capsys.readouterr().out)["findings"]
+    assert finding["message"].startswith("there is no such file")

@@ -458,6 +458,15 @@ async def test_watching_goes_on_until_the_daemon_ends(engine: FakeEngine, place:
     assert [wire.loads(Status, line) for line in seen.splitlines()[:2]] == [engine.answer_status] * 2
 
 
+def test_the_list_of_commands_says_each_in_one_whole_sentence() -> None:
+    listed = (
+        click.testing.CliRunner().invoke(cli.commands, ["--help"], terminal_width=80).output.partition("Commands:")[2]
+    )
+    sentences = [line for line in listed.splitlines() if line.strip()]
+    assert len(sentences) > 10
+    assert all(line.endswith(".") and not line.endswith("...") for line in sentences)
+
+
 def test_help_of_every_command_is_there(place: Place) -> None:
     runner = click.testing.CliRunner()
     for name, found in cli.commands.commands.items():

@@ -87,6 +87,14 @@ async def test_a_machine_that_lacks_nothing(place: Place) -> None:
     assert meaning(report, "daemon") == "does not run"
 
 
+async def test_a_fast_path_that_the_user_switched_off_is_possible_all_the_same(place: Place) -> None:
+    off = place.config(fast_path="off")
+    report = await examined(off)
+    assert meaning(report, "fast path").startswith("switched off (fast_path: off)")
+    place.machine(kernel="5.10")
+    assert meaning(await examined(off), "fast path").startswith("not possible here")
+
+
 @pytest.mark.parametrize(
     ("changes", "hinders", "message", "remedy"),
     [
@@ -237,3 +245,12 @@ def test_this_machine_is_seen_as_it_is() -> None:
     assert machine.has_channel
     assert machine.encoding == "utf-8"
     assert machine.most_watches is not None
+
+
+def test_the_libfuse_that_is_told_of_is_the_one_that_is_loaded() -> None:
+    maps = """7f0a-7f0b r--p 00000000 fe:01 123   /usr/lib/x86_64-linux-gnu/libc.so.6
+7f0c-7f0d r--p 00000000 fe:01 124                  /usr/lib/x86_64-linux-gnu/libfuse3.so.4.0.0
+7f0e-7f0f rw-p 00000000 00:00 0
+"""
+    assert probes.loaded_libfuse(maps) == "/usr/lib/x86_64-linux-gnu/libfuse3.so.4.0.0"
+    assert probes.loaded_libfuse("") == ""

@@ -299,7 +299,8 @@ def test_environment_overrides_any_key(tmp_path: Path) -> None:
         "CACHEFS_COPYING__BANDWIDTH": "null",
         "CACHEFS_COPYING__HOURS": "'01:00-07:00'",
         "CACHEFS_CONFIG": "/not/ours",
-        "CACHEFS_SORCE": "not ours either",
+        "CACHEFS_PORT": "not ours either",
+        "CACHEFS_SERVICE_HOST": "nor this",
     }
     config = written(tmp_path, SMALLEST + "copying: {bandwidth: 1MiB/s}\n", environ)
     assert config.mountpoint == Path("/elsewhere: #1")
@@ -319,6 +320,23 @@ def test_configuration_can_come_from_the_environment_alone(tmp_path: Path) -> No
     config = build({}, tmp_path, environ, "environment")
     assert config.cache.path == tmp_path / "ssd"
     assert [source.name for source in config.sources] == [f"disk{number}" for number in range(11)]
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("CACHEFS_MOUNTPONT", "CACHEFS_MOUNTPOINT"),
+        ("CACHEFS_SORCE", "CACHEFS_SOURCES"),
+        ("CACHEFS_CACHE_MAX_SIZE", "CACHEFS_CACHE__MAX_SIZE"),
+        ("CACHEFS_POLICY_KEEP_WATCHED", "CACHEFS_POLICY__KEEP_WATCHED"),
+        ("CACHEFS_PLEX_TOKN", "CACHEFS_PLEX_TOKEN"),
+    ],
+)
+def test_a_misspelled_variable_is_refused_with_the_one_that_was_meant(
+    tmp_path: Path, variable: str, meant: str
+) -> None:
+    told = problems(tmp_path, SMALLEST, {variable: "1"})
+    assert told == {"": f"there is no variable {variable}; did you mean {meant}?"}
 
 
 @pytest.mark.parametrize(
