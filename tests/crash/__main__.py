@@ -7,6 +7,7 @@ after Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import random
 import shutil
@@ -21,6 +22,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cachefs import probes
+from tests.crash.failures import Lost
+from tests.crash.powerloss.recording import record
+from tests.crash.powerloss.replay import SCENARIO, cuts, examine, quick_folder
 from tests.crash.recovering import measure
 from tests.crash.report import table
 from tests.crash.rig import Result, Rig, Round
@@ -30,6 +34,8 @@ from tests.crash.steps import all_steps
 
 _LIBRARY = 40
 _WRITERS = 3
+_SAMPLES = 2
+"""Of what a power cut leaves, besides the four cases that are always tried."""
 
 
 def main(given: Sequence[str]) -> int:
@@ -45,6 +51,8 @@ def main(given: Sequence[str]) -> int:
     folder = Path(tempfile.mkdtemp(prefix="cachefs-crash-", dir=options.folder))
     result = _run(console, folder, options, stop)
     recovery = None if result.loss or stop.is_set() else measure(folder)
+    if not result.loss and not stop.is_set():
+        result.loss = _cut_power(console, result, folder, options, stop)
     if not result.loss:
         shutil.rmtree(folder)
     console.print(table(result, recovery))
@@ -73,8 +81,7 @@ def _run(console: Console, folder: Path, options: argparse.Namespace, stop: thre
     stage = build(folder, options.seed, _LIBRARY, _WRITERS, options.mode)
     rig = Rig(stage, stop)
     strikes = plan(options.seed, options.kills, all_steps(), every_step=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with _progress(console) as progress:
         task = progress.add_task("kills", total=len(strikes))
 
         def tell(round_: Round) -> None:
@@ -82,6 +89,32 @@ def _run(console: Console, folder: Path, options: argparse.Namespace, stop: thre
             progress.update(task, advance=1, description=f"{what:40}"[:40])
 
         return rig.run(strikes, tell)
+
+
+def _cut_power(
+    console: Console, result: Result, folder: Path, options: argparse.Namespace, stop: threading.Event
+) -> str:
+    """Every power cut of the recording. What was lost; empty when nothing was."""
+    logging.disable(logging.WARNING)  # a lost index is told of, thousands of times
+    (folder / "recorded").mkdir()
+    calls = record(folder / "recorded", folder, SCENARIO)
+    chosen = list(cuts(calls, options.seed, _SAMPLES))
+    with _progress(console) as progress, quick_folder() as place:
+        for cut in progress.track(chosen, description=f"{'power cuts':40}"):
+            if stop.is_set():
+                break
+            try:
+                examine(calls, cut, place)
+            except Lost as error:
+                return str(error)
+            result.power_cuts += 1
+    return ""
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+    )
 
 
 def _conclude(console: Console, result: Result, folder: Path, options: argparse.Namespace, *, stopped: bool) -> int:
@@ -93,7 +126,7 @@ def _conclude(console: Console, result: Result, folder: Path, options: argparse.
     if stopped:
         console.print("Stopped; nothing is left mounted and nothing is left behind.")
         return 130
-    console.print(f"Nothing was lost in {result.kills} kills.")
+    console.print(f"Nothing was lost in {result.kills:,} kills and {result.power_cuts:,} power cuts.")
     return 0
 
 

@@ -18,6 +18,7 @@ from typing import Protocol
 from cachefs.control.client import Client
 from cachefs.errors import CachefsError, NotRunning, UserError
 from tests.crash.content import content, difference
+from tests.crash.failures import Lost
 from tests.crash.journal import Change, Create, Journal, Link, Rename, Truncate, Unlink, Write
 from tests.crash.outsider import REPLACED, REWRITTEN, Outsider
 from tests.crash.stage import KIB, Stage
@@ -26,10 +27,6 @@ DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 """What a call fails with when the server dies during it or before."""
 _PIECE = 128 * KIB
 _MOST_NAMES = 12
-
-
-class Lost(Exception):
-    """Something is not as it was acknowledged, or a call failed that should not."""
 
 
 @dataclass(slots=True)

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cachefs.control.client import Client
-from tests.crash.actors import Counts, Lost, Writer, read
+from tests.crash.actors import Counts, Writer, read
 from tests.crash.content import difference
+from tests.crash.failures import Lost
 from tests.crash.journal import Seen, SeenFile
 from tests.crash.load import Load
 from tests.crash.outsider import REPLACED, REWRITTEN, Outsider

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cachefs.errors import CachefsError
-from tests.crash.actors import Actor, Commander, Counts, Lost, Outside, Reader, Writer, is_death
+from tests.crash.actors import Actor, Commander, Counts, Outside, Reader, Writer, is_death
+from tests.crash.failures import Lost
 from tests.crash.outsider import Outsider
 from tests.crash.stage import Stage
 

@@ -38,6 +38,7 @@ def _rows(result: Result, recovery: Measured | None) -> list[tuple[str, str]]:
         ratio = recovery.took_s / recovery.listing_s
         rows.append((f"recovery of {recovery.found.kept:,} entries", f"{recovery.took_s:.2f} s"))
         rows.append(("that is, times a look at their files", f"{ratio:.1f}"))
+        rows.append(("power cuts recovered from", f"{result.power_cuts:,}"))
     if missed:
         rows.append(("not reached in this run", "\n".join(missed)))
     return rows

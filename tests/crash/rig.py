@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 from cachefs.mounts import mounted_at
 from tests.crash import failpoints
-from tests.crash.actors import Counts, Lost
+from tests.crash.actors import Counts
 from tests.crash.audit import audit
 from tests.crash.failpoints import Moment, Orders
+from tests.crash.failures import Lost
 from tests.crash.lives import Lives, Victim
 from tests.crash.load import Load
 from tests.crash.mishaps import befall
@@ -46,6 +47,7 @@ class Result:
     rounds: list[Round] = field(default_factory=list)
     steps: Counter[tuple[str, Moment]] = field(default_factory=Counter)
     audited: Counts = field(default_factory=Counts)
+    power_cuts: int = 0
     loss: str = ""
 
 
