@@ -143,8 +143,15 @@ def check_identity(root: str, stored: str | None, sources: Mapping[SourceName, s
         now = ", ".join(f"{name} at {sources[name]}" for name in (moved or sorted(sources)))
         raise CacheError(
             f"the cache folder {root} belongs to another configuration: it holds copies of {was}, not of {now}. "
-            "Choose another cache.path, or delete that folder: it holds nothing but copies"
+            f"{_old_names(before, sources)}hoose another cache.path, or delete that folder: it holds nothing but copies"
         )
+
+
+def _old_names(before: Mapping[SourceName, str], sources: Mapping[SourceName, str]) -> str:
+    """What to do about sources that only have another name now."""
+    names = {path: name for name, path in before.items()}
+    renamed = [f"name {path} {names[path]} again" for name, path in sources.items() if names.get(path, name) != name]
+    return f"Either {', '.join(renamed)}, or c" if renamed else "C"
 
 
 def refusal(root: str, sources: Mapping[SourceName, str]) -> str:

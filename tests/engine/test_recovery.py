@@ -213,6 +213,9 @@ async def test_folder_of_another_configuration_is_refused_and_left_alone(tmp_pat
     with pytest.raises(CacheError, match="another configuration"):
         async with open_store(root, ROOMY, {SourceName("Films"): "/mnt/films"}):
             pytest.fail("it was opened")
+    with pytest.raises(CacheError, match=r"not of Films at /mnt/media\. Either name /mnt/media Media again, or choose"):
+        async with open_store(root, ROOMY, {SourceName("Films"): "/mnt/media"}):
+            pytest.fail("it was opened")
     async with opened(root) as store:
         assert store.get(key("a")) is not None
 
