@@ -28,6 +28,7 @@ from functools import partial
 import trio
 
 from cachefs import __version__, leftover, lifeline, logs, mounts, nesting, probes, readahead
+from cachefs.cache.folder import holder
 from cachefs.cache.metadata import Metadata, open_metadata
 from cachefs.cache.populate import Copiers, CopySettings
 from cachefs.cache.store import Limits, Store, open_store
@@ -35,7 +36,7 @@ from cachefs.config import Config, PlexConfig
 from cachefs.control import api
 from cachefs.descriptors import raise_limit
 from cachefs.engine import DaemonEngine, Parts
-from cachefs.errors import CacheError, CachefsError, CannotMount
+from cachefs.errors import CacheBusy, CacheError, CachefsError, CannotMount
 from cachefs.fs import mounting
 from cachefs.fs.backing import Backings
 from cachefs.fs.behind import Behind
@@ -160,7 +161,7 @@ class _Server:
         """Everything but the mount, opened in order."""
         config = self._config
         await nesting.refuse(config)
-        store = await stack.enter_async_context(_store(config))
+        store = await self._open_store(stack)
         await leftover.clear(config.mountpoint)
         metadata = self._metadata = await stack.enter_async_context(open_metadata(str(config.cache.path)))
         union = await stack.enter_async_context(_union(config, store, store.device_tag, metadata))
@@ -196,6 +197,17 @@ class _Server:
             counters=self._counters,
             started_at=self._started_at,
         )
+
+    async def _open_store(self, stack: AsyncExitStack) -> Store:
+        """The cache folder of a cachefs that lives is refused; that of one that was killed is free in a moment."""
+        config = self._config
+        try:
+            return await stack.enter_async_context(_store(config))
+        except CacheBusy:
+            pid = await trio.to_thread.run_sync(holder, str(config.cache.path))
+            if pid is not None and not await leftover.is_over(pid, config.mountpoint):
+                raise
+        return await stack.enter_async_context(_store(config))
 
     # --- serving -------------------------------------------------------------------------------------------------
 

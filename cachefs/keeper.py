@@ -25,6 +25,7 @@ from pathlib import Path
 from cachefs import lifeline, logs, mounts
 from cachefs.config import Config, load
 from cachefs.errors import UserError
+from cachefs.processes import code_of_the_dead
 
 log = logging.getLogger(__name__)
 
@@ -229,7 +230,7 @@ def _exit_code(process: subprocess.Popen[bytes]) -> int | None:
     code = process.poll()
     if code is not None:
         return code
-    code = _code_of_the_dead(Path(f"/proc/{process.pid}/stat"))
+    code = code_of_the_dead(process.pid)
     if code is None:
         return None
     try:
@@ -237,15 +238,6 @@ def _exit_code(process: subprocess.Popen[bytes]) -> int | None:
     except subprocess.TimeoutExpired:
         log.warning("a disk call still hangs in process %s; it ends when the disk answers", process.pid)
         return code
-
-
-def _code_of_the_dead(stat: Path) -> int | None:
-    """The exit code in a process's ``stat`` once its first thread has ended (proc_pid_stat(5)); None before that."""
-    try:
-        fields = stat.read_bytes().rpartition(b")")[2].split()
-    except FileNotFoundError:
-        return None  # reaped just now
-    return os.waitstatus_to_exitcode(int(fields[-1])) if fields[0] in (b"Z", b"X") else None
 
 
 def _how(code: int) -> str:

@@ -1,20 +1,24 @@
-"""A mount that an earlier run left at the mountpoint: found in the mount table, cleared before a new one is made."""
+"""What an earlier run left behind: its mount, found in the mount table and cleared before a new one is made, and what a
+process still holds that was killed and cannot end."""
 
 from __future__ import annotations
 
 import errno
 import logging
 import os
+import select
 from pathlib import Path
 
 import trio
 
 from cachefs import mounts
 from cachefs.errors import CannotMount, UserError
+from cachefs.processes import code_of_the_dead
 
 log = logging.getLogger(__name__)
 
 _ANSWER_WITHIN_S = 5.0
+_ENDS_WITHIN_S = 10.0
 
 
 async def clear(mountpoint: Path) -> None:
@@ -33,6 +37,30 @@ async def clear(mountpoint: Path) -> None:
             await trio.to_thread.run_sync(mounts.unmount, mountpoint, True)
         except UserError as error:
             raise CannotMount(str(error)) from error
+
+
+async def is_over(pid: int, mountpoint: Path) -> bool:
+    """Whether a process of an earlier run that was killed has let go of everything by now; False for a living one.
+
+    One of its threads may have been telling the kernel of a change in a folder (FUSE_NOTIFY_INVAL_ENTRY), and waits
+    there for the folder's lock; whoever has that waits for an answer from the mount; and the mount stays without one
+    for as long as that thread is there. Only taking the mount away ends it.
+    """
+    try:
+        number = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        if code_of_the_dead(pid) is None:
+            return False
+        await clear(mountpoint)
+        return await trio.to_thread.run_sync(_has_ended, number)
+    finally:
+        os.close(number)
+
+
+def _has_ended(number: int) -> bool:
+    return bool(select.select([number], (), (), _ENDS_WITHIN_S)[0])
 
 
 async def answers(mountpoint: Path) -> bool:

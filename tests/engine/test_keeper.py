@@ -18,6 +18,7 @@ from cachefs import keeper, lifeline
 from cachefs.config import Config, build
 from cachefs.keeper import Keeper
 from cachefs.lifeline import Lifeline, Word
+from cachefs.processes import code_in
 
 
 @pytest.fixture
@@ -126,8 +127,8 @@ def test_a_dead_first_thread_is_a_dead_process(tmp_path: Path) -> None:
         ("1 (a) X 0 0", 0),
     ):
         stat.write_text(text)
-        assert keeper._code_of_the_dead(stat) == code
-    assert keeper._code_of_the_dead(tmp_path / "nothing") is None
+        assert code_in(stat) == code
+    assert code_in(tmp_path / "nothing") is None
 
 
 # --- the server's end of the line ------------------------------------------------------------------------------------

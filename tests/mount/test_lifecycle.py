@@ -219,9 +219,8 @@ def test_when_the_keeper_is_killed_the_server_unmounts(running: RunningCachefs) 
     assert is_clean(running)
 
 
-def test_a_dead_mount_of_an_earlier_run_is_cleared(
-    running: RunningCachefs, settings: dict[str, Any], start_mount: Start
-) -> None:
+def _kill_both(running: RunningCachefs) -> None:
+    """The keeper and its server; what they have mounted stays."""
     server = running.status().pid
     os.kill(server, signal.SIGSTOP)  # so that the keeper's death cannot make it unmount
     running.kill()
@@ -229,11 +228,50 @@ def test_a_dead_mount_of_an_earlier_run_is_cleared(
     wait_gone(server)
     assert mounted_at(running.mountpoint) is not None
 
+
+def test_a_dead_mount_of_an_earlier_run_is_cleared(
+    running: RunningCachefs, settings: dict[str, Any], start_mount: Start
+) -> None:
+    _kill_both(running)
+
     again = start_mount(settings)
 
     assert _film(again).read_bytes() == CONTENT
     assert again.terminate() == 0
     assert is_clean(again)
+
+
+_HOLD_WHILE_MOUNTED = """
+import ctypes, fcntl, os, sys, threading, time
+lock, mountpoint = sys.argv[1:]
+def wait():
+    while mountpoint in open(f"/proc/{os.getpid()}/mountinfo").read():
+        time.sleep(0.02)
+    os._exit(0)
+number = os.open(lock, os.O_RDWR)
+fcntl.flock(number, fcntl.LOCK_EX)
+os.ftruncate(number, 0)
+os.pwrite(number, f"{os.getpid()}\\n".encode(), 0)
+threading.Thread(target=wait).start()
+print("held", flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+"""A process that was killed and of which a thread waits in the kernel for the dead mount to be taken away."""
+
+
+def test_a_killed_server_that_cannot_end_before_its_mount_is_cleared_is_no_obstacle(
+    running: RunningCachefs, settings: dict[str, Any], start_mount: Start
+) -> None:
+    _kill_both(running)
+    command = [sys.executable, "-c", _HOLD_WHILE_MOUNTED, f"{settings['cache']['path']}/lock", str(running.mountpoint)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as remnant:
+        assert remnant.stdout is not None
+        assert remnant.stdout.readline() == b"held\n"
+
+        again = start_mount(settings)
+
+        assert remnant.wait(STOPS_WITHIN_S) == 0
+    assert _film(again).read_bytes() == CONTENT
 
 
 def test_unmount_clears_the_mount_of_a_daemon_that_died(running: RunningCachefs) -> None:
