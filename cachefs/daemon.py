@@ -374,9 +374,12 @@ async def _filesystem(stop: Callable[[str], None]) -> None:
 
 
 async def _stop_on_signals(stop: Callable[[str], None]) -> None:
-    with trio.open_signal_receiver(*lifeline.stop_signals()) as signals:
-        async for number in signals:
-            stop("the keeper has ended" if lifeline.keeper_is_gone(os.environ) else signal.Signals(number).name)
+    numbers = lifeline.stop_signals()
+    for number in numbers:  # a terminal tells server and keeper, and the keeper the server: the first one is enough
+        signal.signal(number, signal.SIG_IGN)
+    with trio.open_signal_receiver(*numbers) as signals:
+        async for received in signals:
+            stop("the keeper has ended" if lifeline.keeper_is_gone(os.environ) else signal.Signals(received).name)
 
 
 async def _close_idle_folders(union: Union) -> None:

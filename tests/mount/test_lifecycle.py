@@ -92,10 +92,11 @@ def test_a_signal_ends_it_with_0_amid_copies_and_readers(
 
 
 def test_a_terminal_that_closes_ends_it_and_is_named(running: RunningCachefs) -> None:
+    os.kill(running.status().pid, signal.SIGHUP)
     running.process.send_signal(signal.SIGHUP)
     assert running.process.wait(STOPS_WITHIN_S) == 0
     assert is_clean(running)
-    assert "SIGHUP: stopping" in running.log.read_text()
+    assert running.log.read_text().count("SIGHUP: stopping") == 1
 
 
 def test_unmount_ends_it_and_says_so(running: RunningCachefs) -> None:
