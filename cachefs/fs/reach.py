@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat as st
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,19 @@ class Ref:
     paths: tuple[str, ...]
     dev: int
     ino: int
+    kind: int
+    born_ns: int
     orphan: Descriptor | None = None
+
+    def means(self, seen: Stat) -> bool:
+        """Whether what was just seen can be it. Its number alone says little: a file that is removed behind the mount
+        leaves it to the next one, or to a folder, and the kernel gives up an inode that becomes another thing."""
+        return (seen.dev, seen.ino, st.S_IFMT(seen.mode), seen.birth_ns) == (
+            self.dev,
+            self.ino,
+            self.kind,
+            self.born_ns,
+        )
 
 
 def split(path: str) -> tuple[str, str]:
@@ -95,7 +108,7 @@ def stat_node(ref: Ref) -> Stat:
                 seen = look(folder, name)
         except (FileNotFoundError, NotADirectoryError):
             continue
-        if (seen.dev, seen.ino) == (ref.dev, ref.ino) or _is_root(path):
+        if ref.means(seen) or _is_root(path):
             return seen
     if ref.orphan is not None:
         with ref.orphan.use() as place:
@@ -116,7 +129,7 @@ def place_of(ref: Ref) -> Iterator[int]:
             continue
         try:
             seen = look(place)
-            if (seen.dev, seen.ino) == (ref.dev, ref.ino) or _is_root(path):
+            if ref.means(seen) or _is_root(path):
                 yield place
                 return
         finally:

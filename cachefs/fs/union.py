@@ -126,7 +126,9 @@ class Union:
             number = errno.EPERM if self.is_virtual(node) else errno.ESTALE
             raise OSError(number, os.strerror(number))
         source = self.sources[keys[0].source] if keys else self._source_of(node)
-        ref = Ref(source.folders, tuple(key.path for key in keys), node.dev, node.ino, node.orphan)
+        ref = Ref(
+            source.folders, tuple(key.path for key in keys), node.dev, node.ino, node.kind, node.born_ns, node.orphan
+        )
         return Place(source, keys, ref)
 
     def _source_of(self, orphan: Node) -> Source:
@@ -340,7 +342,7 @@ class Union:
             known = await self._certain_of(parent, self.place(parent)) if parent is not None else None
             seen = known.listing.named(key.path.rpartition("/")[2]) if known is not None else None
             seen = seen if seen is not None and seen.nlink == 1 else None
-        if seen is None or (seen.dev, seen.ino) != (node.dev, node.ino):
+        if seen is None or not place.ref.means(seen):
             return None
         return self.seen(node, place, seen, steady=True)
 

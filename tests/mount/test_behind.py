@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -191,3 +194,69 @@ def test_a_source_that_cannot_be_watched_is_asked_after_its_ttl(
     assert walk(running.mountpoint) == ["film.mkv"]
     (slow_disk.backing / "film.mkv").rename(slow_disk.backing / "movie.mkv")
     seen(running, lambda: walk(running.mountpoint) == ["movie.mkv"], "the new name")
+
+
+# --- a name that becomes another kind of thing -----------------------------------------------------------------------
+
+
+def _make(kind: str, path: Path) -> None:
+    if kind == "folder":
+        path.mkdir()
+        (path / "inside").touch()
+    elif kind == "file":
+        path.write_bytes(b"content")
+    else:
+        path.symlink_to("/nowhere")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _used(path: Path) -> str:
+    """What it is; used as that, as whoever has just looked would do."""
+    mode = path.lstat().st_mode
+    kind = "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "link"
+    try:
+        if kind == "folder":
+            assert os.listdir(path) == ["inside"]
+        elif kind == "file":
+            assert path.read_bytes() == b"content"
+        else:
+            assert os.readlink(path) == "/nowhere"
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENOENT):  # it has just become another
+            raise
+    return kind
+
+
+def _becomes_another(running: RunningCachefs, source: Path) -> None:
+    kinds = ("file", "folder", "link")
+    for old, new in ((old, new) for old in kinds for new in kinds if old != new):
+        name = f"{old} then {new}"
+        _make(old, source / name)
+        assert _used(running.mountpoint / name) == old
+        _remove(source / name)
+        _make(new, source / name)
+        found: set[str] = set()
+
+        def is_new(name: str = name, new: str = new, found: set[str] = found) -> bool:
+            found.add(_used(running.mountpoint / name))
+            return new in found
+
+        wait_until(running, is_new, f"the {old} is a {new}")
+        assert found <= {old, new}
+
+
+def test_a_name_becomes_another_kind_of_thing_without_an_error(mounted: RunningCachefs, source: Path) -> None:
+    _becomes_another(mounted, source)
+
+
+def test_it_does_so_where_nothing_can_be_watched(
+    cachefs_settings: dict[str, Any], slow_disk: SlowDisk, start_mount: Callable[[dict[str, Any]], RunningCachefs]
+) -> None:
+    cachefs_settings["sources"][0]["ttl"] = "200ms"
+    _becomes_another(start_mount(cachefs_settings), slow_disk.backing)
