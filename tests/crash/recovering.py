@@ -1,4 +1,4 @@
-"""How long the recovery of a cache with 10,000 entries takes, after a death in the midst of its work.
+"""How long the recovery of a cache with 10,000 entries takes after a death in the midst of its work.
 
 Nothing of it needs a mount or a source: recovery asks neither.
 """
@@ -19,7 +19,7 @@ from cachefs.model import SourceName
 from tests.crash.stage import SOURCE
 
 ENTRIES = 10_000
-_LEFTOVERS = 100
+LEFTOVERS = 100
 _SOURCES = {SourceName(SOURCE): f"/mnt/{SOURCE}"}
 
 
@@ -32,15 +32,15 @@ class Measured:
     found: Recovery
 
 
-def measure(folder: Path) -> Measured:
+def measure(folder: Path, entries: int = ENTRIES) -> Measured:
     """Make such a cache below ``folder``, recover it, and remove it again."""
     with tempfile.TemporaryDirectory(dir=folder) as made:
         ssd = Path(made, "ssd")
-        _fill(ssd)
+        _fill(ssd, entries)
         began = time.monotonic()
         looked_at = sum(1 for _ in _stats(os.fspath(ssd)))
         listing_s = time.monotonic() - began
-        if looked_at < ENTRIES:
+        if looked_at < entries:
             raise RuntimeError(f"only {looked_at} files were made")
         began = time.monotonic()
         opened = open_folder(os.fspath(ssd), _SOURCES)
@@ -50,12 +50,12 @@ def measure(folder: Path) -> Measured:
         return Measured(took_s, listing_s, opened.recovery)
 
 
-def _fill(ssd: Path) -> None:
+def _fill(ssd: Path, entries: int) -> None:
     """Entries of one byte, among them a few without a file, and files without a row; the index was not closed."""
     opened = open_folder(os.fspath(ssd), _SOURCES)
     opened.index.close()
     opened.folder.close()
-    for number in range(ENTRIES + _LEFTOVERS):
+    for number in range(entries + LEFTOVERS):
         path = ssd / "files" / SOURCE / _path(number)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
@@ -63,7 +63,7 @@ def _fill(ssd: Path) -> None:
         connection.executemany(
             "INSERT INTO entries (source, path, size, mtime_ns, inode, links, state, ranges, reason, begun_at,"
             " labelled) VALUES (?, ?, 1, '1', 1, 1, 'cached', x'', '', 0, 1)",
-            [(SOURCE.encode(), _path(number).encode()) for number in range(_LEFTOVERS, ENTRIES + 2 * _LEFTOVERS)],
+            [(SOURCE.encode(), _path(number).encode()) for number in range(LEFTOVERS, entries + 2 * LEFTOVERS)],
         )
         connection.execute("INSERT OR REPLACE INTO meta VALUES ('open', x'')")
 

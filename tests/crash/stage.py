@@ -80,7 +80,7 @@ def build(folder: Path, seed: int, files: int, writers: int, mode: str = "copy")
     chance = random.Random(f"{seed}/library")
     library = {}
     for number in range(files):
-        size = chance.randrange(4 * MIB, 8 * MIB) if number % 8 == 7 else chance.randrange(1, 512 * KIB)
+        size = chance.randrange(2 * MIB, 4 * MIB) if number % 8 == 7 else chance.randrange(1, 512 * KIB)
         name = f"{LIBRARY}/season {number // 10}/{number:03}.mkv"
         library[name] = content(seed, name, 0, size)
     stage = Stage(folder, seed, library, writers, mode)

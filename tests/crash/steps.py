@@ -1,7 +1,8 @@
-"""The named steps of publish, evict and recovery: every function of the cache's disk modules that changes something.
+"""The named steps: every function that changes something on the SSD, and those that change a source.
 
-Found by looking into the modules, so that a step that is added there is killed at without being named here. What
-changes nothing is named instead, and a unit test holds that against the code. Imports nothing of cachefs by itself: it
+The SSD's (publish, evict, recovery) are found by looking into the modules, so that a step that is added there is killed
+at without being named here. What changes nothing is named instead, and a unit test holds that against the code. The
+sources' are few and named; the test fails when one is missing. Imports nothing of cachefs by itself: it
 runs in the server while that is being imported.
 """
 
@@ -15,6 +16,23 @@ from types import FunctionType, ModuleType
 
 MODULES = tuple(f"cachefs.cache.{name}" for name in ("copying", "folder", "index", "inside", "keepsake", "label"))
 """The modules of the cache that change what is on the SSD."""
+
+AT_SOURCE = {
+    "cachefs.fs.backing": ("write", "write_both"),
+    "cachefs.fs.changes": ("_create", "_link", "_remove", "_set_attributes"),
+    "cachefs.fs.rename": ("carry_out",),
+    "cachefs.fs.writing": ("_truncate", "_fsync"),
+}
+"""What changes a source, in its threads."""
+
+PARTS_AND_OTHERS = {
+    **dict.fromkeys(("backing.write_at", "backing._drop_set_id"), "a part of a write"),
+    "rename._rename": "a part of carry_out",
+    "backing.copy_back": "a program writes the file through a mapping; no writer of the rig does",
+    **dict.fromkeys(("changes._set_xattr", "changes._remove_xattr"), "no writer of the rig sets attributes"),
+    "changes._fsync_folder": "no writer of the rig syncs a folder",
+}
+"""What else changes a source, and why it is not killed at."""
 
 CHANGES_NOTHING = frozenset(
     {
@@ -49,6 +67,9 @@ class Found:
 def steps_of(module: ModuleType) -> Iterator[Found]:
     """The steps of one module, by their place in it: ``folder.Folder.rename``."""
     short = module.__name__.rpartition(".")[2]
+    if module.__name__ in AT_SOURCE:
+        yield from (Found(f"{short}.{name}", module, vars(module)[name]) for name in AT_SOURCE[module.__name__])
+        return
     for name, value in vars(module).items():
         if inspect.isclass(value) and value.__module__ == module.__name__:
             yield from _functions(value, f"{short}.{name}", module)
@@ -66,5 +87,6 @@ def _functions(owner: ModuleType | type, prefix: str, module: ModuleType) -> Ite
 
 def all_steps() -> tuple[str, ...]:
     """Every step that the rig kills at, in the order of the modules."""
-    found = (found.name for name in MODULES for found in steps_of(importlib.import_module(name)))
+    modules = (*MODULES, *AT_SOURCE)
+    found = (found.name for name in modules for found in steps_of(importlib.import_module(name)))
     return tuple(name for name in found if name not in OUT_OF_REACH)

@@ -14,13 +14,22 @@ from tests.crash.content import common_prefix, content, difference
 from tests.crash.failpoints import Failpoints, Moment, Orders
 from tests.crash.journal import Change, Create, Journal, Link, Rename, Seen, SeenFile, Truncate, Unlink, Write
 from tests.crash.rounds import ALSO_AT_START, AT_START, AT_STOP, Phase, plan
-from tests.crash.steps import CHANGES_NOTHING, MODULES, OUT_OF_REACH, all_steps, steps_of
+from tests.crash.steps import (
+    AT_SOURCE,
+    CHANGES_NOTHING,
+    MODULES,
+    OUT_OF_REACH,
+    PARTS_AND_OTHERS,
+    all_steps,
+    steps_of,
+)
 
-CACHE = Path(__file__).parents[2] / "cachefs" / "cache"
+PACKAGE = Path(__file__).parents[2] / "cachefs"
+CACHE = PACKAGE / "cache"
 
 CHANGING = {
     *("rename", "replace", "unlink", "remove", "mkdir", "rmdir", "rmtree", "ftruncate", "pwrite", "setxattr"),
-    *("fsync", "fdatasync", "utime", "fchmod", "fchown", "symlink", "link", "truncate"),
+    *("fsync", "fdatasync", "utime", "fchmod", "fchown", "symlink", "link", "truncate", "removexattr", "renameat2"),
 }
 NOT_THE_CACHES_TRUTH = {"metadata"}
 """What it writes may be lost at any time: cache.metadata remembers what folders hold."""
@@ -162,7 +171,8 @@ def _public_function(node: ast.stmt) -> str:
 
 def test_every_function_of_the_disk_modules_is_a_step_or_said_to_change_nothing() -> None:
     there = set().union(*map(public_functions, MODULES))
-    assert set(all_steps()) | OUT_OF_REACH.keys() | CHANGES_NOTHING == there
+    on_ssd = {found.name for name in MODULES for found in steps_of(importlib.import_module(name))}
+    assert on_ssd | OUT_OF_REACH.keys() | CHANGES_NOTHING == there
     assert not CHANGES_NOTHING & {*all_steps(), *OUT_OF_REACH}
 
 
@@ -174,6 +184,24 @@ def test_what_is_said_to_change_nothing_calls_nothing_that_does() -> None:
             body = next(node for node in body if getattr(node, "name", "") == part).body  # type: ignore[attr-defined]
         called = {node.attr for statement in body for node in ast.walk(statement) if isinstance(node, ast.Attribute)}
         assert not called & (CHANGING - {"replace", "remove"}), name
+
+
+def changing_functions(module: Path) -> set[str]:
+    """The functions of a module, outside of its classes, that call something that changes files."""
+    found = set()
+    for node in ast.parse(module.read_text()).body:
+        if isinstance(node, ast.FunctionDef):
+            called = {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
+            if called & (CHANGING - {"replace", "remove"}):
+                found.add(f"{module.stem}.{node.name}")
+    return found
+
+
+def test_every_function_that_changes_a_source_is_a_step_or_said_why_not() -> None:
+    changing = set().union(*(changing_functions(path) for path in (PACKAGE / "fs").glob("*.py")))
+    steps = {f"{name.rpartition('.')[2]}.{function}" for name, names in AT_SOURCE.items() for function in names}
+    assert changing <= steps | PARTS_AND_OTHERS.keys()
+    assert PARTS_AND_OTHERS.keys() <= changing
 
 
 def test_steps_have_their_place_in_the_plan() -> None:
@@ -246,7 +274,7 @@ def test_before_a_step_it_is_not_taken(tmp_path: Path, armed: Failpoints) -> Non
 
 
 def test_every_step_is_found_where_it_can_be_replaced() -> None:
-    for name in MODULES:
+    for name in (*MODULES, *AT_SOURCE):
         for found in steps_of(importlib.import_module(name)):
             assert found.function.__name__ in vars(found.owner)
 
