@@ -114,6 +114,9 @@ class _NoCache:
 
     def get(self, key: FileKey) -> None: ...
 
+    def is_confirmed(self, key: FileKey, size: int, mtime_ns: int) -> bool:
+        return False
+
     def holds_in(self, folder: FileKey) -> bool:
         return False
 

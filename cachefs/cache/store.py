@@ -151,6 +151,12 @@ class Store:
         seen_at = self._shelf.seen_at.get(key)
         return seen_at is not None and trio.current_time() - seen_at <= ttl_s
 
+    def is_confirmed(self, key: FileKey, size: int, mtime_ns: int) -> bool:
+        """Whether there is an entry of this very file that its source has confirmed since the start."""
+        entry = self.get(key)
+        same = entry is not None and (entry.size, entry.fingerprint.mtime_ns) == (size, mtime_ns)
+        return same and key in self._shelf.seen_at
+
     def seen_ago_s(self, key: FileKey) -> float:
         """How long ago the source confirmed the entry: infinity when it did not; 0 when there is none."""
         if key not in self._shelf.holdings.live:

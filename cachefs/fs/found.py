@@ -40,6 +40,10 @@ class Witness(Protocol):
         """None for a file that it holds nothing of: it need not be told."""
         ...
 
+    def is_confirmed(self, key: FileKey, size: int, mtime_ns: int) -> bool:
+        """Whether it holds this very file, and its source has shown it since the start."""
+        ...
+
     def holds_in(self, folder: FileKey) -> bool:
         """Whether it holds anything of a file in this folder itself."""
         ...

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from cachefs.descriptors import Descriptor
+from cachefs.fs import devices
 from cachefs.fs.folders import Folders
 from cachefs.fs.leaves import Listing
 from cachefs.fs.stat import Stat, look
@@ -301,3 +302,13 @@ def read_exactly(descriptor: Descriptor, size: int, offset: int) -> bytes:
             parts.append(data)
             done += len(data)
     return b"".join(parts)
+
+
+def identify_child(ref: Ref, name: str) -> devices.Device:
+    """The file system that a name in the folder that ``ref`` means is on."""
+    with folder_of(ref) as folder:
+        place = os.open(name, PLACE, dir_fd=folder)
+    try:
+        return devices.identify(place)
+    finally:
+        os.close(place)

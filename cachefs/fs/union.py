@@ -12,13 +12,14 @@ import os
 import stat as st
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import TypeVar, TypeVarTuple
 
 import trio
 
 from cachefs.descriptors import Descriptor
 from cachefs.errors import SourceError
-from cachefs.fs import devices, reach
+from cachefs.fs import reach
 from cachefs.fs.files import Files
 from cachefs.fs.found import (
     BELIEVED_S,
@@ -36,6 +37,7 @@ from cachefs.fs.found import (
     source_file,
 )
 from cachefs.fs.inodes import ROOT, FolderWatch, Inodes, Link, Node, number_of
+from cachefs.fs.patience import Patience
 from cachefs.fs.reach import Child, Ref
 from cachefs.fs.remembered import HOLDS_S, Known, Memory, NoMemory, Remembered, is_away
 from cachefs.fs.remembering import Remembering
@@ -73,6 +75,7 @@ class Union:
         self.files = Files(self.sources, self._roots, witness, self._certain)
         self.files_asked = Files(self.sources, self._roots, witness, _nothing_is_certain)
         """As ``files``, and the sources are asked whatever is known of them."""
+        self._patience = Patience()
         self.watched = Watched(self.inodes.leaves.close_folder, self._changed)
         self.remembering = Remembering(self.sources, self.remembered, self.watched)
         self._virtual = Stat(st.S_IFDIR | 0o755, ROOT, 0, 2, os.geteuid(), os.getegid(), 0, 0, 0, 4096, *_now4())
@@ -167,6 +170,16 @@ class Union:
         certain = await self._certain_child(place, parent, name)
         if certain is not None:
             return certain
+        if asked.watcher is not None or parent.watch is not None:
+            return await self._look_up(place, parent, name, asked)
+        return await self._patience.ask(
+            place.source.name,
+            (parent.number, name),
+            partial(self._look_up, place, parent, name, asked),
+            partial(self._known_child, place, parent, name),
+        )
+
+    async def _look_up(self, place: Place, parent: Node, name: str, asked: Asked) -> Found:
         keep = self._keeps(asked, place)
         try:
             looked = await self._call(place.source, reach.look_up, place.ref, name, asked.watcher, keep)
@@ -192,6 +205,18 @@ class Union:
                 raise
             await self._roots.refuse_emptied(source)
             raise
+
+    async def _known_child(self, place: Place, parent: Node, name: str) -> Found | None:
+        """What a folder, or a file that is cached, was when it was last seen."""
+        known = await self.remembered.folder(place.keys[0]) if place.keys else None
+        seen = known.listing.named(name) if known is not None else None
+        if seen is None or not self._will_do(self.child_key(parent, name), seen):
+            return None
+        return await self.found(place.source, Child(name, seen), parent, remembered=True)
+
+    def _will_do(self, key: FileKey, seen: Stat) -> bool:
+        """Whether this may be told of a file while its source is being asked: the cache holds it as it is here."""
+        return seen.is_folder or self._witness.is_confirmed(key, seen.size, seen.mtime_ns)
 
     async def _remembered_child(self, place: Place, parent: Node, name: str, error: OSError) -> Found:
         """What a name in a folder was when it was last seen; ``error`` where nobody knows."""
@@ -301,7 +326,7 @@ class Union:
     async def _meet_device(self, source: Source, parent: Node, child: Child) -> Tagged:
         """A file system below a source that was not seen before: a nested mount, a btrfs subvolume."""
         place = self.place(parent)
-        identified = await source.call(_identify_child, place.ref, child.name)
+        identified = await source.call(reach.identify_child, place.ref, child.name)
         return await self._roots.learn(source, child.stat.dev, identified)
 
     def _report(self, source: Source, node: Node, seen: Stat, key: FileKey, device: Tagged) -> None:
@@ -316,6 +341,22 @@ class Union:
         certain = await self._certain_attributes(node, place)
         if certain is not None:
             return certain
+        if self.watched.over(node, self.inodes) is not None or not place.keys or node.writers:
+            return await self._ask_attributes(node, place)
+        return await self._patience.ask(
+            place.source.name,
+            node.number,
+            partial(self._ask_attributes, node, place),
+            partial(self._known_attributes, node, place),
+        )
+
+    async def _known_attributes(self, node: Node, place: Place) -> Found | None:
+        seen = node.seen
+        if seen is None or node.writers or not self._will_do(place.keys[0], seen):
+            return None
+        return Found(node, seen, HOLDS_S, HOLDS_S)
+
+    async def _ask_attributes(self, node: Node, place: Place) -> Found:
         watch = self.watched.over(node, self.inodes)
         changes = watch.changes if watch is not None else 0
         try:
@@ -560,12 +601,3 @@ def _now4() -> tuple[int, int, int, int]:
 def _statvfs(source: Source) -> os.statvfs_result:
     with source.folders.at("") as folder:
         return os.fstatvfs(folder)
-
-
-def _identify_child(ref: Ref, name: str) -> devices.Device:
-    with reach.folder_of(ref) as folder:
-        place = os.open(name, reach.PLACE, dir_fd=folder)
-    try:
-        return devices.identify(place)
-    finally:
-        os.close(place)

@@ -25,6 +25,9 @@ class NoCache:
 
     def get(self, key: FileKey) -> None: ...
 
+    def is_confirmed(self, key: FileKey, size: int, mtime_ns: int) -> bool:
+        return False
+
     def holds_in(self, folder: FileKey) -> bool:
         return False
 

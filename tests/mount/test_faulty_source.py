@@ -103,6 +103,7 @@ MEASURED: dict[str, Callable[[Scene], Callable[[], object]]] = {
     "a cached file that is open": lambda scene: _reading(scene.slow / "one.mkv"),
     "a file of the other source": lambda scene: _reading(scene.media / "one.mkv"),
     "attributes at the other source": lambda scene: (scene.media / "one.mkv").stat,
+    "attributes of a cached file": lambda scene: (scene.slow / "one.mkv").stat,
 }
 
 
@@ -141,6 +142,19 @@ def test_the_first_callers_wait_for_the_timeout_and_later_ones_fail_at_once(
     wait_until(scene.running, scene.is_online, "the source is back")
     assert waiting[0].read(3 * MIB) == 4096
     assert read(scene.slow / "three.mkv") == CONTENT
+
+
+def test_a_cached_film_is_opened_at_once_however_slow_its_source_is(scene: Scene) -> None:
+    film = scene.slow / "one.mkv"
+    assert read(film) == CONTENT
+    scene.disk.slow_down(delay_s=TIMEOUT_S / 4)  # the source is asked four things, one after another
+    for _ in range(3):
+        assert took_s(read, film) < TIMEOUT_S / 2
+    (scene.disk.backing / "one.mkv").write_bytes(CONTENT[1:])
+    assert took_s(read, film) < TIMEOUT_S / 2, "the source is asked, and not waited for"
+    wait_until(scene.running, lambda: "one.mkv" not in scene.cached(), "it is found to be another film")
+    scene.disk.release()
+    wait_until(scene.running, lambda: read(film) == CONTENT[1:], "which is seen")
 
 
 def test_one_probe_at_a_time_looks_for_its_return(scene: Scene) -> None:
