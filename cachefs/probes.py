@@ -7,6 +7,7 @@ changed here but for an unnamed file that is written to an existing cache folder
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
 import stat
@@ -208,7 +209,8 @@ def _why_not_writable(folder: Path, to_be_made: bool) -> str:
             file.write(b"cachefs")
             file.flush()
     except OSError as error:
-        return f"cannot be written: {error.strerror}"
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # what it holds is served all the same
+            return f"cannot be written: {error.strerror}"
     return ""
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from cachefs.cache.keepsake import Keepsake
+from cachefs.cache.locking import locking
 from cachefs.cache.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION, newer
 from cachefs.errors import CacheError, IndexDamaged, IndexFull
 from cachefs.model import CacheEntry, EntryState, FileKey, Fingerprint, Pin, SourceFile, SourceName
@@ -29,10 +30,6 @@ _COLUMNS = (
 
 _Row = tuple[object, ...]
 
-_ROOM_BYTES = 1 << 20
-"""With less free on the SSD, opening the index may fail for lack of it: SQLite begins with 32 KiB, and ext4 keeps
-some blocks back."""
-
 
 class Index:
     """One open index. Not for two threads at once."""
@@ -44,23 +41,12 @@ class Index:
         self._sound = True
         self.full = False
         """Whether it could be opened for reading only, since there is no room on the SSD."""
-        try:
-            self._open()
-        except IndexDamaged:
-            raise
-        except CacheError:
-            if not _is_full(path):
-                raise
-            # Alone with the file SQLite keeps in memory what it else writes beside it (``-shm``) before it can read.
-            self._open("PRAGMA locking_mode = EXCLUSIVE")
-
-    def _open(self, first: str = "") -> None:
         with self._translated():
-            self._connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5)
-            os.chmod(self._path, 0o600)  # it says who watches what; the files beside it follow
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
+            os.chmod(path, 0o600)  # it says who watches what; the files beside it follow
         try:
             with self._translated():
-                self._connection.execute(first)
+                self._connection.execute(locking(path))
             self._prepare()
         except CacheError:
             self._connection.close()
@@ -285,15 +271,6 @@ class Index:
             self._sound = self._sound and not damaged
             kind = IndexDamaged if damaged else IndexFull if code == sqlite3.SQLITE_FULL else CacheError
             raise kind(f"the index {self._path} cannot be used: {error}") from error
-
-
-def _is_full(path: str) -> bool:
-    """Whether the file system has no room for what SQLite writes beside an index."""
-    try:
-        space = os.statvfs(os.path.dirname(path))
-    except OSError:
-        return False
-    return space.f_bavail * space.f_frsize < _ROOM_BYTES or (space.f_files > 0 and space.f_favail == 0)
 
 
 def _statements(script: str) -> Iterator[str]:

@@ -22,6 +22,7 @@ from urllib.parse import quote
 import trio
 
 from cachefs.cache.folder import token_of
+from cachefs.cache.locking import locking
 from cachefs.errors import CacheError
 from cachefs.model import MOUNTS_BELOW, FileKey, SourceName
 
@@ -146,10 +147,8 @@ class Metadata:
         try:
             self._open()
         except sqlite3.DatabaseError as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-                self._given_up()
-                self._open("PRAGMA locking_mode = EXCLUSIVE")  # as cache.index does: a full SSD can be read
-                return
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+                raise  # what it holds is worth more than what it cannot take
             log.info("%s is made anew: %s", self._path, error)
             self.close()
             for suffix in ("", "-wal", "-shm"):
@@ -157,10 +156,10 @@ class Metadata:
                     os.unlink(self._path + suffix)
             self._open()
 
-    def _open(self, first: str = "") -> None:
+    def _open(self) -> None:
         self._connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5)
         os.chmod(self._path, 0o600)
-        self._connection.execute(first)
+        self._connection.execute(locking(self._path))
         self._connection.execute("PRAGMA auto_vacuum = FULL")
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = OFF")

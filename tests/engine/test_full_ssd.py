@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cachefs import probes
+from cachefs.cache.index import Index
 from cachefs.cache.metadata import open_metadata
 from cachefs.cache.store import EvictResult
 from cachefs.errors import CacheError
@@ -23,10 +25,10 @@ FULL = "the SSD is full: the cache folder"
 
 @pytest.fixture
 def ssd(tmp_path: Path) -> Iterator[Path]:
-    """A cache folder on a file system of 4 MiB."""
+    """A cache folder on a file system of 12 MiB."""
     place = tmp_path / "ssd"
     place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "cachefs-test", place], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "cachefs-test", place], check=True)
     try:
         yield place / "cache"
     finally:
@@ -103,3 +105,22 @@ async def test_what_is_remembered_of_folders_outlives_a_start_on_a_full_ssd(ssd:
     fill(ssd)
     async with open_metadata(str(ssd)) as metadata:
         assert await metadata.recall(key("TV")) == b"listing"
+
+
+async def test_a_full_ssd_is_a_warning_of_check_for_mount_serves_what_it_holds(ssd: Path) -> None:
+    async with opened(ssd) as store:
+        await cached(store, "a.mkv")
+    fill(ssd)
+    storage = probes.look_at_cache(ssd)
+    assert (storage.folder.problem, storage.free_bytes) == ("", 0)
+
+
+def test_without_room_for_what_sqlite_maps_into_memory_it_maps_nothing(ssd: Path) -> None:
+    ssd.mkdir()
+    index = Index(str(ssd / "index.sqlite"))
+    assert sorted(os.listdir(ssd)) == ["index.sqlite", "index.sqlite-shm", "index.sqlite-wal"]
+    index.close()
+    fill(ssd)
+    index = Index(str(ssd / "index.sqlite"))
+    assert "index.sqlite-shm" not in os.listdir(ssd)
+    index.close()
