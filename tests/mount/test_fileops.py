@@ -9,13 +9,14 @@ import re
 import shutil
 import stat
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from tests.fileops import MANY, SCENARIOS, Scenario, get, names, put, refused
-from tests.mount.realfiles import GROUP, OTHER, OWNER, RealFiles, User, mounted, opened_folder, set_acl
+from tests.mount.realfiles import GROUP, MASK, OTHER, OWNER, USER, RealFiles, User, mounted, opened_folder, set_acl
 from tests.standin.running import RunningCachefs, start_cachefs
 
 ANNA = User(7001, 7001, (7100,))
@@ -160,6 +161,37 @@ def test_umask_counts_where_no_default_acl_rules(files: RealFiles, acl: int | No
     for name, mode in (("file", file), ("folder", folder), ("fifo", file), ("symlink", 0o777)):
         assert stat.S_IMODE(files.stat(name).mode) == mode, name
         assert stat.S_IMODE(os.lstat(files.behind / name).st_mode) == mode, name
+
+
+@ROOT_ONLY
+def test_a_default_acl_and_a_setgid_folder_are_handed_down_as_at_the_source(files: RealFiles) -> None:
+    files.chmod("", 0o777)
+    entries = ((OWNER, 7, None), (USER, 6, BERT.uid), (GROUP, 5, None), (MASK, 6, None), (OTHER, 4, None))
+
+    def makes(folder: Path) -> None:
+        os.mkdir(folder / "folder", 0o777)
+        for path in (folder / "file", folder / "folder" / "file"):
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666))
+
+    def shown(folder: Path) -> list[tuple[object, ...]]:
+        paths = [folder, folder / "folder", folder / "file", folder / "folder" / "file"]
+        acls = [{name: os.getxattr(path, name) for name in os.listxattr(path)} for path in paths]
+        return [
+            (path.stat().st_mode, path.stat().st_uid, path.stat().st_gid, acl)
+            for path, acl in zip(paths, acls, strict=True)
+        ]
+
+    made = []
+    for name, side in (("here", files.folder), ("there", files.behind)):
+        folder = side / name
+        folder.mkdir()
+        os.chown(folder, 0, ANNA.groups[0])
+        folder.chmod(0o3777)
+        set_acl(folder, entries, default=True)
+        set_acl(folder, [(tag, rights | 3, uid) for tag, rights, uid in entries])
+        ANNA.does(lambda folder=folder: makes(folder), umask=0o077)  # type: ignore[misc]
+        made.append(shown(folder))
+    assert made[0] == made[1] == shown(files.behind / "here")
 
 
 @ROOT_ONLY

@@ -373,7 +373,7 @@ def test_who_truncates_a_cached_file_while_it_plays_ends_the_stream_there(passth
         film.write_bytes(CONTENT)
         cache(running, film)
         with film.open("rb", buffering=0) as player:
-            assert running.status().reads.kernel_opens == (1 if passthrough == "auto" else 0)
+            assert running.status().reads.kernel_opens == (passthrough == "auto" and os.geteuid() == 0)
             assert player.read(MIB) == CONTENT[:MIB]
             writer = os.open(film, os.O_WRONLY | os.O_TRUNC)
             assert player.read(MIB) == b""
