@@ -226,7 +226,8 @@ class Commander:
         self._socket = stage.socket
         self._chance = random.Random(f"{stage.seed}/commander")
         written = [f"{stage.writer(writer)}/f{number}" for writer in range(stage.writers) for number in range(24)]
-        self._files = (sorted(stage.library), [*REPLACED, *REWRITTEN], written)
+        behind = [*REPLACED, *REWRITTEN] if stage.mode == "copy" else written  # what has moved cannot be changed there
+        self._files = (sorted(stage.library), behind, written)
 
     def act(self, root: int) -> None:
         name = self._chance.choice(self._chance.choices(self._files, (6, 2, 3))[0])

@@ -42,7 +42,7 @@ class Row:
     @property
     def place(self) -> str:
         """Its file, below the cache folder."""
-        return f"files/{self.path}" if self.state == "cached" else f"partial/{self.id}"
+        return f"partial/{self.id}" if self.state == "copying" else f"files/{self.path}"
 
 
 def audit(stage: Stage, load: Load) -> Counts:
@@ -149,13 +149,19 @@ def _folder(stage: Stage, counts: Counts) -> None:
 
 
 def unaccounted(rows: tuple[Row, ...], found: Mapping[str, int]) -> str:
-    """The first file without a row, row without a file, or wrong size."""
+    """The first file without a row, row without a file, or wrong size. What was moved is the file itself, and written
+    to: its row need not know its size."""
     places = {row.place: row.size for row in rows}
     if strays := sorted(found.keys() - places.keys()):
         return f"no row speaks of {', '.join(strays[:5])}"
     if missing := sorted(places.keys() - found.keys()):
         return f"there is no {', '.join(missing[:5])}"
-    wrong = [f"{name} has {found[name]} bytes, not {size}" for name, size in places.items() if found[name] != size]
+    written = {row.place for row in rows if row.state == "moved"}
+    wrong = [
+        f"{name} has {found[name]} bytes, not {size}"
+        for name, size in places.items()
+        if found[name] != size and name not in written
+    ]
     return "; ".join(wrong[:5])
 
 
@@ -178,8 +184,10 @@ def _copy(stage: Stage, row: Row, counts: Counts) -> None:
 
 def read_rows(ssd: Path) -> tuple[Row, ...]:
     """The index beside whoever has it open."""
-    columns = "id, source || CAST('/' AS BLOB) || path, size, mtime_ns, source_inode, state"
     with closing(_index(ssd)) as index:
+        known = {name for _, name, *_ in index.execute("PRAGMA table_info(entries)")}
+        state = "CASE WHEN home IS NULL THEN state ELSE 'moved' END" if "home" in known else "state"
+        columns = f"id, source || CAST('/' AS BLOB) || path, size, mtime_ns, source_inode, {state}"
         rows = index.execute(f"SELECT {columns} FROM entries ORDER BY id").fetchall()
     return tuple(
         Row(number, os.fsdecode(path), size, int(mtime_ns), inode, state)

@@ -162,7 +162,10 @@ class Journal:
                     self._inodes.setdefault(number, seen[name].inode)
                 return ""
         problem = self._problem(self.tree, seen)
-        return f"{problem} (in flight: {_short(self.in_flight)})" if self.in_flight is not None else problem
+        if self.in_flight is None:
+            return problem
+        after = self._problem(self.in_flight.apply(self.tree), seen)
+        return f"{problem}; or, had {short(self.in_flight)} taken place: {after}"
 
     def _outcomes(self, seen: Seen) -> Iterator[Tree]:
         yield self.tree
@@ -189,6 +192,7 @@ class Journal:
         return ""
 
 
-def _short(change: Change | None) -> str:
+def short(change: Change | None) -> str:
+    """For people: what it is, without all its bytes."""
     text = repr(change)
     return text if len(text) < 200 else f"{text[:120]}… ({len(text)} characters)"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from cachefs.errors import CachefsError
 from tests.crash.actors import Actor, Commander, Counts, Outside, Reader, Writer, is_death
 from tests.crash.failures import Lost
+from tests.crash.journal import short
 from tests.crash.outsider import Outsider
 from tests.crash.stage import Stage
 
@@ -70,7 +71,7 @@ class Load:
         os.close(self._root)
         for run in self._runs:
             if run.error is not None and not (died and is_death(run.error)):
-                raise Lost(f"{type(run.actor).__name__}: {run.error!r}") from run.error
+                raise Lost(f"{_who(run.actor)}: {run.error!r}") from run.error
 
     @property
     def troubled(self) -> bool:
@@ -93,3 +94,9 @@ class Load:
             except (OSError, CachefsError, Lost) as error:
                 run.error = error
                 return
+
+
+def _who(actor: Actor) -> str:
+    if isinstance(actor, Writer):
+        return f"the writer of {actor.folder}, in {short(actor.journal.in_flight)}"
+    return f"a {type(actor).__name__.lower()}"

@@ -294,3 +294,8 @@ def test_every_step_is_found_where_it_can_be_replaced() -> None:
 def test_every_file_has_its_row_and_every_row_its_file(found: dict[str, int], said: str) -> None:
     rows = (Row(1, "Media/a", 5, 1, 1, "cached"), Row(2, "Media/a", 7, 1, 1, "copying"))
     assert unaccounted(rows, found) == said
+
+
+def test_moved_file_may_have_grown_since_its_row_was_written() -> None:
+    assert unaccounted((Row(1, "Media/a", 5, 1, 1, "moved"),), {"files/Media/a": 9}) == ""
+    assert unaccounted((Row(1, "Media/a", 5, 1, 1, "moved"),), {}) == "there is no files/Media/a"
