@@ -82,6 +82,8 @@ class Shelf:
         self.tell: Callable[[FileKey], object] = lambda _: None
         """Who is told at once of an entry that was published or dropped."""
         self._unsaved: set[int] = set()
+        self._removed_bytes = 0
+        """Since the SSD was measured last."""
         self._quiet_until = float("-inf")
         self._reopen = reopen
         self._gone: set[int] = set()
@@ -144,6 +146,14 @@ class Shelf:
         """See ``Store.space``."""
         return self.room.space(self.holdings.used_bytes, self.holdings.unwritten_bytes)
 
+    def space_soon(self) -> Space:
+        """As it will be once everything that was dropped is removed, and the SSD measured again. A plan that did not
+        know would evict more with every look, for room that is as good as there."""
+        space, doomed = self.space(), self.holdings.doomed.values()
+        used_bytes = space.used_bytes - sum(entry.size for entry in doomed)
+        free_bytes = space.free_bytes + sum(entry.ranges.total for entry in doomed) + self._removed_bytes
+        return replace(space, used_bytes=used_bytes, free_bytes=free_bytes)
+
     # --- disk ---
 
     async def on_disk(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
@@ -159,6 +169,7 @@ class Shelf:
         except OSError as error:
             raise CacheError(f"the cache folder {self.folder.root} cannot be reached: {error.strerror}") from error
         self.room.measured(disk, written_before)
+        self._removed_bytes = 0
 
     async def forget_rows(self, within_s: float = NO_ANSWER_S) -> None:
         """Return once the rows of what was dropped are durably gone, or the SSD has failed and that was said."""
@@ -212,6 +223,7 @@ class Shelf:
                 await self.on_disk(self.folder.remove_published, entry.key)
                 self.owners.pop(entry.key, None)
             self.holdings.removed(entry.id)
+            self._removed_bytes += entry.ranges.total
         self.note_change()
 
     # --- when the SSD fails ---

@@ -298,7 +298,7 @@ class Store:
     def inventory(self) -> Inventory:
         """Everything the planner wants to know, at this moment."""
         self._shelf.settle_reads()
-        return Inventory(tuple(self._shelf.holdings.live.values()), self._in_use(), self.space())
+        return Inventory(tuple(self._shelf.holdings.live.values()), self._in_use(), self._shelf.space_soon())
 
     def space(self) -> Space:
         """The limits against what is used: exact on our side, as of the last ``refresh_space`` on that of others."""

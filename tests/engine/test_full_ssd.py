@@ -13,10 +13,10 @@ import pytest
 from cachefs import probes
 from cachefs.cache.index import Index
 from cachefs.cache.metadata import open_metadata
-from cachefs.cache.store import EvictResult
+from cachefs.cache.store import EvictResult, Limits
 from cachefs.errors import CacheError
 from cachefs.model import Pin
-from tests.engine.cachekit import cached, content, key, listed, opened
+from tests.engine.cachekit import Bytes, cached, content, key, listed, opened
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a small file system is mounted by root only")
 
@@ -124,3 +124,20 @@ def test_without_room_for_what_sqlite_maps_into_memory_it_maps_nothing(ssd: Path
     index = Index(str(ssd / "index.sqlite"))
     assert "index.sqlite-shm" not in os.listdir(ssd)
     index.close()
+
+
+async def test_what_was_evicted_counts_as_room_at_once_so_that_no_plan_evicts_more(ssd: Path) -> None:
+    limits = Limits(max_size=Bytes(1 << 30), min_free=Bytes(2_000_000))
+    async with opened(ssd, limits) as store:
+        for name in ("a.mkv", "b.mkv"):
+            await cached(store, name, bytes(3_000_000))
+        fill(ssd)
+        await store.refresh_space()
+        assert store.inventory().space.room_bytes < 0
+        await store.evict(key("a.mkv"))
+        assert store.inventory().space.room_bytes > 0
+        assert store.space().room_bytes < 0  # the file is still there
+        await store.remove_doomed()
+        assert store.inventory().space.room_bytes > 0
+        await store.refresh_space()
+        assert 0 < store.inventory().space.room_bytes == store.space().room_bytes < 3_000_000
