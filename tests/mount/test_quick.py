@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import random
 import struct
@@ -108,6 +109,25 @@ def test_a_slow_reader_of_a_folder_misses_no_name_that_stays_and_sees_none_twice
     kept = [name for name in found if name in stays]
     assert len(kept) == len(set(kept))
     assert set(kept) == stays
+
+
+def test_a_folder_of_100000_is_listed_in_full_while_it_changes(mounted: RunningCachefs, source: Path) -> None:
+    folder, here = source / "Films", mounted.mountpoint / "Films"
+    folder.mkdir()
+    for number in range(100_000):
+        os.mknod(f"{folder}/stays {number}")
+    kept: list[str] = []
+    with opened_folder(here) as slow:
+        for turn in itertools.count():
+            if not (names := getdents(slow, 1 << 16)):
+                break
+            kept += [name for name in names if name.startswith("stays")]
+            if turn % 20 == 0:
+                (folder / f"comes behind {turn}").touch()
+                (here / f"comes {turn}").touch()
+                (here / f"comes {turn}").rename(here / f"is renamed {turn}")
+                (folder / f"comes behind {turn}").unlink()
+    assert len(kept) == len(set(kept)) == 100_000
 
 
 def test_a_folder_can_be_read_again_from_where_one_was(mounted: RunningCachefs, source: Path) -> None:
