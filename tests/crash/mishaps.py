@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from contextlib import closing
 
@@ -49,6 +50,14 @@ def _damaged_index(stage: Stage) -> None:
     (stage.ssd / "index.sqlite-wal").unlink(missing_ok=True)
 
 
+def _fewer_sources(stage: Stage) -> None:
+    """As if there had been another one until now."""
+    with closing(sqlite3.connect(stage.ssd / "index.sqlite")) as index, index:
+        (sources,) = index.execute("SELECT value FROM meta WHERE name = 'identity'").fetchone()
+        more = json.dumps({**json.loads(sources), "Gone": "/mnt/gone"}, sort_keys=True)
+        index.execute("UPDATE meta SET value = ? WHERE name = 'identity'", (more.encode(),))
+
+
 def _no_labels(stage: Stage) -> None:
     with closing(sqlite3.connect(stage.ssd / "index.sqlite")) as index, index:
         index.execute("UPDATE entries SET labelled = 0")
@@ -61,5 +70,6 @@ _ACTS = {
     Mishap.LOST_INDEX: _lost_index,
     Mishap.LOST_KEEPSAKE: _lost_keepsake,
     Mishap.DAMAGED_INDEX: _damaged_index,
+    Mishap.FEWER_SOURCES: _fewer_sources,
     Mishap.NO_LABELS: _no_labels,
 }

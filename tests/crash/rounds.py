@@ -31,6 +31,7 @@ class Mishap(enum.Enum):
     LOST_INDEX = "the index is deleted"
     LOST_KEEPSAKE = "the facts that are written down a second time are deleted"
     DAMAGED_INDEX = "the index is damaged"
+    FEWER_SOURCES = "a source has gone from the configuration"
     NO_LABELS = "copies from before there were labels"
 
 
@@ -41,7 +42,7 @@ AT_START = {
     "folder.Folder.label_published": Mishap.NO_LABELS,
     "folder.Folder.set_index_aside": Mishap.DAMAGED_INDEX,
     "index.Index.rebuild": Mishap.LOST_INDEX,
-    "index.Index.set_identity": Mishap.NONE,
+    "index.Index.set_identity": Mishap.FEWER_SOURCES,
     "index.Index.set_labelled": Mishap.NO_LABELS,
     "index.Index.device_tag": Mishap.NONE,
 }
