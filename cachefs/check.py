@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 import trio
 
 from cachefs import leftover, nesting, probes
+from cachefs import place as place_of_mount
 from cachefs.cache.folder import holder
 from cachefs.cache.metadata import has_seen
 from cachefs.cache.recovery import refusal
@@ -152,11 +153,14 @@ async def _look_at_place(config: Config, looks: _Looks) -> None:
         what = f"{place.mount.source} ({place.mount.fstype})"
         looks.add(Severity.ERROR, "mountpoint", f"{mountpoint} is in use: {what} is mounted there; choose another")
     elif place.folder is not None and not _in_place(config):
-        _judge_empty_place(place.folder, looks)
+        can_be_made = place.has_parent and place_of_mount.is_kept_full(config)
+        _judge_empty_place(place.folder, can_be_made, looks)
 
 
-def _judge_empty_place(folder: probes.Folder, looks: _Looks) -> None:
-    if folder.missing:
+def _judge_empty_place(folder: probes.Folder, can_be_made: bool, looks: _Looks) -> None:
+    if folder.missing and can_be_made:
+        looks.add(Severity.NOTE, "mountpoint", f"{folder.path} will be made, and goes with the mount")
+    elif folder.missing:
         looks.add(Severity.ERROR, "mountpoint", f"{folder.path} does not exist; run: mkdir -p {folder.path}")
     elif folder.problem:
         looks.add(Severity.ERROR, "mountpoint", f"{folder.path} {folder.problem}")

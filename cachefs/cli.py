@@ -22,7 +22,7 @@ from rich.console import RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from cachefs import __version__, daemon, show, terminal
+from cachefs import __version__, daemon, fstab, health, show, terminal
 from cachefs.cache.metadata import forget_source
 from cachefs.commands import machine, shared, verify
 from cachefs.config import Config
@@ -31,8 +31,8 @@ from cachefs.control.client import Client
 from cachefs.errors import CachefsError, CannotMount, NotRunning, UserError
 from cachefs.model import FileKey, Plan, Skip, SourceName, Visible
 
-_ASK_DISKS = frozenset({"check", "doctor", "plan"})
-"""Commands that ask sources themselves, which may hang. A word too many here costs nothing."""
+_ASK_DISKS = frozenset({"check", "doctor", "plan", "--healthy"})
+"""Commands that ask sources or the mount themselves, which may hang. A word too many here costs nothing."""
 _POLL_S = 0.5
 _WATCH_S = 1.0
 
@@ -43,7 +43,7 @@ _WATCH_S = 1.0
 def main() -> None:
     """What ``cachefs`` runs."""
     sys.excepthook = _report_bug
-    arguments = sys.argv[1:]
+    arguments = fstab.as_command(sys.argv[1:])
     if not _ASK_DISKS.intersection(arguments):
         terminal.leave(run(arguments))
     try:
@@ -121,8 +121,11 @@ def plan(config_file: Path | None, as_json: bool) -> None:
 @shared.config_option
 @shared.json_option
 @click.option("--watch", is_flag=True, help="Again every second, until Ctrl-C.")
-def status(config_file: Path | None, as_json: bool, watch: bool) -> None:
+@click.option("--healthy", is_flag=True, help="Only whether the mount and the daemon answer: 0, or 1 and why not.")
+def status(config_file: Path | None, as_json: bool, watch: bool, healthy: bool) -> int:
     """Show the mount, Plex, the sources, the cache, copies and reads."""
+    if healthy:
+        return _tell_health(config_file)
     config = shared.load(config_file)
     with shared.client(config) as client:
 
@@ -137,8 +140,18 @@ def status(config_file: Path | None, as_json: bool, watch: bool) -> None:
             else:
                 shared.show_text(table())
             if not watch:
-                return
+                return 0
             time.sleep(_WATCH_S)
+
+
+def _tell_health(config_file: Path | None) -> int:
+    """Two outcomes only: container engines keep every other exit code for themselves."""
+    try:
+        problem = health.problem(shared.load(config_file))
+    except UserError as error:
+        problem = str(error)
+    shared.show_line(f"unhealthy: {show.printable(problem)}" if problem else "healthy")
+    return 1 if problem else 0
 
 
 def _watch_live(table: Callable[[], RenderableType]) -> None:

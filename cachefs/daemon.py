@@ -4,7 +4,8 @@ The keeper runs it as ``cachefs serve``. Started in the order of the ``AsyncExit
 
     nothing lies in one another                    first of all: the cache folder is not made inside a source
     cache folder locked, index open, recovered     first, so that a second daemon is refused before it touches anything
-    leftover mount cleared                         before sources are opened: in place, it lies over the source
+    leftover mount cleared                         before sources are opened: in place, it lies over the source;
+                                                   elsewhere it stays until the new one takes its place
     sources opened                                 before the mount: in place, the mount hides them
     mount made                                     only now can anybody see us
     control socket                                 last: who can ask gets answers
@@ -21,13 +22,13 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 
 import trio
 
-from cachefs import __version__, leftover, lifeline, logs, mounts, nesting, probes, readahead
+from cachefs import __version__, leftover, lifeline, logs, mounts, nesting, place, probes, readahead
 from cachefs.cache.folder import holder
 from cachefs.cache.metadata import Metadata, open_metadata
 from cachefs.cache.populate import Copiers, CopySettings
@@ -165,7 +166,7 @@ class _Server:
         config = self._config
         await nesting.refuse(config)
         store = await self._open_store(stack)
-        await leftover.clear(config.mountpoint)
+        await leftover.clear(config.mountpoint, keep_dead=place.is_kept_full(config))
         metadata = self._metadata = await stack.enter_async_context(open_metadata(str(config.cache.path)))
         union = await stack.enter_async_context(_union(config, store, store.device_tag, metadata))
         union.remembering.cached(entry.key for entry in store.inventory().entries)
@@ -208,7 +209,7 @@ class _Server:
             return await stack.enter_async_context(_store(config))
         except CacheBusy:
             pid = await trio.to_thread.run_sync(holder, str(config.cache.path))
-            if pid is not None and not await leftover.is_over(pid, config.mountpoint):
+            if pid is not None and not await leftover.is_over(pid, config.mountpoint, place.is_kept_full(config)):
                 raise
         return await stack.enter_async_context(_store(config))
 
@@ -235,6 +236,7 @@ class _Server:
             for name, task in tasks.items():
                 nursery.start_soon(supervise, name, self._health, task, PLEX if name == _PLEX_EVENTS else "")
             log.info("cachefs %s is ready: %s shows %s", __version__, self._config.mountpoint, _shown(parts))
+            logs.detach(os.environ)
             self._line.say(Word.READY)
         with trio.move_on_after(_STOP_WITHIN_S, shield=True):
             await parts.routing.close()
@@ -362,10 +364,16 @@ async def _mounted(config: Config, operations: Operations) -> AsyncIterator[None
     if fuse.others_refused:
         log.info("only you can see the mount: for others, write user_allow_other into %s", probes.FUSE_CONF)
     other = await trio.to_thread.run_sync(mounts.mounted_at, config.mountpoint)
-    if other is not None and not await trio.to_thread.run_sync(nesting.in_place, config):
+    kept_full = place.is_kept_full(config)
+    ours = kept_full and other is not None and other.is_cachefs
+    if other is not None and not ours and not await trio.to_thread.run_sync(nesting.in_place, config):
         what = f"{other.source} ({other.fstype})"
         raise CannotMount(f"{config.mountpoint} is in use: {what} is mounted there; unmount it, or choose another")
-    async with mounting.mounted(operations, config.mountpoint, for_others=not fuse.others_refused):
+    at = await trio.to_thread.run_sync(place.prepare, config.mountpoint) if kept_full else config.mountpoint
+    async with (
+        mounting.mounted(operations, at, for_others=not fuse.others_refused, unmounts=not kept_full),
+        place.held(at, config.mountpoint) if kept_full else nullcontext(),
+    ):
         if config.read_ahead:
             await trio.to_thread.run_sync(readahead.raise_to, config.read_ahead, config.mountpoint)
         yield

@@ -22,7 +22,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cachefs import lifeline, logs, mounts
+from cachefs import lifeline, logs, mounts, place
+from cachefs.announce import Announcer
 from cachefs.config import Config, load
 from cachefs.errors import UserError
 from cachefs.processes import code_of_the_dead
@@ -84,9 +85,11 @@ class _Server:
 class Keeper:
     """Runs servers, one after the other, until told to stop."""
 
-    def __init__(self, config_path: Path, config: Config) -> None:
+    def __init__(self, config_path: Path, config: Config, announcer: Announcer | None = None) -> None:
         self._config_path = config_path
         self._mountpoint = config.mountpoint
+        self._kept_full = place.is_kept_full(config)
+        self._announcer = announcer or Announcer()
         self._stop_at: float | None = None
         self._failures = 0
         self._was_ready = False
@@ -101,9 +104,10 @@ class Keeper:
                 os.close(server.pipe)
                 if code is not None:
                     return code
-                self._clear_mount()
+                self._clear_mount(for_good=False)
                 self._wait_before_restart(server)
                 if self._stop_at is not None:
+                    self._clear_mount(for_good=True)
                     return 0
 
     def _start(self) -> _Server:
@@ -133,33 +137,41 @@ class Keeper:
         watched = [self._wake_out, server.pipe] if server.pipe_open else [self._wake_out]
         readable, _, _ = select.select(watched, (), (), min(timeout, 1.0))
         if server.pipe in readable:
-            server.listen()
+            self._listen(server)
         if self._wake_out in readable:
             self._on_signals(server)
+
+    def _listen(self, server: _Server) -> None:
+        was_ready = server.was_ready
+        server.listen()
+        if server.was_ready and not was_ready:
+            self._announcer.ready(f"mounted at {self._mountpoint}")
 
     def _on_signals(self, server: _Server | None) -> None:
         numbers = set(os.read(self._wake_out, 64))
         stopping = sorted(numbers & {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
         if stopping and self._stop_at is None:
             self._stop_at = time.monotonic() + STOP_WITHIN_S
+            self._announcer.stopping()
             if server is not None:
                 server.process.send_signal(stopping[0])
 
     def _ended(self, server: _Server, code: int) -> int | None:
         if self._stop_at is not None:
-            self._clear_mount()
+            self._clear_mount(for_good=True)
             return 0
         if code == 0 and server.is_gone:
             return 0
         if server.was_stopping:
-            self._clear_mount()
+            self._clear_mount(for_good=True)
             return code if code >= 0 else 128 - code
         if server.was_ready:
-            log.warning("the server ended with %s; its mount is cleared and it is started again", _how(code))
+            log.warning("the server ended with %s; it is started again", _how(code))
         elif self._was_ready:
             log.warning("the server could not start again: it ended with %s; trying until it can", _how(code))
         else:
             return code if code >= 0 else 128 - code
+        self._announcer.status(f"the server ended with {_how(code)}; starting it again")
         self._was_ready = True
         return None
 
@@ -172,15 +184,15 @@ class Keeper:
     def _take_away(self, server: _Server) -> int:
         log.warning("the server did not stop within %g s; taking the mount away", STOP_WITHIN_S)
         server.process.kill()
-        self._clear_mount()
+        self._clear_mount(for_good=True)
         return 0
 
-    def _clear_mount(self) -> None:
+    def _clear_mount(self, for_good: bool) -> None:
         """In a child of its own: where the mountpoint lies on a disk that hangs, the way to it hangs as well."""
         child = os.fork()
         if child == 0:
             try:
-                self._unmount()
+                self._unmount(for_good)
             finally:
                 os._exit(0)
         number = os.pidfd_open(child)
@@ -192,10 +204,15 @@ class Keeper:
         finally:
             os.close(number)
 
-    def _unmount(self) -> None:
+    def _unmount(self, for_good: bool) -> None:
+        """In place the slow files are below it. Elsewhere it is left to the next server, which puts its own there."""
         try:
             mount = mounts.mounted_at(self._mountpoint)
-            if mount is not None and mount.is_cachefs:
+            if self._kept_full and not for_good:
+                mounts.abort(self._mountpoint)
+            elif self._kept_full:
+                place.take_away(self._mountpoint, force=True)
+            elif mount is not None and mount.is_cachefs:
                 mounts.unmount(self._mountpoint, force=True)
         except UserError as error:
             log.warning("%s", error)
@@ -244,7 +261,7 @@ def _how(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def run(config_path: Path) -> int:
+def run(config_path: Path, announcer: Announcer) -> int:
     """``cachefs mount``: keep a server running until a signal ends it; its exit code. Raises ``ConfigError``."""
     logs.set_up()
-    return Keeper(config_path, load(config_path, os.environ)).run()
+    return Keeper(config_path, load(config_path, os.environ), announcer).run()

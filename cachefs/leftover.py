@@ -21,9 +21,10 @@ _ANSWER_WITHIN_S = 5.0
 _ENDS_WITHIN_S = 10.0
 
 
-async def clear(mountpoint: Path) -> None:
+async def clear(mountpoint: Path, keep_dead: bool) -> None:
     """Take dead cachefs mounts at ``mountpoint`` away; ``CannotMount`` when a living one is there.
 
+    ``keep_dead``: it stays where it is, until the next mount takes its place, but nobody waits for it any more.
     Whether one lives is asked in a thread that may be left behind: a hung mount lets go of it once it is aborted.
     """
     while True:
@@ -32,6 +33,9 @@ async def clear(mountpoint: Path) -> None:
             return
         if await answers(mountpoint):
             raise CannotMount(f"another cachefs is mounted at {mountpoint}; stop it, or choose another mountpoint")
+        if keep_dead:
+            await trio.to_thread.run_sync(mounts.abort, mountpoint)
+            return
         log.info("clearing the mount that an earlier run left at %s", mountpoint)
         try:
             await trio.to_thread.run_sync(mounts.unmount, mountpoint, True)
@@ -39,12 +43,12 @@ async def clear(mountpoint: Path) -> None:
             raise CannotMount(str(error)) from error
 
 
-async def is_over(pid: int, mountpoint: Path) -> bool:
+async def is_over(pid: int, mountpoint: Path, keep_dead: bool) -> bool:
     """Whether a process of an earlier run that was killed has let go of everything by now; False for a living one.
 
     One of its threads may have been telling the kernel of a change in a folder (FUSE_NOTIFY_INVAL_ENTRY), and waits
     there for the folder's lock; whoever has that waits for an answer from the mount; and the mount stays without one
-    for as long as that thread is there. Only taking the mount away ends it.
+    for as long as that thread is there. Only aborting the mount ends it.
     """
     try:
         number = os.pidfd_open(pid)
@@ -53,7 +57,7 @@ async def is_over(pid: int, mountpoint: Path) -> bool:
     try:
         if code_of_the_dead(pid) is None:
             return False
-        await clear(mountpoint)
+        await clear(mountpoint, keep_dead)
         return await trio.to_thread.run_sync(_has_ended, number)
     finally:
         os.close(number)

@@ -31,8 +31,8 @@ _MAX_LINKS = 40  # as the kernel: path_resolution(7)
 
 # umount2(2)
 _MNT_FORCE = 1
-_MNT_DETACH = 2
-_UMOUNT_NOFOLLOW = 8
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +130,30 @@ def unmount(path: Path, force: bool) -> None:
         return
     if force:
         _abort_connection(mount)
-    flags = _MNT_DETACH | _UMOUNT_NOFOLLOW | (_MNT_FORCE if force else 0)
-    error = _umount2(mount.path, flags)
+    flags = MNT_DETACH | UMOUNT_NOFOLLOW | (_MNT_FORCE if force else 0)
+    error = umount2(mount.path, flags)
     if error == errno.EPERM:
         _fusermount(mount.path)
     elif error not in (0, errno.EINVAL, errno.ENOENT):  # these two: gone meanwhile
         raise UserError(f"cannot unmount {path}: {os.strerror(error)}")
+
+
+def abort(path: Path) -> None:
+    """End the connection of the FUSE mount at ``path``, which stays there and gives errors; who waits for it gets one.
+
+    MNT_FORCE alone would also unmount it, so it is kept busy. O_PATH asks the mount nothing: it may hang.
+    """
+    mount = mounted_at(path)
+    if mount is None:
+        return
+    try:
+        held = os.open(mount.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return  # gone meanwhile
+    try:
+        umount2(mount.path, _MNT_FORCE | UMOUNT_NOFOLLOW)
+    finally:
+        os.close(held)
 
 
 def _parse_line(line: bytes) -> Mount:
@@ -165,7 +183,7 @@ def _link_target(path: Path) -> Path | None:
         return None
 
 
-def _umount2(path: Path, flags: int) -> int:
+def umount2(path: Path, flags: int) -> int:
     """umount2(2); 0 or the errno."""
     libc = ctypes.CDLL(None, use_errno=True)
     ctypes.set_errno(0)

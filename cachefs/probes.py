@@ -99,6 +99,8 @@ class Place:
     mount: mounts.Mount | None
     daemon_pid: int | None
     folder: Folder | None
+    has_parent: bool = False
+    """The folder is missing, but could be made."""
 
 
 def look_at_folder(path: Path) -> Folder:
@@ -171,7 +173,8 @@ def look_at_mountpoint(mountpoint: Path, socket: Path) -> Place:
     mount = mounts.mounted_at(mountpoint)
     folder = look_at_folder(mountpoint) if mount is None else None
     status = look_at_daemon(socket)
-    return Place(mount, status.pid if status is not None else None, folder)
+    has_parent = folder is not None and folder.missing and mountpoint.parent.is_dir()
+    return Place(mount, status.pid if status is not None else None, folder, has_parent)
 
 
 def look_at_socket(path: Path) -> str:

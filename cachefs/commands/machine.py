@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
 import click
 import trio
 
-from cachefs import check, daemon, doctor, keeper, leftover, logs, mounts, show
+from cachefs import check, daemon, doctor, fstab, keeper, leftover, logs, mounts, place, show
+from cachefs.announce import Announcer
 from cachefs.commands import shared
 from cachefs.config import Config, PlexConfig
 from cachefs.errors import NotRunning, UserError
@@ -25,7 +27,18 @@ _PLEX_S = 30.0
 @shared.config_option
 def mount(config_file: Path | None) -> int:
     """Mount, and stay until Ctrl-C, SIGTERM or SIGHUP."""
-    return keeper.run(shared.find_config(config_file))
+    return keeper.run(shared.find_config(config_file), Announcer.from_environment(os.environ))
+
+
+@click.command(fstab.COMMAND, hidden=True)
+@click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.option("-o", "options", multiple=True)
+def fstab_command(config_file: Path, mountpoint: Path, options: tuple[str, ...]) -> int:
+    """What mount(8) runs for the type fuse.cachefs."""
+    for text in options:
+        fstab.refuse_options(text)
+    return fstab.mount(config_file.absolute(), shared.load(config_file), mountpoint)
 
 
 @click.command(hidden=True)
@@ -108,18 +121,21 @@ def _clear_mount(config: Config) -> str:
     """Without a daemon; says what was done."""
     mountpoint = config.mountpoint
     found = mounts.mounted_at(mountpoint)
-    place = show.printable(str(mountpoint))
+    where = show.printable(str(mountpoint))
     if found is None:
-        return f"daemon not running, and nothing is mounted at {place}"
+        return f"daemon not running, and nothing is mounted at {where}"
     if not found.is_cachefs:
-        raise UserError(f"daemon not running; what is mounted at {place} is {found.fstype}, not cachefs: left alone")
+        raise UserError(f"daemon not running; what is mounted at {where} is {found.fstype}, not cachefs: left alone")
     if trio.run(leftover.answers, mountpoint):
         raise UserError(
-            f"a living cachefs is mounted at {place}, but none answers on {config.control.socket}: it is left alone; "
+            f"a living cachefs is mounted at {where}, but none answers on {config.control.socket}: it is left alone; "
             "is it the same configuration, and the same user?"
         )
-    mounts.unmount(mountpoint, force=True)
-    return f"daemon not running; its mount at {place} is cleared"
+    if place.is_kept_full(config):
+        place.take_away(mountpoint, force=True)
+    else:
+        mounts.unmount(mountpoint, force=True)
+    return f"daemon not running; its mount at {where} is cleared"
 
 
 async def _examine(config: Config) -> check.CheckReport:
@@ -131,4 +147,4 @@ async def ask_plex(plex: PlexConfig, token: str) -> check.PlexFacts:
     return await PlexClient(settings).check()
 
 
-COMMANDS = (mount, serve, check_command, doctor_command, unmount)
+COMMANDS = (mount, fstab_command, serve, check_command, doctor_command, unmount)

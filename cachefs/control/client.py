@@ -51,8 +51,8 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
-    def status(self) -> Status:
-        return self._show(Status, "status", _QUICK_S)
+    def status(self, within_s: float = _QUICK_S) -> Status:
+        return self._show(Status, "status", within_s)
 
     def plan(self) -> Plan:
         return self._show(Plan, "plan", _PATIENT_S)

@@ -17,6 +17,8 @@ from cachefs.fs.operations import Operations
 
 log = logging.getLogger(__name__)
 
+NAME = "CACHEFS_NAME"
+"""What the mount table calls the mount's source; ``mount -a`` looks there for what /etc/fstab says."""
 _MIN_TASKS = 16
 _MAX_TASKS = 4096
 """Every request waits under some limiter; the number of tasks must not be the limit, or requests for a hung source
@@ -24,14 +26,15 @@ would keep all others out (110 of them did, with pyfuse3's 99)."""
 
 
 @asynccontextmanager
-async def mounted(operations: Operations, mountpoint: Path, *, for_others: bool) -> AsyncIterator[None]:
-    """The mount, for the length of the block. Raises ``CannotMount``."""
+async def mounted(operations: Operations, mountpoint: Path, *, for_others: bool, unmounts: bool) -> AsyncIterator[None]:
+    """The mount, for the length of the block; the caller ``unmounts`` it himself if not. Raises ``CannotMount``."""
     if not await trio.to_thread.run_sync(os.path.isdir, mountpoint):
         raise CannotMount(f"the mountpoint {mountpoint} is no folder; run: mkdir -p {mountpoint}")
     channel.want_passthrough()
     if await trio.to_thread.run_sync(caller.has_own_umask):
         channel.want_umask()
-    options = {"fsname=cachefs", "subtype=cachefs", "default_permissions"}
+    name = os.environ.get(NAME, "cachefs").replace("\\", "\\\\").replace(",", "\\,")  # fuse_opt_parse()
+    options = {f"fsname={name}", "subtype=cachefs", "default_permissions"}
     if for_others:
         options.add("allow_other")
     try:
@@ -44,7 +47,7 @@ async def mounted(operations: Operations, mountpoint: Path, *, for_others: bool)
         yield
     finally:
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(pyfuse3.close)
+            await trio.to_thread.run_sync(pyfuse3.close, unmounts)
 
 
 async def answer() -> None:

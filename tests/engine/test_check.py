@@ -90,16 +90,27 @@ async def test_all_faults_are_found_at_once(folders: Folders) -> None:
     (folders.root / "ssd").rmdir()
     (folders.root / "ssd").write_text("a file")
     (folders.root / "mnt").rmdir()
+    (folders.root / "mnt").write_text("")
     (folders.root / "file").write_text("")
     sources = [{"path": f"{folders.root}/gone"}, {"path": f"{folders.root}/file"}]
     report = await examined(folders.config(sources=sources))
     assert not report.can_mount
     assert [(finding.key, finding.message.partition(" ")[2]) for finding in found(report, ERROR)] == [
         ("cache.path", "is no folder"),
-        ("mountpoint", f"does not exist; run: mkdir -p {folders.root}/mnt"),
+        ("mountpoint", "is no folder"),
         ("sources[0].path", "does not exist"),
         ("sources[1].path", "is no folder"),
     ]
+
+
+async def test_a_missing_mountpoint_is_made_by_root_in_a_folder_that_is_there(folders: Folders) -> None:
+    (folders.root / "mnt").rmdir()
+    report = await examined(folders.config())
+    assert report.can_mount == (os.geteuid() == 0)
+    if report.can_mount:
+        assert only(report, NOTE, "mountpoint") == f"{folders.root}/mnt will be made, and goes with the mount"
+    report = await examined(folders.config(mountpoint=f"{folders.root}/gone/mnt"))
+    assert only(report, ERROR, "mountpoint").endswith(f"does not exist; run: mkdir -p {folders.root}/gone/mnt")
 
 
 # --- whose cache folder it is ----------------------------------------------------------------------------------------
@@ -344,7 +355,8 @@ def test_check_is_two_until_all_is_mended(
     run = partial(cli.run, ["check", "-c", "x", "--json"])
     monkeypatch.setattr(shared, "load", lambda given: folders.config())
     assert run() == 0
-    (folders.root / "mnt").rmdir()
+    (folders.root / "media" / "film.mkv").unlink()
+    (folders.root / "media").rmdir()
     assert run() == 2
     assert '"severity": "error"' in capsys.readouterr().out
 

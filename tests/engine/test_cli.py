@@ -17,7 +17,8 @@ import click.testing
 import pytest
 import trio
 
-from cachefs import cli, keeper, mounts
+from cachefs import cli, fstab, keeper, mounts
+from cachefs.announce import Announcer
 from cachefs.control import wire
 from cachefs.control.api import listen, serve
 from cachefs.errors import CannotMount
@@ -245,7 +246,7 @@ def test_a_bug_is_one_with_its_traceback_and_a_request_to_report_it(place: Place
 def test_cannot_mount_is_three(
     place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(config_file: Path) -> int:
+    def refuse(config_file: Path, announcer: Announcer) -> int:
         raise CannotMount(f"{config_file}: /dev/fuse is missing")
 
     monkeypatch.setattr(keeper, "run", refuse)
@@ -473,7 +474,7 @@ def test_help_of_every_command_is_there(place: Place) -> None:
         outcome = runner.invoke(cli.commands, [name, "--help"])
         assert outcome.exit_code == 0
         assert found.help is not None
-        assert "--config FILE" in outcome.output
+        assert ("CONFIG" if name == fstab.COMMAND else "--config FILE") in outcome.output
 
 
 def test_a_stale_socket_is_no_daemon(place: Place) -> None:

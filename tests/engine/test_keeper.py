@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from cachefs import keeper, lifeline
+from cachefs.announce import Announcer
 from cachefs.config import Config, build
 from cachefs.keeper import Keeper
 from cachefs.lifeline import Lifeline, Word
@@ -35,8 +36,8 @@ def config(tmp_path: Path) -> Config:
 class Scripted(Keeper):
     """A keeper whose servers are Python scripts, one after the other."""
 
-    def __init__(self, config: Config, scripts: list[str]) -> None:
-        super().__init__(Path("unused.yaml"), config)
+    def __init__(self, config: Config, scripts: list[str], announcer: Announcer | None = None) -> None:
+        super().__init__(Path("unused.yaml"), config, announcer)
         self.scripts = scripts
 
     def _start(self) -> keeper._Server:

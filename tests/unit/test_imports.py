@@ -59,7 +59,7 @@ KNOWN_TO_FEW = {
     "cli": {"__main__"},
     "commands.machine": {"cli"},
     "daemon": {"cli", "commands.machine", "__main__"},
-    "keeper": {"commands.machine", "__main__"},
+    "keeper": {"commands.machine", "fstab", "__main__"},
     "engine": {"daemon"},
 }
 """Modules at the top of the program, and who may import them."""
