@@ -106,6 +106,7 @@ async def examine(config: Config, ask_plex: AskPlex, path_report: tuple[str, ...
     await _look_at_place(config, looks)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_look_at_fuse, looks)
+        nursery.start_soon(_look_at_sharing, config, looks)
         nursery.start_soon(_look_at_cache, config, looks)
         nursery.start_soon(_look_at_socket, config, looks)
         nursery.start_soon(_look_at_plex, config, ask_plex, looks)
@@ -233,6 +234,11 @@ async def _look_at_owner(config: Config, looks: _Looks) -> None:
         looks.add(Severity.ERROR, "cache.path", message)
 
 
+async def _look_at_sharing(config: Config, looks: _Looks) -> None:
+    if await within(LOCAL_S, probes.unseen_outside, config.mountpoint):
+        looks.add(Severity.WARNING, "mountpoint", f"only this container will see the mount: {probes.NOT_SHARED}")
+
+
 async def _look_at_fuse(looks: _Looks) -> None:
     fuse = await within(LOCAL_S, probes.look_at_fuse, os.geteuid())
     if fuse is None:
@@ -240,6 +246,8 @@ async def _look_at_fuse(looks: _Looks) -> None:
         return
     if fuse.device_problem:
         looks.add(Severity.ERROR, "", f"{probes.FUSE_DEVICE} {fuse.device_problem}")
+    if fuse.right_missing:
+        looks.add(Severity.ERROR, "", probes.RIGHT_MISSING)
     if fuse.fusermount_missing:
         looks.add(Severity.ERROR, "", "fusermount3 is missing; install the package fuse3, or run cachefs as root")
     if fuse.others_refused:

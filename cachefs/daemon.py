@@ -359,10 +359,14 @@ async def _mounted(config: Config, operations: Operations) -> AsyncIterator[None
     fuse = await trio.to_thread.run_sync(probes.look_at_fuse, os.geteuid())
     if fuse.device_problem:
         raise CannotMount(f"{probes.FUSE_DEVICE} {fuse.device_problem}")
+    if fuse.right_missing:
+        raise CannotMount(probes.RIGHT_MISSING)
     if fuse.fusermount_missing:
         raise CannotMount("fusermount3 is missing, which mounts for ordinary users; install the package fuse3")
     if fuse.others_refused:
         log.info("only you can see the mount: for others, write user_allow_other into %s", probes.FUSE_CONF)
+    if await trio.to_thread.run_sync(probes.unseen_outside, config.mountpoint):
+        log.warning("only this container will see the mount: %s", probes.NOT_SHARED)
     other = await trio.to_thread.run_sync(mounts.mounted_at, config.mountpoint)
     kept_full = place.is_kept_full(config)
     ours = kept_full and other is not None and other.is_cachefs

@@ -170,6 +170,9 @@ def _judge_fuse(seen: _Seen, pages: _Pages) -> None:
     if fuse.device_problem:
         message, _, remedy = fuse.device_problem.partition("; ")
         pages.hinders(f"{probes.FUSE_DEVICE} {message}", remedy or "run: modprobe fuse")
+    if fuse.right_missing:
+        message, _, remedy = probes.RIGHT_MISSING.partition("; ")
+        pages.hinders(message, remedy)
     if fuse.fusermount_missing:
         pages.hinders("fusermount3 is missing, which mounts for ordinary users", "install the package fuse3")
     if fuse.others_refused:

@@ -45,6 +45,8 @@ class Mount:
     path: Path
     fstype: str
     source: str
+    is_shared: bool = False
+    """What is mounted in it is seen in other mount namespaces too: mount_namespaces(7)."""
 
     @property
     def is_cachefs(self) -> bool:
@@ -167,6 +169,7 @@ def _parse_line(line: bytes) -> Mount:
         path=Path(os.fsdecode(_unescape(fields[4]))),
         fstype=os.fsdecode(_unescape(fstype)),
         source=os.fsdecode(_unescape(source)),
+        is_shared=any(field.startswith(b"shared:") for field in fields[6:]),
     )
 
 

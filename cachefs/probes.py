@@ -27,6 +27,15 @@ FUSE_DEVICE = Path("/dev/fuse")
 FUSE_CONF = Path("/etc/fuse.conf")
 _MOST_WATCHES = Path("/proc/sys/fs/inotify/max_user_watches")
 _LIBFUSE = ("libfuse3.so.3", "libfuse3.so.4")  # 4 since libfuse 3.17
+_CONTAINER_MARK = "container"
+"""An environment variable that container engines or their images set (systemd's CONTAINER_INTERFACE)."""
+RIGHT_MISSING = (
+    "the right to mount is missing; start the container with --cap-add SYS_ADMIN --security-opt apparmor=unconfined, "
+    "or with --privileged"
+)
+NOT_SHARED = (
+    "the mountpoint has to lie in a volume that is bound with :rshared, and that the host shares (mount --make-rshared)"
+)
 _CAP_SYS_ADMIN = 21  # linux/capability.h
 _FUSE_NUMBER = os.makedev(10, 229)  # Documentation/admin-guide/devices.txt
 
@@ -72,6 +81,8 @@ class Fuse:
     fusermount_missing: bool
     others_refused: bool
     """An ordinary user may not open the mount to others."""
+    right_missing: bool = False
+    """Root, but without CAP_SYS_ADMIN, as in a container that was not given it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +150,16 @@ def look_at_fuse(uid: int) -> Fuse:
         device_problem=_fuse_device_problem(),
         fusermount_missing=uid != 0 and shutil.which("fusermount3") is None,
         others_refused=uid != 0 and not _others_allowed(),
+        right_missing=uid == 0 and not _has_capability(_CAP_SYS_ADMIN),
     )
+
+
+def unseen_outside(mountpoint: Path) -> bool:
+    """Whether this is a container, and nobody outside of it will see a mount at ``mountpoint``."""
+    if not os.environ.get(_CONTAINER_MARK):
+        return False
+    holder = mounts.holding(mounts.all_now(), mounts.resolve_now(mountpoint))
+    return holder is None or not holder.is_shared
 
 
 def look_at_machine() -> Machine:

@@ -30,6 +30,7 @@ from cachefs.cache.label import Label
 from cachefs.cache.label import write as write_label
 from cachefs.errors import CacheBusy, CacheError
 from cachefs.model import FileKey
+from cachefs.ownership import ours
 from cachefs.paths import cache_path
 
 TREES = ("files", "partial")
@@ -101,7 +102,7 @@ class Folder:
         """Make the folder where it is missing, and lock it. Raises ``CacheError`` or ``CacheBusy``."""
         try:
             if not os.path.isdir(root):
-                os.mkdir(root, 0o700)
+                ours().make_folder(root)
             return cls._take(root, os.open(root, _PLACE), "")
         except OSError as error:
             raise CacheError(f"cache.path {root} cannot be used: {error.strerror or error}") from error
@@ -111,7 +112,7 @@ class Folder:
         """As ``take``, only if it is the folder that had this mark, or one without any on the same file system."""
         try:
             if not os.path.isdir(root) and os.stat(os.path.dirname(root)).st_dev == mark.device:
-                os.mkdir(root, 0o700)
+                ours().make_folder(root)
             place = os.open(root, _PLACE)
             if not _has_mark(place, mark):
                 os.close(place)
@@ -130,7 +131,7 @@ class Folder:
             stack.callback(_close, lock)
             for name in TREES:
                 with suppress(FileExistsError):
-                    os.mkdir(name, 0o700, dir_fd=place)
+                    ours().make_folder(name, place)
             inside.refuse_foreign(root, TREES)
             folder = cls(root, place, lock, Mark(token, os.fstat(place).st_dev))
             stack.pop_all()
@@ -185,9 +186,10 @@ class Folder:
         """Make the empty partial file, all of it a hole, under a name that a crash will not take away."""
         for name in TREES:  # somebody may have emptied the cache folder
             with suppress(FileExistsError):
-                os.mkdir(f"{self.place}/{name}", 0o700)
+                ours().make_folder(f"{self.place}/{name}")
         number = os.open(self.partial(entry_id), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
+            ours().give(number)
             os.ftruncate(number, size)
         finally:
             os.close(number)
@@ -247,7 +249,7 @@ class Folder:
             with inside.folder(self.place, above) as place:
                 with suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=place)
-                os.mkdir(name, 0o700, dir_fd=place)
+                ours().make_folder(name, place)
             changed.append(above)
         return changed
 
@@ -339,6 +341,7 @@ def _lock(root: str, place: int, token: str) -> int:
     number = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=place)
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ours().give(number)
         said = f"{os.getpid()}\n{token}\n".encode()
         os.pwrite(number, said, 0)  # over what it said before: a full SSD would not give the room back
         os.ftruncate(number, len(said))

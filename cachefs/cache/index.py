@@ -20,6 +20,7 @@ from cachefs.cache.locking import locking
 from cachefs.cache.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION, newer
 from cachefs.errors import CacheError, IndexDamaged, IndexFull
 from cachefs.model import CacheEntry, EntryState, FileKey, Fingerprint, Pin, SourceFile, SourceName
+from cachefs.ownership import ours
 from cachefs.paths import cache_path
 from cachefs.ranges import Ranges
 
@@ -43,7 +44,7 @@ class Index:
         """Whether it could be opened for reading only, since there is no room on the SSD."""
         with self._translated():
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
-            os.chmod(path, 0o600)  # it says who watches what; the files beside it follow
+            ours().give(path, 0o600)  # it says who watches what; the files beside it follow
         try:
             with self._translated():
                 self._connection.execute(locking(path))

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cachefs.model import Pin
+from cachefs.ownership import ours
 
 NAME = "keepsake.json"
 _FORM = 1
@@ -40,6 +41,7 @@ def save(root: str, kept: Keepsake) -> None:
     new = f"{root}/{NAME}.new"
     number = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with open(number, "w", encoding="ascii") as file:
+        ours().give(number, 0o600)
         json.dump(facts, file, indent=1)
         file.flush()
         os.fsync(number)

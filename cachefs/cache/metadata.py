@@ -25,6 +25,7 @@ from cachefs.cache.folder import token_of
 from cachefs.cache.locking import locking
 from cachefs.errors import CacheError
 from cachefs.model import MOUNTS_BELOW, FileKey, SourceName
+from cachefs.ownership import ours
 
 log = logging.getLogger(__name__)
 
@@ -158,8 +159,13 @@ class Metadata:
 
     def _open(self) -> None:
         self._connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5)
+<<<<<<< HEAD
         os.chmod(self._path, 0o600)
         self._connection.execute(locking(self._path))
+=======
+        ours().give(self._path, 0o600)
+        self._connection.execute(first)
+>>>>>>> b4c5418 (The image is locked and small, and says what is missing)
         self._connection.execute("PRAGMA auto_vacuum = FULL")
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = OFF")

@@ -31,6 +31,7 @@ from cachefs.control.messages import Failure, Target, VerifyWish
 from cachefs.control.verifying import Running, Verifying
 from cachefs.errors import CachefsError, UserError
 from cachefs.model import CacheEntry, Evicted, Explanation, FileKey, Pin, Pinned, Plan, SourceHealth, Status
+from cachefs.ownership import ours
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ async def serve(engine: Engine, path: Path, *, task_status: trio.TaskStatus[None
 
 
 def listen(path: Path) -> socket.socket:
-    """A listening unix socket at ``path``, mode 0600 from its first moment; a dead daemon's is replaced. Blocks."""
+    """A listening unix socket at ``path``, nobody else's from its first moment; a dead daemon's is replaced. Blocks."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _clear_stale(path)
@@ -110,6 +111,7 @@ def listen(path: Path) -> socket.socket:
             # no need for umask, which belongs to the whole process (unix_bind() in net/unix/af_unix.c).
             os.fchmod(listener.fileno(), 0o600)
             listener.bind(os.fspath(path))
+            ours().give(path, 0o660)
             listener.listen()
         except OSError:
             listener.close()

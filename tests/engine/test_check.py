@@ -376,3 +376,21 @@ def test_check_says_what_is_wrong_with_a_configuration_as_json_too(
     assert cli.run(["check", "--json", "-c", f"{tmp_path}/none.yaml"]) == shared.USER
     [finding] = json.loads(capsys.readouterr().out)["findings"]
     assert finding["message"].startswith("there is no such file")
+
+
+async def test_a_container_whose_mount_nobody_else_would_see_is_warned_of(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("container", "oci")
+    here = mounts.Mount(1, 0, 0, Path("/"), "ext4", "disk")
+    for shared in (False, True):
+        monkeypatch.setattr(mounts, "all_now", lambda shared=shared: (replace(here, is_shared=shared),))
+        told = [finding.message for finding in found(await examined(folders.config()), WARNING)]
+        assert any("only this container will see the mount" in message for message in told) is not shared
+
+
+async def test_a_container_without_the_right_to_mount_is_told(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "look_at_fuse", lambda uid: replace(MOUNTABLE, right_missing=True))
+    assert "--cap-add SYS_ADMIN" in only(await examined(folders.config()), ERROR, "")

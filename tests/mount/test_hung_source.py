@@ -183,11 +183,10 @@ def test_a_server_killed_while_a_source_hangs_is_replaced(
 
     kill_server(running)
 
-    wait_until(running, lambda: mounted_at(running.mountpoint) is None, "the dead mount is taken away", within_s=5)
     assert reader.result() < 0
+    assert errno_of(os.statvfs, running.mountpoint) in (errno.ENOTCONN, errno.ECONNABORTED)
     slow_disk.release()
-    wait_until(running, lambda: mounted_at(running.mountpoint) is not None, "it is mounted again", within_s=30)
-    wait_until(running, lambda: running.run("status").returncode == 0, "it answers")
+    wait_until(running, lambda: running.run("status").returncode == 0, "it answers", within_s=30)
     assert read(running.mountpoint / "slow" / "two.mkv") == CONTENT
 
 

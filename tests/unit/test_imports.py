@@ -14,7 +14,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "cachefs"
 
-SHARED = {"model", "errors", "ranges", "descriptors", "units", "paths", "verification"}
+SHARED = {"model", "errors", "ranges", "descriptors", "units", "paths", "verification", "ownership"}
 """The words everybody speaks. They import nothing of ours but each other."""
 
 MAY_IMPORT: dict[str, set[str]] = {
