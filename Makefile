@@ -3,13 +3,14 @@
 
 ARGS ?=
 
-.PHONY: help demo bench crash test check format clean setup
+.PHONY: help demo bench crash test container check format clean setup
 
 help:
 	@echo "make demo     see cachefs at work on a sample library; needs nothing"
 	@echo "make bench    how fast cachefs is, beside the native folder and its peers; as root"
 	@echo "make crash    kill cachefs 500 times at work and look for what was lost; half an hour"
 	@echo "make test     run all tests"
+	@echo "make container   build the image, and try it beside Plex; as root, with podman, buildah and runc"
 	@echo "make check    format, lint and types, as CI checks them"
 	@echo "make format   mend format and lint where that can be done"
 	@echo "make clean    remove .venv and everything built"
@@ -31,6 +32,9 @@ crash: setup
 
 test: setup
 	.venv/bin/python -m pytest $(ARGS)
+
+container: setup
+	.venv/bin/python -m tests.container $(ARGS)
 
 check: setup
 	.venv/bin/ruff format --check .

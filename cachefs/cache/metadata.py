@@ -159,13 +159,8 @@ class Metadata:
 
     def _open(self) -> None:
         self._connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5)
-<<<<<<< HEAD
-        os.chmod(self._path, 0o600)
-        self._connection.execute(locking(self._path))
-=======
         ours().give(self._path, 0o600)
-        self._connection.execute(first)
->>>>>>> b4c5418 (The image is locked and small, and says what is missing)
+        self._connection.execute(locking(self._path))
         self._connection.execute("PRAGMA auto_vacuum = FULL")
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = OFF")

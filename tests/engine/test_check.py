@@ -383,10 +383,10 @@ async def test_a_container_whose_mount_nobody_else_would_see_is_warned_of(
 ) -> None:
     monkeypatch.setenv("container", "oci")
     here = mounts.Mount(1, 0, 0, Path("/"), "ext4", "disk")
-    for shared in (False, True):
-        monkeypatch.setattr(mounts, "all_now", lambda shared=shared: (replace(here, is_shared=shared),))
+    for is_shared in (False, True):
+        monkeypatch.setattr(mounts, "all_now", lambda is_shared=is_shared: (replace(here, is_shared=is_shared),))
         told = [finding.message for finding in found(await examined(folders.config()), WARNING)]
-        assert any("only this container will see the mount" in message for message in told) is not shared
+        assert any("only this container will see the mount" in message for message in told) is not is_shared
 
 
 async def test_a_container_without_the_right_to_mount_is_told(

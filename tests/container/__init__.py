@@ -1,0 +1,1 @@
+"""``make container``: the image, and Plex beside it, tried with buildah, podman and runc."""
