@@ -24,7 +24,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 from cachefs import __version__, daemon, fstab, health, show, terminal
 from cachefs.cache.metadata import forget_source
-from cachefs.commands import machine, shared, verify
+from cachefs.commands import machine, restore, shared, verify
 from cachefs.config import Config
 from cachefs.control import wire
 from cachefs.control.client import Client
@@ -92,7 +92,7 @@ def commands() -> None:
     """Plex reads one mount; what will be watched next is read from the SSD."""
 
 
-for _command in (*machine.COMMANDS, *verify.COMMANDS):
+for _command in (*machine.COMMANDS, *restore.COMMANDS, *verify.COMMANDS):
     commands.add_command(_command)
 
 

@@ -127,13 +127,6 @@ class CacheConfig(Section):
     max_size: Size = Amount(percent=100)
     min_free: Size = Amount(percent=5)
 
-    @field_validator("mode")
-    @classmethod
-    def _only_copy_yet(cls, mode: str) -> str:
-        if mode == "move":
-            raise ValueError("move is not available yet; write copy")
-        return mode
-
     @field_validator("max_size")
     @classmethod
     def _has_room(cls, amount: Amount) -> Amount:
@@ -338,6 +331,12 @@ def _cross_checks(data: Data, folder: Path) -> Iterator[Problem]:
         yield from _source_against(key, path, mountpoint, cache, len(sources))
     yield from _duplicates([(f"{key}.name", name) for key, _, name in sources], "give each source a name of its own")
     yield from _duplicates([(f"{key}.path", str(path)) for key, path, _ in sources], "name each folder once")
+    if _at(data, ("cache", "mode")) == "move" and any(path == mountpoint for _, path, _ in sources):
+        yield Problem(
+            "cache.mode",
+            f"move cannot be used when mounting in place, over {mountpoint}: without cachefs running, Plex would find "
+            "the moved files gone. Mount elsewhere, or write copy",
+        )
     if mountpoint and cache and (mountpoint.is_relative_to(cache) or cache.is_relative_to(mountpoint)):
         yield Problem("cache.path", f"{cache} and the mountpoint {mountpoint} lie in one another; put them apart")
     if mountpoint and socket and socket.is_relative_to(mountpoint):

@@ -17,6 +17,7 @@ behind; they hold nothing that the next start needs.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -31,6 +32,7 @@ import trio
 from cachefs import __version__, leftover, lifeline, logs, mounts, nesting, place, probes, readahead
 from cachefs.cache.folder import holder
 from cachefs.cache.metadata import Metadata, open_metadata
+from cachefs.cache.moving import Movers
 from cachefs.cache.populate import Copiers, CopySettings
 from cachefs.cache.store import Limits, Store, open_store
 from cachefs.config import Config, PlexConfig
@@ -42,7 +44,9 @@ from cachefs.fs import mounting
 from cachefs.fs.backing import Backings
 from cachefs.fs.behind import Behind
 from cachefs.fs.changes import Changes
+from cachefs.fs.elsewhere import Elsewhere
 from cachefs.fs.found import Witness
+from cachefs.fs.homes import Homes
 from cachefs.fs.listings import Listings
 from cachefs.fs.operations import Operations
 from cachefs.fs.remembered import Memory
@@ -51,7 +55,7 @@ from cachefs.fs.source import Metadata as SourceMetadata
 from cachefs.fs.source import Source
 from cachefs.fs.union import Union
 from cachefs.lifeline import Lifeline, Word
-from cachefs.model import FileKey, Plan, Snapshot, SourceFile
+from cachefs.model import FileKey, Plan, Snapshot, SourceFile, SourceName
 from cachefs.paths import Layout, PathMap
 from cachefs.planning import PLEX, Planning, Plex
 from cachefs.plex import watcher
@@ -153,7 +157,8 @@ class _Server:
         try:
             async with AsyncExitStack() as stack:
                 parts = await self.build(stack)
-                operations = Operations(parts.union, parts.routing, Changes(parts.union, parts.routing))
+                changes = Changes(parts.union, parts.routing, parts.movers)
+                operations = Operations(parts.union, parts.routing, changes)
                 await stack.enter_async_context(_mounted(self._config, operations))
                 await self._serve(parts, operations.listings)
         finally:
@@ -168,7 +173,8 @@ class _Server:
         store = await self._open_store(stack)
         await leftover.clear(config.mountpoint, keep_dead=place.is_kept_full(config))
         metadata = self._metadata = await stack.enter_async_context(open_metadata(str(config.cache.path)))
-        union = await stack.enter_async_context(_union(config, store, store.device_tag, metadata))
+        elsewhere = await stack.enter_async_context(_elsewhere(config, store))
+        union = await stack.enter_async_context(_union(config, store, store.device_tag, metadata, elsewhere))
         union.remembering.cached(entry.key for entry in store.inventory().entries)
         routing = Routing(
             union,
@@ -177,7 +183,15 @@ class _Server:
             Backings("it is switched off (fast_path: off)" if config.fast_path == "off" else ""),
         )
         settings = CopySettings(config.copying.workers, config.copying.bandwidth, config.copying.hours)
-        copiers = Copiers(store, union.files, settings)
+        movers = Movers(
+            store,
+            union.files,
+            Homes(union),
+            routing.hold,
+            lambda: config.copying.bandwidth,
+            on=config.cache.mode == "move",
+        )
+        copiers = Copiers(store, union.files, settings, movers.bring_home)
         plex_settings = await _plex_settings(config.plex)
         plex = PlexClient(plex_settings) if plex_settings is not None else None
         planning = Planning(
@@ -194,6 +208,7 @@ class _Server:
             store=store,
             routing=routing,
             copiers=copiers,
+            movers=movers,
             planning=planning,
             plex=plex,
             plex_settings=plex_settings,
@@ -246,6 +261,7 @@ class _Server:
         tasks: dict[str, Callable[[], Awaitable[object]]] = {
             "planning": parts.planning.run,
             "copying": parts.copiers.run,
+            "moving": parts.movers.run,
             "removals": parts.store.run_removals,
             "mapped files": parts.routing.run,
             "memory of folders": self._metadata.run,
@@ -253,6 +269,10 @@ class _Server:
             "housekeeping": parts.store.run_housekeeping,
             "idle folders": partial(_close_idle_folders, parts.union),
         }
+        elsewhere = parts.union.elsewhere
+        tasks["moved files"] = partial(elsewhere.follow, lambda: parts.store.back)
+        for name, ssd in elsewhere.sources.items():
+            tasks[f"probe of the SSD for {name}"] = ssd.probe
         for source in parts.union.sources.values():
             tasks[f"probe of {source.name}"] = source.probe
             if not source.in_place:
@@ -283,8 +303,39 @@ def _store(config: Config) -> AbstractAsyncContextManager[Store]:
 
 
 @asynccontextmanager
+async def _elsewhere(config: Config, store: Store) -> AsyncIterator[Elsewhere]:
+    """The SSD's folders that mirror the sources, for moved files."""
+    names = [source.name for source in config.sources]
+    try:
+        made = [name for name in names if await trio.to_thread.run_sync(_is_made, store, name)]
+        elsewhere = Elsewhere(store.moves, store.place_of, made)
+        await elsewhere.open()
+    except OSError as error:
+        raise CannotMount(f"cache.path {config.cache.path} cannot be used: {error.strerror or error}") from error
+    try:
+        yield elsewhere
+    finally:
+        elsewhere.close()
+
+
+def _is_made(store: Store, name: SourceName) -> bool:
+    """In a thread. A full SSD that has no such folder has no moved file either."""
+    try:
+        store.make_place_of(name)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return False
+    return True
+
+
+@asynccontextmanager
 async def _union(
-    config: Config, witness: Witness, tag_of: Callable[[str], Awaitable[int]], memory: Memory | None = None
+    config: Config,
+    witness: Witness,
+    tag_of: Callable[[str], Awaitable[int]],
+    memory: Memory | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> AsyncIterator[Union]:
     sources = [
         Source(
@@ -298,7 +349,7 @@ async def _union(
         for s in config.sources
     ]
     layout = Layout(tuple(source.name for source in sources))
-    union = Union(sources, layout, witness, tag_of, memory)
+    union = Union(sources, layout, witness, tag_of, memory, elsewhere)
     try:
         try:
             await union.open_sources()

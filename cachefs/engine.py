@@ -16,7 +16,9 @@ from pathlib import Path
 import trio
 
 from cachefs import __version__, explaining, paths
+from cachefs.cache.moving import Movers
 from cachefs.cache.populate import Copiers
+from cachefs.cache.restoring import Restoration
 from cachefs.cache.store import Store
 from cachefs.cache.verify import Verification, Wish
 from cachefs.errors import CacheError, UserError
@@ -60,6 +62,7 @@ class Parts:
     store: Store
     routing: Routing
     copiers: Copiers
+    movers: Movers
     planning: Planning
     plex: PlexClient | None
     plex_settings: PlexSettings | None
@@ -93,7 +96,7 @@ class DaemonEngine:
             components=parts.health.components(),
             sources=tuple(source.health() for source in parts.union.sources.values()),
             space=inventory.space,
-            entries_cached=states.count(EntryState.CACHED),
+            entries_cached=sum(state.is_whole for state in states),
             entries_copying=states.count(EntryState.COPYING),
             copies=parts.copiers.progress(),
             reads=parts.counters.read_counters(),
@@ -103,8 +106,13 @@ class DaemonEngine:
             fast_path=parts.routing.backings.problem,
             waiting=parts.copiers.waiting(),
             cache_problem=parts.store.problem,
-            notes=parts.planning.resolver.notes,
+            notes=(*parts.planning.resolver.notes, *self._unsettled()),
         )
+
+    def _unsettled(self) -> tuple[str, ...]:
+        """What is said of moved files that are neither here nor there."""
+        name_of = self._parts.union.layout.union
+        return tuple(f"moved file {name_of(key)}: {why}" for key, why in self._parts.movers.problems())
 
     async def plan(self) -> Plan:
         return replace(await self._parts.planning.dry_run(), waiting=self._parts.copiers.waiting())
@@ -189,6 +197,10 @@ class DaemonEngine:
         ]
         if not below:
             raise UserError(f"{text}: nothing of it is cached")
+        moved = [key for key in below if self._parts.store.moves.get(key) is not None]
+        if moved:
+            name = layout.union(moved[0])
+            raise UserError(f"{name} was moved: the SSD has the only copy; `cachefs restore` brings it home first")
         pinned = self._parts.planning.pinned
         free = [key for key in below if key not in pinned]
         if not free:
@@ -234,6 +246,17 @@ class DaemonEngine:
         if path and not made.entries:
             raise UserError(f"{text}: nothing of it is cached")
         return made
+
+    def restoration(self, text: str) -> Restoration:
+        """Of the moved file, of all below the folder, or of all when the text is empty."""
+        parts, path = self._parts, self._path(text) if text else UnionPath("")
+        layout = parts.union.layout
+        below = [
+            entry
+            for entry in parts.store.moves.all()
+            if not path or layout.union(entry.key) == path or layout.union(entry.key).startswith(f"{path}/")
+        ]
+        return Restoration(parts.movers, below)
 
     def request_stop(self) -> None:
         self._stop()

@@ -81,19 +81,59 @@ class SourceFile:
 class EntryState(enum.Enum):
     """Where a cache entry is in its life. The arrows are all there are:
 
-        (nothing) ── begin ──► COPYING ── publish ──► CACHED
-                                  │                      │
-                                  └─── drop ─────────────┴── drop ──► (nothing)
+        (nothing) ── begin ──► COPYING ── publish ──► CACHED ◄── move, restore ──► MOVED
+                                  │                      │                           │
+                                  └─── drop ─────────────┴── drop ──► (nothing) ◄────┘ deleted through the mount
 
     COPYING  bytes in ``ranges`` are on the SSD, in the partial file, and are served from there;
              survives a restart: the copy goes on where it stopped.
     CACHED   every byte is on the SSD, in the published file, whose name mirrors the source's.
+    MOVED    the published file is the file itself: its source has it no more, or is about to give it up. Nothing
+             drops it but a person who deletes the file; everything else restores it first.
     *drop* has a cause (``DropCause``). It takes effect in memory at once: no read that begins later is routed to the
     SSD; then the index row goes; the file on the SSD goes last. Recovery removes files that have no row.
     """
 
     COPYING = "copying"
     CACHED = "cached"
+    MOVED = "moved"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all bytes are in the published file."""
+        return self is not EntryState.COPYING
+
+
+class Phase(enum.Enum):
+    """How far a file has moved. While it is neither here nor there, its source may still, or already, show the file
+    that ``Home.fingerprint`` describes; what that file is then, the phase says."""
+
+    LEAVING = "leaving"
+    """The same bytes as on the SSD, about to be given up."""
+    REPLACING = "replacing"
+    """Another file, that a renaming of the moved one over it has replaced."""
+    YIELDING = "yielding"
+    """A file that a renaming has put in the place of the moved one, which is none any more."""
+    AWAY = "away"
+    """There is none."""
+    RETURNING = "returning"
+    """The same bytes as on the SSD, brought back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """What is remembered of a moved file's place at its source.
+
+    ``fingerprint``: of the one file that may be there. ``birth_ns`` and ``inode`` are what the mount goes on showing.
+    ``reserved``: the source keeps the emptied inode, so that its number stays the file's. ``digest``: SHA-256 of the
+    content, empty once it was written to.
+    """
+
+    fingerprint: Fingerprint
+    phase: Phase
+    birth_ns: int = 0
+    reserved: bool = False
+    digest: str = ""
 
 
 class DropCause(enum.Enum):
@@ -106,6 +146,7 @@ class DropCause(enum.Enum):
     FAILED = "the SSD failed"
     ABANDONED = "no longer wanted while it was being copied"
     DAMAGED = "it was found to be damaged"
+    DELETED = "deleted through the mount"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +163,8 @@ class CacheEntry:
     last_read_at: float | None = None
     last_wanted_at: float | None = None
     watched_at: float | None = None
+    home: Home | None = None
+    """Of a moved file; None of every other."""
 
     @property
     def key(self) -> FileKey:

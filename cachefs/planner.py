@@ -332,7 +332,7 @@ def _place(scene: _Scene, staying: Mapping[FileKey, CacheEntry], key: FileKey, l
 def _tier(entry: CacheEntry | None) -> int:
     if entry is None:
         return _TIER_ABSENT
-    return _TIER_CACHED if entry.state is EntryState.CACHED else _TIER_COPYING
+    return _TIER_CACHED if entry.state.is_whole else _TIER_COPYING
 
 
 def _size(scene: _Scene, key: FileKey) -> int:
@@ -383,7 +383,7 @@ def _cheapest_first(scene: _Scene, spare: Mapping[FileKey, CacheEntry]) -> list[
     def order(entry: CacheEntry) -> tuple[bool, float, FileKey, bool, FileKey]:
         leader = spare.get(scene.leader(entry.key), entry)
         worth = -leader.size * _idle_s(scene, leader)
-        return leader.state is EntryState.CACHED, worth, leader.key, entry is not leader, entry.key
+        return leader.state.is_whole, worth, leader.key, entry is not leader, entry.key
 
     return sorted(spare.values(), key=order)
 
@@ -445,7 +445,7 @@ def _ordered(scene: _Scene) -> list[Want]:
 
 def _is_cached(staying: Mapping[FileKey, CacheEntry], key: FileKey) -> bool:
     entry = staying.get(key)
-    return entry is not None and entry.state is EntryState.CACHED
+    return entry is not None and entry.state.is_whole
 
 
 def _eviction(entry: CacheEntry, reason: str, *, for_space: bool) -> PlannedEviction:

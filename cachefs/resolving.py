@@ -19,7 +19,6 @@ from cachefs import paths, sidecars
 from cachefs.errors import SourceError
 from cachefs.model import (
     CacheEntry,
-    EntryState,
     FileKey,
     InterestKind,
     LibraryFolder,
@@ -96,7 +95,7 @@ class Held:
 
     def is_cached(self, key: FileKey) -> bool:
         entry = self.entries.get(key)
-        return entry is not None and entry.state is EntryState.CACHED
+        return entry is not None and entry.state.is_whole
 
     def names(self, folder: FileKey) -> tuple[str, ...]:
         """What of this folder is on the SSD."""

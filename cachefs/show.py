@@ -23,7 +23,6 @@ from cachefs.model import (
     CacheEntry,
     ComponentHealth,
     CopyProgress,
-    EntryState,
     Explanation,
     FileKey,
     OpenFile,
@@ -396,8 +395,8 @@ def _skips(skips: Iterable[Skip], name_of: Naming) -> Table:
 
 
 def _entry_state(entry: CacheEntry) -> Text:
-    if entry.state is EntryState.CACHED:
-        return Text("cached", style=GOOD)
+    if entry.state.is_whole:
+        return Text(entry.state.value, style=GOOD)
     return Text(f"copying {_share(entry.ranges.total, entry.size)}", style=BUSY)
 
 

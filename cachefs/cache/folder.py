@@ -237,6 +237,10 @@ class Folder:
         inside.rename(self.place, f"partial/{entry_id}", target)
         return (*changed, os.path.dirname(target), "partial")
 
+    def make_folders_of(self, key: FileKey) -> tuple[str, ...]:
+        """Make the folders that a published name is in; returns those in which a new one was made."""
+        return tuple(self._make_folders(cache_path(key).split("/")[:-1]))
+
     def _make_folders(self, names: list[str]) -> list[str]:
         """Make the folders ``names``, one in the other, below the cache folder; returns those in which a new one was
         made. Something else of such a name goes, a link too: the source has a folder there now."""
@@ -271,7 +275,7 @@ class Folder:
 
     def prune(self, folder: str) -> None:
         """Remove a folder below ``files`` (named from the cache folder), and those above it, while they are empty."""
-        while folder.startswith("files/"):
+        while folder.count("/") > 1:  # a source's own folder stays: its moved files are reached through it
             try:
                 inside.rmdir(self.place, folder)
             except (FileNotFoundError, NotADirectoryError):

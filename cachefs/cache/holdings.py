@@ -54,6 +54,22 @@ class Holdings:
             self._forget_inode(before)
             self._by_inode.setdefault(entry.source_file.inode, set()).add(entry.key)
 
+    def resize(self, entry: CacheEntry) -> None:
+        """As ``update``, for a file that has another size."""
+        self.used_bytes += entry.size - self.live[entry.key].size
+        self.update(entry)
+
+    def rename(self, entry: CacheEntry, renamed: CacheEntry) -> None:
+        """Put an entry under another name, which none has."""
+        read_at = self._read_at.pop(entry.key, None)
+        current = self.live[entry.key]
+        self.doom(entry)
+        del self.doomed[entry.id]
+        self.used_bytes -= current.size
+        self.add(renamed)
+        if read_at is not None:
+            self._read_at[renamed.key] = read_at
+
     def doom(self, entry: CacheEntry) -> None:
         """Take an entry out of everything but the space it uses."""
         current = self.live.pop(entry.key)

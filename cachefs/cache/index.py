@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
+from cachefs.cache import homes
 from cachefs.cache.keepsake import Keepsake
 from cachefs.cache.locking import locking
 from cachefs.cache.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION, newer
@@ -26,7 +27,7 @@ from cachefs.ranges import Ranges
 
 _COLUMNS = (
     "id, source, path, size, mtime_ns, source_inode, filesystem, inode, links, state, ranges, reason, "
-    "begun_at, published_at, last_read_at, last_wanted_at, watched_at"
+    "begun_at, published_at, last_read_at, last_wanted_at, watched_at, home"
 )
 
 _Row = tuple[object, ...]
@@ -112,6 +113,28 @@ class Index:
                 "UPDATE entries SET state = 'cached', ranges = x'', published_at = ?, labelled = ? WHERE id = ?",
                 (published_at, labelled, entry_id),
             )
+
+    def save_home(self, entry: CacheEntry) -> None:
+        """Write where a moved file's home is, or that it is moved no more, with its fingerprint of now."""
+        fingerprint = entry.fingerprint
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE entries SET home = ?, size = ?, mtime_ns = ?, source_inode = ?, filesystem = ? WHERE id = ?",
+                (
+                    None if entry.home is None else homes.encode(entry.home),
+                    fingerprint.size,
+                    str(fingerprint.mtime_ns),
+                    None if fingerprint.inode is None else _signed(fingerprint.inode),
+                    fingerprint.filesystem,
+                    entry.id,
+                ),
+            )
+
+    def rename(self, entry: CacheEntry, gone: Iterable[int] = ()) -> None:
+        """Write a moved file's new name; rows that are gone may have had it."""
+        with self._transaction() as connection:
+            _delete(connection, gone)
+            connection.execute("UPDATE entries SET path = ? WHERE id = ?", (os.fsencode(entry.key.path), entry.id))
 
     def unlabelled(self) -> frozenset[int]:
         """The cached entries whose files do not say whose copies they are."""
@@ -308,7 +331,7 @@ def _row(entry: CacheEntry) -> _Row:
         fingerprint.filesystem,
         _signed(file.inode),
         file.links,
-        entry.state.value,
+        EntryState.CACHED.value if entry.state.is_whole else entry.state.value,
         _packed(entry.ranges) if entry.state is EntryState.COPYING else b"",
         _readable(entry.reason),
         entry.begun_at,
@@ -316,13 +339,14 @@ def _row(entry: CacheEntry) -> _Row:
         entry.last_read_at,
         entry.last_wanted_at,
         entry.watched_at,
+        None if entry.home is None else homes.encode(entry.home),
     )
 
 
 # A row's columns are typed by the schema, which mypy cannot see.
 def _entry(row: tuple) -> CacheEntry:  # type: ignore[type-arg]
     (entry_id, source, path, size, mtime_ns, source_inode, filesystem, inode, links, state, ranges, *rest) = row
-    reason, begun_at, published_at, last_read_at, last_wanted_at, watched_at = rest
+    reason, begun_at, published_at, last_read_at, last_wanted_at, watched_at, home = rest
     fingerprint = Fingerprint(
         size, int(mtime_ns), None if source_inode is None else _unsigned(source_inode), filesystem
     )
@@ -330,11 +354,13 @@ def _entry(row: tuple) -> CacheEntry:  # type: ignore[type-arg]
     cache_path(key)  # ValueError for a name that leads elsewhere
     if type(size) is not int or size < 0:
         raise ValueError(f"a size of {size!r:.40}")
-    cached = state == EntryState.CACHED.value
+    cached = EntryState(state) is EntryState.CACHED
+    if home is not None and not cached:
+        raise ValueError("a file that is copied and moved")
     return CacheEntry(
         id=entry_id,
         source_file=SourceFile(key, fingerprint, _unsigned(inode), links),
-        state=EntryState(state),
+        state=EntryState.MOVED if home is not None else EntryState(state),
         ranges=Ranges.of([(0, size)]) if cached else _unpacked(ranges),
         reason=reason,
         begun_at=begun_at,
@@ -342,6 +368,7 @@ def _entry(row: tuple) -> CacheEntry:  # type: ignore[type-arg]
         last_read_at=last_read_at,
         last_wanted_at=last_wanted_at,
         watched_at=watched_at,
+        home=None if home is None else homes.decode(home),
     )
 
 

@@ -29,6 +29,7 @@ class Refused(enum.Enum):
     BARRED = "it is being changed just now"
     EXISTS = "it is cached already"
     UNNAMEABLE = "its path is too long for the cache folder"
+    MOVED_THERE = "a moved file has its place in the cache folder"
 
 
 class Intake:
@@ -69,6 +70,8 @@ class Intake:
             return entry if entry.state is EntryState.COPYING else Refused.EXISTS
         if not shelf.folder.can_name(file.key):
             return Refused.UNNAMEABLE
+        if any(entry.state is EntryState.MOVED for entry in shelf.holdings.in_the_way(file.key)):
+            return Refused.MOVED_THERE
         return Refused.NO_ROOM if file.size > shelf.space().room_bytes else None
 
     def _reserve(self, file: SourceFile, reason: str, now: float) -> CacheEntry:
@@ -152,7 +155,11 @@ class Intake:
             current = self._publishable(entry_id)
             if current is None:
                 return None
-            shelf.drop(shelf.holdings.in_the_way(current.key), DropCause.REPLACED)
+            in_the_way = shelf.holdings.in_the_way(current.key)
+            if any(entry.state is EntryState.MOVED for entry in in_the_way):
+                shelf.drop([current], DropCause.REPLACED)
+                return None
+            shelf.drop(in_the_way, DropCause.REPLACED)
             self._publishing.add(entry_id)
             try:
                 shelf.owners[current.key] = entry_id  # whether or not the rename comes off: what is there is rubbish

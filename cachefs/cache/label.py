@@ -3,6 +3,9 @@
 ``cache.folder`` writes it to the complete partial file before that is made durable and gets its name, so that whatever
 has a published name and a label was whole. ``cache.adoption`` reads it. It is an extended attribute: it goes where the
 file goes, and with it. On an SSD without extended attributes files have no labels, and a lost index costs the copies.
+
+A moved file says that it is the only one, and what its home is: its own place below ``files`` says where. That is true
+whatever is written to it.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ import stat
 from dataclasses import dataclass
 from typing import TypeVar
 
-from cachefs.model import FileKey, Fingerprint, SourceFile
+from cachefs.cache import homes
+from cachefs.model import FileKey, Fingerprint, Home, SourceFile
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +30,7 @@ PREFIX = "user.cachefs."
 """Ours alone: no attribute of a source that is called so is copied."""
 NAME = f"{PREFIX}entry"
 _FORM = 1
+_FORM_MOVED = 2
 _NO_ROOM = (errno.ENOTSUP, errno.ENOSPC, errno.EDQUOT, errno.E2BIG, errno.ERANGE, errno.EPERM, errno.EACCES)
 
 
@@ -35,6 +40,10 @@ class Label:
 
     file: SourceFile
     begun_at: float
+    home: Home | None = None
+    """Of a moved file."""
+    entry_id: int = 0
+    """Of a moved file: by which its row is found again after it was renamed."""
 
 
 def write(number: int, label: Label) -> bool:
@@ -65,6 +74,8 @@ def read(number: int, key: FileKey) -> Label | None:
     try:
         found = json.loads(os.getxattr(number, NAME))
         info = os.fstat(number)
+        if found["form"] == _FORM_MOVED:
+            return _moved(found, key, info)
         if found["form"] != _FORM or found["key"] != _digest(key):
             return None
         size, mtime_ns = _typed(found["size"], int), _typed(found["mtime_ns"], int)
@@ -83,10 +94,29 @@ def read(number: int, key: FileKey) -> Label | None:
         return None
 
 
+def _moved(found: dict[str, object], key: FileKey, info: os.stat_result) -> Label:
+    """Of a moved file all that may change by writing or renaming is read off the file itself."""
+    home = homes.decode(_typed(found["home"], str))
+    file = SourceFile(key, Fingerprint(info.st_size, info.st_mtime_ns), _typed(found["inode"], int))
+    begun_at = found["begun_at"]
+    return Label(file, float(begun_at) if isinstance(begun_at, float | int) else 0.0, home, _typed(found["id"], int))
+
+
 def _encode(label: Label, own_mtime_ns: int) -> bytes:
     """As JSON, so that a person can read it. The name is a digest, since ext4 has 4 KiB for all attributes together
     and a path may take as much."""
     file, fingerprint = label.file, label.file.fingerprint
+    facts: dict[str, object]
+    if label.home is not None:
+        facts = {
+            "form": _FORM_MOVED,
+            "note": "the only copy of this file: cachefs restore brings it back to its source",
+            "id": label.entry_id,
+            "home": homes.encode(label.home),
+            "inode": file.inode,
+            "begun_at": label.begun_at,
+        }
+        return json.dumps(facts).encode("ascii")
     facts = {
         "form": _FORM,
         "key": _digest(file.key),

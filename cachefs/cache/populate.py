@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from math import inf
 
@@ -70,13 +70,22 @@ class Copiers:
     """The workers that copy, and the task that evicts."""
 
     def __init__(
-        self, store: Store, files: SourceFiles, settings: CopySettings, *, now: Callable[[], float] = time.time
+        self,
+        store: Store,
+        files: SourceFiles,
+        settings: CopySettings,
+        bring_home: Callable[[FileKey], Awaitable[None]] | None = None,
+        *,
+        now: Callable[[], float] = time.time,
     ) -> None:
+        """``bring_home`` restores a moved file, so that it can be evicted. It raises ``OSError`` only."""
         self.changed = trio.Event()
         """Set, and replaced by a new one, whenever a plan arrives or a copy begins or ends."""
         self._store = store
         self._files = files
         self._settings = settings
+        self._bring_home = bring_home
+        self._stay: dict[FileKey, float] = {}
         self._now = now
         self._agenda = Agenda()
         self._active: dict[FileKey, _Job] = {}
@@ -269,19 +278,34 @@ class Copiers:
         room = self._store.space().room_bytes
         for eviction in self._agenda.for_space:
             entry = self._store.get(eviction.key)
-            if entry is not None and eviction.key not in open_files and eviction.key not in self._active:
+            stays = trio.current_time() < self._stay.get(eviction.key, -inf)
+            if entry is not None and not stays and eviction.key not in open_files and eviction.key not in self._active:
                 found.append(eviction)
                 room += entry.size
         return found[0] if found and room >= size else None
 
     async def _evict(self, eviction: PlannedEviction) -> None:
         entry = self._store.get(eviction.key)
+        if entry is not None and entry.state is EntryState.MOVED and not await self._is_home(eviction.key):
+            return
         result = await self._store.evict(eviction.key)
         if result is EvictResult.EVICTED and entry is not None:
-            kind = "" if entry.state is EntryState.CACHED else ", unfinished"
+            kind = "" if entry.state.is_whole else ", unfinished"
             log.info("evicted %s (%s%s): %s", eviction.key, format_size(entry.size), kind, eviction.reason)
         else:
             log.debug("%s is not evicted: %s", eviction.key, result.value)
+
+    async def _is_home(self, key: FileKey) -> bool:
+        """Bring a moved file home; where that cannot be, it is left alone for a while."""
+        if self._bring_home is None or self._store.in_use(key):
+            return False
+        try:
+            await self._bring_home(key)
+        except OSError as error:
+            self._stay[key] = trio.current_time() + RETRY_S
+            log.warning("%s stays on the SSD, its only copy: %s", key, error.strerror or error)
+            return False
+        return True
 
     async def _run_evictions(self) -> None:
         while True:

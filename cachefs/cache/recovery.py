@@ -12,6 +12,9 @@ values, ``open_folder`` carries it out.
 | a drop in memory                 | as was  | as was  | as was    | kept; the fingerprint tells when it is asked  |
 | a drop's row deletion            | none    | perhaps | perhaps   | the files go                                  |
 | a drop on a full SSD             | as was  | no      | no        | the row goes: there the file goes first       |
+
+A file that says of itself that it was moved never goes: it may be the only one. Where its row has another name, or is
+none, the row follows the file. What its source has of it is asked later (``cache.moving``).
 """
 
 from __future__ import annotations
@@ -23,11 +26,11 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from cachefs.cache import inside, keepsake
-from cachefs.cache.adoption import adopt
+from cachefs.cache.adoption import adopt, is_moved, key_of, label_of, moved_entry
 from cachefs.cache.folder import TREES, Contents, Folder, Mark, refuse_foreign
 from cachefs.cache.index import Index
 from cachefs.cache.keepsake import Keepsake
@@ -36,6 +39,7 @@ from cachefs.cache.schema import SCHEMA_VERSION, newer
 from cachefs.errors import CacheError, IndexDamaged, IndexFull
 from cachefs.model import CacheEntry, EntryState, Pin, SourceName
 from cachefs.paths import cache_path
+from cachefs.ranges import Ranges
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +90,10 @@ def reconcile(entries: Iterable[CacheEntry], contents: Contents, sources: frozen
     for entry in entries:
         name = _file_name(entry)
         if entry.key.source in sources and _is_whole(entry, name, contents):
-            keep.append(entry)
+            keep.append(_as_found(entry, contents))
             claimed.add(name)
+        elif entry.home is not None:
+            log.error("%s was moved to the SSD, and is not there: it was removed behind cachefs", entry.key)
         else:
             rows.append(entry.id)
     found = (*contents.partial, *contents.published)
@@ -117,6 +123,7 @@ def _open(folder: Folder, sources: Mapping[SourceName, str], gone: Iterable[int]
             check_identity(root, identity if identity is not None or kept is None else kept.identity, sources)
             if identity is None:
                 _rebuild(folder, index, sources, kept, damage)
+            _refuse_strangers(root, index, frozenset(sources))
             if identity != identity_of(sources):
                 _if_room(index, partial(index.set_identity, identity_of(sources)))
             opened = _recover(folder, index, frozenset(sources), frozenset(gone))
@@ -210,11 +217,14 @@ def _rebuild(
 
 
 def _recover(folder: Folder, index: Index, sources: frozenset[SourceName], gone: frozenset[int]) -> Opened:
-    verdict = reconcile((entry for entry in index.entries() if entry.id not in gone), folder.contents(), sources)
+    contents = folder.contents()
+    _if_room(index, partial(find_moved, folder.place, index, contents))
+    verdict = reconcile((entry for entry in index.entries() if entry.id not in gone), contents, sources)
     rows = gone.union(verdict.rows)
     left = rows if rows and not _if_room(index, partial(index.delete, rows)) else frozenset[int]()
     for name in verdict.files:
-        folder.remove(name)
+        if not is_moved(folder.place, name):  # of which no row could be written
+            folder.remove(name)
     if left and _if_room(index, partial(index.delete, left)):  # the files have made room
         left = frozenset()
     _label(folder, index, verdict.keep)
@@ -248,12 +258,55 @@ def _kept(folder: Folder, index: Index) -> Keepsake | None:
     return kept
 
 
+def _as_found(entry: CacheEntry, contents: Contents) -> CacheEntry:
+    """A moved file has the size that it has: people write to it."""
+    size = contents.published.get(cache_path(entry.key), entry.size) if entry.home is not None else entry.size
+    if size == entry.size:
+        return entry
+    fingerprint = replace(entry.fingerprint, size=size)
+    return replace(
+        entry, source_file=replace(entry.source_file, fingerprint=fingerprint), ranges=Ranges.of([(0, size)])
+    )
+
+
+def _refuse_strangers(root: str, index: Index, sources: frozenset[SourceName]) -> None:
+    """Never leave the only copies of a source behind that nobody asks for any more."""
+    lost = [entry.key for entry in index.entries() if entry.home is not None and entry.key.source not in sources]
+    if lost:
+        raise CacheError(
+            f"the cache folder {root} holds the only copy of {len(lost)} files of source {lost[0].source}, such as "
+            f"{lost[0].path}, and that source is not in the configuration. Put it back and run cachefs restore --all"
+        )
+
+
+def find_moved(root: str, index: Index, contents: Contents) -> None:
+    """Let the rows follow the files that say of themselves that they were moved."""
+    rows = {entry.id: entry for entry in index.entries()}
+    known = {_file_name(entry): entry for entry in rows.values()}
+    moved = {entry.id: name for name, entry in known.items() if entry.home is not None}
+    lost = {entry_id for entry_id, name in moved.items() if name not in contents.published}
+    strays = [name for name in contents.published if name not in known]
+    replaced = tuple(moved.values()) if lost else ()
+    for name in (*strays, *replaced):
+        key = key_of(name)
+        said = label_of(root, name, key) if key is not None else None
+        if said is None or said.home is None or said.entry_id == (known[name].id if name in known else None):
+            continue
+        gone = (known[name].id,) if name in known else ()
+        if said.entry_id in lost:
+            index.rename(replace(rows[said.entry_id], source_file=said.file), gone)
+            lost.discard(said.entry_id)
+        elif not gone:
+            log.warning("%s was moved to the SSD, and the index does not know it: it is found again", said.file.key)
+            index.insert(moved_entry(index.next_id(), said), [row.id for row in rows.values() if row.key == key])
+
+
 def _label(folder: Folder, index: Index, entries: Iterable[CacheEntry]) -> None:
     """Label the files of copies that were published before there were labels."""
     unlabelled = index.unlabelled()
     labelled = []
     for entry in entries:
-        if entry.id in unlabelled:
+        if entry.id in unlabelled and entry.home is None:
             if not folder.label_published(Label(entry.source_file, entry.begun_at)):
                 break  # nor will the SSD take the others
             labelled.append(entry.id)
@@ -262,11 +315,13 @@ def _label(folder: Folder, index: Index, entries: Iterable[CacheEntry]) -> None:
 
 
 def _file_name(entry: CacheEntry) -> str:
-    return cache_path(entry.key) if entry.state is EntryState.CACHED else f"partial/{entry.id}"
+    return cache_path(entry.key) if entry.state.is_whole else f"partial/{entry.id}"
 
 
 def _is_whole(entry: CacheEntry, name: str, contents: Contents) -> bool:
     """Whether the file holds what the row says. A partial file has its full size from the start, holes included."""
+    if entry.home is not None:
+        return contents.published.get(name, -1) >= 0
     if entry.state is EntryState.CACHED:
         return contents.published.get(name) == entry.size
     spans = entry.ranges.spans

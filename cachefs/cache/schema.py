@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 SCHEMA = """
 -- One row per file on the SSD. The row is the publication: it is written last when an entry is made and goes first
@@ -33,6 +33,7 @@ CREATE TABLE entries (
     last_wanted_at  REAL,               -- when a plan last wanted it; written in batches
     watched_at      REAL,               -- when somebody last finished it
     labelled        INTEGER NOT NULL DEFAULT 0, -- 1: the published file says whose copy it is (cache.label)
+    home            TEXT,               -- JSON of a moved file's place at its source (cache.homes); NULL: not moved
     UNIQUE (source, path)
 );
 -- What the user said to keep always.
@@ -64,7 +65,12 @@ def _label_files(execute: Execute) -> None:
     execute("ALTER TABLE entries ADD COLUMN labelled INTEGER NOT NULL DEFAULT 0")
 
 
-MIGRATIONS: Mapping[int, Callable[[Execute], None]] = {1: _label_files}
+def _remember_homes(execute: Execute) -> None:
+    """Files can be moved: what is on the SSD may be the only copy."""
+    execute("ALTER TABLE entries ADD COLUMN home TEXT")
+
+
+MIGRATIONS: Mapping[int, Callable[[Execute], None]] = {1: _label_files, 2: _remember_homes}
 """From the version that is the key to the one after it."""
 
 

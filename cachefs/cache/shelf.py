@@ -97,8 +97,8 @@ class Shelf:
     def observe(self, file: SourceFile) -> bool:
         """See ``Store.observe``."""
         entry = self.holdings.live.get(file.key)
-        if entry is None:
-            return True
+        if entry is None or entry.state is EntryState.MOVED:
+            return True  # a moved file is its own source
         if not entry.fingerprint.same_file(file.fingerprint):
             self.drop([entry], DropCause.REPLACED)
             return False
@@ -110,8 +110,11 @@ class Shelf:
 
     def drop(self, entries: Iterable[CacheEntry], cause: DropCause) -> None:
         """Forget entries, and leave a note for those who forget them on the disk."""
-        level = logging.DEBUG if cause in (DropCause.EVICTED, DropCause.ABANDONED) else logging.INFO
+        quiet = (DropCause.EVICTED, DropCause.ABANDONED, DropCause.DELETED)
+        level = logging.DEBUG if cause in quiet else logging.INFO
         for entry in entries:
+            if entry.state is EntryState.MOVED and cause is not DropCause.DELETED:
+                continue  # there is no other
             self.holdings.doom(entry)
             self.seen_at.pop(entry.key, None)
             self.room.unclaim(entry.id)
@@ -262,6 +265,8 @@ class Shelf:
     def drop_absent(self, targets: Targets) -> None:
         """What is changed while the SSD is away is not taken for what it was when it is back."""
         for entry in self.absent.matching(targets):
+            if entry.state is EntryState.MOVED:
+                continue
             self.absent.doom(entry)
             self._gone.add(entry.id)
 
@@ -310,4 +315,4 @@ class Shelf:
 
 
 def _owners(opened: Opened) -> dict[FileKey, int]:
-    return {entry.key: entry.id for entry in opened.entries if entry.state is EntryState.CACHED}
+    return {entry.key: entry.id for entry in opened.entries if entry.state.is_whole}

@@ -24,6 +24,7 @@ import trio
 from cachefs.cache.bars import Bar
 from cachefs.cache.folder import Step
 from cachefs.cache.intake import Intake, Refused
+from cachefs.cache.moves import Moves
 from cachefs.cache.presence import LOOK_S
 from cachefs.cache.recovery import Recovery, open_again, open_folder
 from cachefs.cache.room import Amount, Limits
@@ -76,6 +77,7 @@ class EvictResult(enum.Enum):
     EVICTED = "evicted"
     OPEN = "somebody has it open"
     NOT_CACHED = "it is not cached"
+    MOVED = "it is the only copy"
 
 
 @asynccontextmanager
@@ -107,6 +109,8 @@ class Store:
 
     def __init__(self, shelf: Shelf, intake: Intake, pins: Iterable[Pin], recovery: Recovery) -> None:
         self.recovery = recovery
+        self.moves = Moves(shelf)
+        """For whoever moves files, and shows them."""
         self._shelf = shelf
         self._intake = intake
         self._pins = {(pin.target, pin.rating_key): pin for pin in pins}
@@ -132,7 +136,7 @@ class Store:
         """Where the entry's bytes are on the SSD. A copying entry's file is renamed when it is published: who then
         finds nothing here asks ``get`` again."""
         folder = self._shelf.folder
-        return folder.published(entry.key) if entry.state is EntryState.CACHED else folder.partial(entry.id)
+        return folder.published(entry.key) if entry.state.is_whole else folder.partial(entry.id)
 
     def touch(self, key: FileKey, now: float) -> None:
         """Somebody read this file at ``now``; reaches the index with the next batch."""
@@ -176,6 +180,10 @@ class Store:
         """
         current = self._shelf.holdings.by_id(entry.id)
         if current is None:
+            return
+        if current.state is EntryState.MOVED:
+            log.error("the SSD failed on the only copy of %s: %s", entry.key, error.strerror or error)
+            self._shelf.presence.suspect.set()
             return
         renamed = current.state is not entry.state or self._intake.is_publishing(entry.id)
         if renamed and error.errno == errno.ENOENT:
@@ -282,10 +290,13 @@ class Store:
         return await self._intake.publish(entry, file_now)
 
     async def evict(self, key: FileKey, *, force: bool = False) -> EvictResult:
-        """Drop an entry because it is no longer wanted. An open file is not evicted, unless forced."""
+        """Drop an entry because it is no longer wanted. An open file is not evicted, unless forced; a moved one never:
+        it is restored before."""
         entry = self.get(key)
         if entry is None:
             return EvictResult.NOT_CACHED
+        if entry.state is EntryState.MOVED:
+            return EvictResult.MOVED
         if not force and key in self._in_use():
             return EvictResult.OPEN
         cause = DropCause.EVICTED if entry.state is EntryState.CACHED else DropCause.ABANDONED
@@ -303,6 +314,20 @@ class Store:
     def space(self) -> Space:
         """The limits against what is used: exact on our side, as of the last ``refresh_space`` on that of others."""
         return self._shelf.space()
+
+    def place_of(self, source: SourceName) -> str:
+        """The folder of the SSD that mirrors a source. Another path when the SSD was away."""
+        return self._shelf.folder.published(FileKey(source, ""))
+
+    def make_place_of(self, source: SourceName) -> str:
+        """As ``place_of``, in a thread: made where it is missing. Raises ``OSError``."""
+        place = self.place_of(source)
+        os.makedirs(place, 0o700, exist_ok=True)
+        return place
+
+    def in_use(self, key: FileKey) -> bool:
+        """Whether somebody has this file open."""
+        return key in self._in_use()
 
     async def refresh_space(self) -> None:
         """Ask the SSD's file system what it has left. Raises ``CacheError``."""

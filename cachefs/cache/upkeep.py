@@ -11,11 +11,11 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cachefs.cache import inside
+from cachefs.cache import inside, label
 from cachefs.cache.shelf import Shelf
 from cachefs.descriptors import Descriptor
 from cachefs.errors import CacheError
-from cachefs.model import CacheEntry, DropCause, EntryState
+from cachefs.model import CacheEntry, DropCause, FileKey, SourceName
 from cachefs.paths import cache_path
 from cachefs.ranges import Ranges, Span
 from cachefs.verification import Flaw
@@ -96,7 +96,7 @@ class Upkeep:
             problem, rows = await self._rows()
             known = {entry.id for entry in self.entries()} | shelf.holdings.doomed.keys() | shelf.ledger.dead_rows
             recorded = {row.id for row in rows}
-            cached = [entry for entry in self.entries() if entry.state is EntryState.CACHED]
+            cached = [entry for entry in self.entries() if entry.state.is_whole]
         return Besides(
             leftovers=tuple(name for name in strays if found[name] >= 0),
             foreign=(*(name for name in strays if found[name] < 0), *contents.elsewhere),
@@ -131,12 +131,13 @@ class Upkeep:
         return True
 
     async def remove(self, name: str) -> bool:
-        """Remove a leftover, unless it belongs to an entry by now or is no regular file. Raises ``OSError``."""
+        """Remove a leftover, unless it belongs to an entry by now, is no regular file, or a moved one. Raises
+        ``OSError``."""
         shelf = self._shelf
         async with shelf.tree:
             if name in self._accounted():
                 return False
-            if not await shelf.on_disk(_is_regular, shelf.folder.place, name):
+            if not await shelf.on_disk(_is_rubbish, shelf.folder.place, name):
                 return False
             await shelf.on_disk(shelf.folder.remove, name)
             return True
@@ -149,7 +150,7 @@ class Upkeep:
 
 def name_of(entry: CacheEntry) -> str:
     """Where an entry's bytes are, below the cache folder."""
-    return cache_path(entry.key) if entry.state is EntryState.CACHED else f"partial/{entry.id}"
+    return cache_path(entry.key) if entry.state.is_whole else f"partial/{entry.id}"
 
 
 # --- in the SSD's threads --------------------------------------------------------------------------------------------
@@ -195,9 +196,14 @@ def _data_after(number: int, position: int, end: int) -> int:
         raise
 
 
-def _is_regular(root: str, name: str) -> bool:
+def _is_rubbish(root: str, name: str) -> bool:
+    """Whether it is a regular file, and none that says of itself that it is the only one of its kind."""
     try:
-        os.close(inside.open_file(root, name))
+        number = inside.open_file(root, name)
     except OSError:
         return False
-    return True
+    try:
+        said = label.read(number, FileKey(SourceName(""), name))
+    finally:
+        os.close(number)
+    return said is None or said.home is None

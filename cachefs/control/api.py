@@ -27,11 +27,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from cachefs.control import wire
-from cachefs.control.messages import Failure, Target, VerifyWish
-from cachefs.control.verifying import Running, Verifying
+from cachefs.control.following import Following, Running
+from cachefs.control.messages import Failure, RestoreLine, Target, VerifyLine, VerifyWish
 from cachefs.errors import CachefsError, UserError
 from cachefs.model import CacheEntry, Evicted, Explanation, FileKey, Pin, Pinned, Plan, SourceHealth, Status
 from cachefs.ownership import ours
+from cachefs.restoration import HomeProgress, HomeReport
+from cachefs.verification import Progress, Report
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +80,12 @@ class Engine(Protocol):
 
     async def explain(self, text: str) -> Explanation: ...
 
-    def verification(self, text: str, content: bool, repair: bool) -> Running:
+    def verification(self, text: str, content: bool, repair: bool) -> Running[Progress, Report]:
         """Of the file, of all below the folder, or of everything when the text is empty; begins with its ``run``."""
+        ...
+
+    def restoration(self, text: str) -> Running[HomeProgress, HomeReport]:
+        """Of the moved file, of all below the folder, or of all when the text is empty."""
         ...
 
     def request_stop(self) -> None: ...
@@ -132,6 +138,7 @@ def build(engine: Engine) -> Starlette:
         "copy": api.copy,
         "accept": api.accept,
         "verify": api.verify,
+        "restore": api.restore,
         "stop": api.stop,
     }
     routes = [Route(f"/v1/{name}", endpoint, methods=["GET"]) for name, endpoint in shows.items()]
@@ -182,7 +189,10 @@ class _Api:
 
     async def verify(self, request: Request) -> Response:
         wish = await _body(request, VerifyWish)
-        return Verifying(self._engine.verification(wish.text, wish.content, wish.repair))
+        return Following(self._engine.verification(wish.text, wish.content, wish.repair), VerifyLine)
+
+    async def restore(self, request: Request) -> Response:
+        return Following(self._engine.restoration(await _target(request)), RestoreLine)
 
     async def stop(self, request: Request) -> Response:
         self._engine.request_stop()

@@ -6,7 +6,7 @@ Synchronous: the command line has nothing else to do meanwhile. Never reaches pa
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -15,9 +15,10 @@ from urllib.parse import quote
 import httpx
 
 from cachefs.control import wire
-from cachefs.control.messages import Failure, Target, VerifyLine, VerifyWish
+from cachefs.control.messages import Failure, RestoreLine, Target, VerifyLine, VerifyWish
 from cachefs.errors import CachefsError, NotRunning, UserError
 from cachefs.model import CacheEntry, Evicted, Explanation, FileKey, Pin, Pinned, Plan, SourceHealth, Status
+from cachefs.restoration import HomeProgress, HomeReport
 from cachefs.verification import Progress, Report
 
 T = TypeVar("T")
@@ -84,24 +85,39 @@ class Client:
     def verify(self, text: str, content: bool, repair: bool, show: Callable[[Progress], None]) -> Report:
         """Verify and wait for the report, however long it takes; ``show`` is told how far it is about twice a second.
         The daemon stops when this is interrupted."""
-        body = wire.dumps(VerifyWish(text, content, repair))
+        for line in self._follow("verify", wire.dumps(VerifyWish(text, content, repair))):
+            told = self._understood(VerifyLine, line)
+            if told.failure is not None:
+                raise UserError(told.failure.error)
+            if told.report is not None:
+                return told.report
+            if told.progress is not None:
+                show(told.progress)
+        raise CachefsError(f"the daemon on {self._socket} ended before it answered")
+
+    def restore(self, text: str, show: Callable[[HomeProgress], None]) -> HomeReport:
+        """Bring moved files home; as ``verify``."""
+        for line in self._follow("restore", wire.dumps(Target(text))):
+            told = self._understood(RestoreLine, line)
+            if told.failure is not None:
+                raise UserError(told.failure.error)
+            if told.report is not None:
+                return told.report
+            if told.progress is not None:
+                show(told.progress)
+        raise CachefsError(f"the daemon on {self._socket} ended before it answered")
+
+    def _follow(self, route: str, body: str) -> Iterator[str]:
+        """The lines of an answer that takes long."""
         timeout = httpx.Timeout(_QUICK_S, connect=5.0)
         try:
-            with self._http.stream("POST", "/v1/verify", content=body, timeout=timeout) as response:
+            with self._http.stream("POST", f"/v1/{route}", content=body, timeout=timeout) as response:
                 if not response.is_success:
                     response.read()
                     raise _failure(response)
-                for line in response.iter_lines():
-                    told = self._understood(VerifyLine, line)
-                    if told.failure is not None:
-                        raise UserError(told.failure.error)
-                    if told.report is not None:
-                        return told.report
-                    if told.progress is not None:
-                        show(told.progress)
+                yield from response.iter_lines()
         except httpx.TransportError as error:
             raise self._unanswered(error) from error
-        raise CachefsError(f"the daemon on {self._socket} ended before it answered")
 
     def stop(self) -> None:
         """Ask the daemon to end; it may be gone before its answer is."""

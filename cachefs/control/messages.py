@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cachefs.restoration import HomeProgress, HomeReport
 from cachefs.verification import Progress, Report
 
 
@@ -36,4 +37,13 @@ class VerifyLine:
 
     progress: Progress | None = None
     report: Report | None = None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreLine:
+    """One line of the answer to ``restore``, as ``VerifyLine``."""
+
+    progress: HomeProgress | None = None
+    report: HomeReport | None = None
     failure: Failure | None = None

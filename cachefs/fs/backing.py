@@ -46,6 +46,8 @@ class Backing:
     home: Descriptor | None = None
     unbar: list[Callable[[], object]] = field(default_factory=list)
     clean: int | None = None
+    same: bool = False
+    """The file has moved: the backing file is the file itself, and there is no other side."""
     lock: trio.Lock = field(default_factory=trio.Lock)
 
     @property
@@ -124,6 +126,13 @@ def write(home: Descriptor, data: bytes, offset: int, appends: bool) -> None:
     """Write to the source."""
     with home.use() as to_home:
         write_at(to_home, data, _place(to_home, len(data), offset) if appends else offset)
+
+
+def write_itself(home: Descriptor, data: bytes, offset: int, appends: bool) -> None:
+    """As ``write``, for a file that is its own backing file."""
+    with home.use() as to_home:
+        _drop_set_id(to_home)
+    write(home, data, offset, appends)
 
 
 def write_both(home: Descriptor, mirror: Descriptor, data: bytes, offset: int, appends: bool) -> None:

@@ -11,19 +11,24 @@ import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from cachefs.descriptors import Descriptor
 from cachefs.fs import reach, times
 from cachefs.fs.caller import Caller, acting_as
-from cachefs.fs.found import Found, Place
+from cachefs.fs.found import RESERVED, Found, Place
 from cachefs.fs.inodes import Link, Node
+from cachefs.fs.movedfiles import Gone, Home, MovedFiles
 from cachefs.fs.reach import Child, Opened, Ref
-from cachefs.fs.rename import Moved, Step, carry_out
+from cachefs.fs.rename import EXCHANGE, NOREPLACE, Moved, Step, carry_out
 from cachefs.fs.routing import Routing
 from cachefs.fs.source import is_empty
 from cachefs.fs.stat import Stat, look
 from cachefs.fs.union import Union
 from cachefs.model import DropCause, FileKey, Targets
+
+_OURS = "user.cachefs."
+"""Extended attributes that are cachefs's own."""
 
 Maker = Callable[[int, str], object]
 """Makes a name in an open folder."""
@@ -62,15 +67,17 @@ class Removed:
 class Changes:
     """The mutations of the mount."""
 
-    def __init__(self, union: Union, routing: Routing) -> None:
+    def __init__(self, union: Union, routing: Routing, homes: Home | None = None) -> None:
+        """``homes``: the other side of moved files; None where there are none."""
         self._union = union
         self._routing = routing
+        self._moved = MovedFiles(union, routing, homes)
 
     # --- new names -----------------------------------------------------------------------------------------------
 
     async def make(self, parent: Node, name: str, caller: Caller, maker: Maker) -> Found:
         """A new folder, symlink or special file, made by ``maker`` as the caller."""
-        place, targets = self._at(parent, name)
+        place, targets = self._at_new(parent, name)
         seen = await self._routing.change(
             place.source, targets, _make, place.ref, name, caller, maker, cause=DropCause.CHANGED
         )
@@ -79,7 +86,7 @@ class Changes:
 
     async def create(self, parent: Node, name: str, flags: int, mode: int, caller: Caller) -> tuple[Found, Opened]:
         """A new file, open as ``flags`` say."""
-        place, targets = self._at(parent, name)
+        place, targets = self._at_new(parent, name, again=not flags & os.O_EXCL)
         opened = await self._routing.change(
             place.source, targets, _create, place.ref, name, flags, mode, caller, cause=DropCause.CHANGED
         )
@@ -88,8 +95,8 @@ class Changes:
 
     async def link(self, node: Node, parent: Node, name: str) -> Found:
         """One more name for a file, on the same source."""
-        place, targets = self._at(parent, name)
-        target = self._union.place(node)
+        place, targets = self._at_new(parent, name)
+        target = await self._moved.at_home(node)
         if target.source is not place.source:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
         both = _both(targets, self._routing.targets(node, target))
@@ -105,10 +112,19 @@ class Changes:
 
     async def unlink(self, parent: Node, name: str) -> None:
         """Remove a file's name."""
-        await self._remove(parent, name, os.unlink)
+        moved = self._moved.get(self._union.child_key(parent, name))
+        if moved is not None:
+            await self._forget_name(await self._moved.delete(moved), Link(parent.number, name))
+        else:
+            await self._remove(parent, name, os.unlink)
 
     async def rmdir(self, parent: Node, name: str) -> None:
         """Remove an empty folder."""
+        key = self._union.child_key(parent, name)
+        if self._moved.get(key) is not None:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
+        if self._moved.holds_below(key):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), name)
         await self._remove(parent, name, os.rmdir)
 
     async def _remove(self, parent: Node, name: str, remove: Callable[..., None]) -> None:
@@ -125,12 +141,25 @@ class Changes:
     async def _lost_name(self, place: Place, removed: Removed, link: Link) -> None:
         """Let the node go on without the name, or forget about it when the kernel does not know it."""
         node = self._union.known(place.source, removed.stat)
-        if node is not None:
-            self._union.inodes.unlinked(node, link)
-            if node.orphan is None and not node.links:
-                node.orphan = removed.descriptor
-                return
-        await place.source.discard(removed.descriptor)
+        if not (node is not None and self._is_kept(node, removed.descriptor, link)):
+            await place.source.discard(removed.descriptor)
+
+    async def _forget_name(self, gone: Gone, link: Link) -> None:
+        """As ``_lost_name``, of a moved file."""
+        node = self._union.inodes.get(gone.number)
+        if node is not None and self._is_kept(node, gone.held.descriptor, link):
+            node.dev, node.ino = gone.held.stat.dev, gone.held.stat.ino
+        else:
+            await gone.source.discard(gone.held.descriptor)
+        self._routing.names_changed()
+
+    def _is_kept(self, node: Node, held: Descriptor, link: Link) -> bool:
+        """Take a name from a node; whether it goes on by what is held of it."""
+        self._union.inodes.unlinked(node, link)
+        if node.orphan is not None or node.links:
+            return False
+        node.orphan = held
+        return True
 
     async def rename(self, old_parent: Node, old: str, new_parent: Node, new: str, flags: int) -> None:
         """rename(2) with RENAME_NOREPLACE or RENAME_EXCHANGE, within one source."""
@@ -138,18 +167,47 @@ class Changes:
         new_place, new_targets = self._at(new_parent, new)
         if place.source is not new_place.source:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), old)
-        step = Step(place.ref, old, new_place.ref, new, flags)
+        old_key, new_key = self._union.child_key(old_parent, old), self._union.child_key(new_parent, new)
+        old_link, new_link = Link(old_parent.number, old), Link(new_parent.number, new)
+        if not flags & EXCHANGE and self._moved.get(old_key) is not None:
+            await self._rename_moved((old_key, old_link), (new_key, new_link), (new_place, new_targets), flags)
+            return
         both = _both(targets, new_targets)
-        moved = await self._routing.change(
-            place.source, both, carry_out, step, cause=DropCause.CHANGED, later=both.folders
-        )
+        step = Step(place.ref, old, new_place.ref, new, flags)
+        rename = partial(self._routing.change, place.source, both, carry_out, step, cause=DropCause.CHANGED)
+        if not flags & EXCHANGE and self._moved.get(new_key) is not None:
+            gone, moved = await self._moved.yield_to(old_key, new_key, flags, partial(rename, later=both.folders))
+            await self._forget_name(gone, new_link)
+        else:
+            await self._moved.bring_home_below(old_key)
+            await self._moved.bring_home_below(new_key)
+            moved = await rename(later=both.folders)
         self._union.watched.touched(old_parent)
         self._union.watched.touched(new_parent)
-        old_link, new_link = Link(old_parent.number, old), Link(new_parent.number, new)
         node = self._union.known(place.source, moved.stat)
         if node is not None:
             self._union.inodes.renamed(node, old_link, new_link)
         await self._displaced(place, moved, old_link, new_link)
+        self._routing.names_changed()
+
+    async def _rename_moved(
+        self, old: tuple[FileKey, Link], new: tuple[FileKey, Link], at: tuple[Place, Targets], flags: int
+    ) -> None:
+        """A moved file, on the SSD; then what its source has of the new name goes."""
+        place, targets = at
+        renamed = await self._moved.rename(old[0], new[0], place, replace=not flags & NOREPLACE)
+        node = self._union.inodes.get(renamed.number)
+        if node is not None:
+            self._union.inodes.renamed(node, old[1], new[1])
+        if renamed.replaced is not None:
+            await self._forget_name(renamed.replaced, new[1])
+        if renamed.over:
+            name = new[1].name
+            removed = await self._routing.change(
+                place.source, targets, _remove, place.ref, name, os.unlink, cause=DropCause.GONE
+            )
+            await self._lost_name(place, removed, new[1])
+            await self._moved.settled(new[0])
         self._routing.names_changed()
 
     async def _displaced(self, place: Place, moved: Moved, old: Link, new: Link) -> None:
@@ -174,7 +232,11 @@ class Changes:
             node.version = None
         self._union.touched(place.keys)
         try:
-            async with self._routing.truncating(node, wanted.size):
+            async with (
+                self._routing.changing(place, content=wanted.changes_content),
+                self._routing.truncating(node, wanted.size),
+            ):
+                place = self._union.place(node)
                 seen = await self._routing.change(
                     place.source, targets, _set_attributes, place.ref, wanted, cause=DropCause.CHANGED
                 )
@@ -183,15 +245,21 @@ class Changes:
         return self._union.seen(node, place, seen)
 
     async def set_xattr(self, node: Node, name: str, value: bytes) -> None:
-        place = self._union.place(node)
-        await place.source.call(_set_xattr, place.ref, name, value)
+        _refuse_ours(name)
+        async with self._routing.changing(self._union.place(node), content=False):
+            place = self._union.place(node)
+            await place.source.call(_set_xattr, place.ref, name, value)
 
     async def remove_xattr(self, node: Node, name: str) -> None:
-        place = self._union.place(node)
-        await place.source.call(_remove_xattr, place.ref, name)
+        _refuse_ours(name)
+        async with self._routing.changing(self._union.place(node), content=False):
+            place = self._union.place(node)
+            await place.source.call(_remove_xattr, place.ref, name)
 
     async def get_xattr(self, node: Node, name: str) -> bytes:
         if self._union.is_virtual(node):
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA), name)
+        if name.startswith(_OURS):
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA), name)
         place = self._union.place(node)
         return await place.source.call(_get_xattr, place.ref, name)
@@ -200,7 +268,8 @@ class Changes:
         if self._union.is_virtual(node):
             return []
         place = self._union.place(node)
-        return await place.source.call(_list_xattrs, place.ref)
+        names = await place.source.call(_list_xattrs, place.ref)
+        return [name for name in names if not name.startswith(_OURS)]
 
     async def read_link(self, node: Node) -> str:
         place = self._union.place(node)
@@ -214,8 +283,23 @@ class Changes:
 
     def _at(self, parent: Node, name: str) -> tuple[Place, Targets]:
         """Where a name is, and what the cache may hold of it: the file, or everything below the folder."""
+        if name == RESERVED:
+            raise PermissionError(errno.EPERM, f"{name} is cachefs's own", name)
         key = self._union.child_key(parent, name)
         return self._union.place(parent), _below(key)
+
+    def _at_new(self, parent: Node, name: str, *, again: bool = False) -> tuple[Place, Targets]:
+        """As ``_at``, for a name that must not be there. ``again``: what is there is to be opened instead."""
+        if self._moved.get(self._union.child_key(parent, name)) is not None:
+            if again:  # ESTALE makes the kernel look it up and open it
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), name)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+        return self._at(parent, name)
+
+
+def _refuse_ours(name: str) -> None:
+    if name.startswith(_OURS):
+        raise PermissionError(errno.EPERM, f"{name} is cachefs's own", name)
 
 
 def _below(key: FileKey) -> Targets:

@@ -12,7 +12,8 @@ from typing import TypeVar, TypeVarTuple
 
 from cachefs.descriptors import Descriptor
 from cachefs.fs import devices, reach
-from cachefs.fs.found import Witness, source_file
+from cachefs.fs.elsewhere import Elsewhere
+from cachefs.fs.found import RESERVED, Witness, source_file
 from cachefs.fs.inodes import number_of
 from cachefs.fs.remembered import Known
 from cachefs.fs.roots import Roots
@@ -29,8 +30,16 @@ Certain = Callable[[FileKey], Awaitable[Known | None]]
 class Files:
     """See the module. Use from the event loop only."""
 
-    def __init__(self, sources: Mapping[SourceName, Source], roots: Roots, witness: Witness, certain: Certain) -> None:
+    def __init__(
+        self,
+        sources: Mapping[SourceName, Source],
+        roots: Roots,
+        witness: Witness,
+        certain: Certain,
+        elsewhere: Elsewhere,
+    ) -> None:
         """``certain`` says what is in a folder where that needs no asking."""
+        self._elsewhere = elsewhere
         self._sources = sources
         self._roots = roots
         self._witness = witness
@@ -38,19 +47,27 @@ class Files:
 
     async def stat(self, key: FileKey) -> SourceFile:
         """The regular file under this key, as its source shows it now; OSError when there is none."""
+        moved = self._elsewhere.files.get(key)
+        if moved is not None:
+            return moved.source_file
         source = self._source(key.source)
         seen = await self._certain_file(key)
         if seen is None:
             seen = await source.call_gently(_stat_path, source, key.path)
         if not seen.is_file:
             raise OSError(errno.EINVAL, "not a regular file", str(key))
+        file = await self.identified(key, seen)
+        self._witness.observe(file)
+        return file
+
+    async def identified(self, key: FileKey, seen: Stat) -> SourceFile:
+        """A file that was seen, or is about to be, under this key."""
+        source = self._source(key.source)
         device = self._roots.device(key.source, seen.dev)
         if device is None:
             identified = await source.call_gently(_identify_path, source, key.path)
             device = await self._roots.learn(source, seen.dev, identified)
-        file = source_file(key, number_of(device.tag, seen.ino), seen, device)
-        self._witness.observe(file)
-        return file
+        return source_file(key, number_of(device.tag, seen.ino), seen, device)
 
     async def _certain_file(self, key: FileKey) -> Stat | None:
         """A file of one name, without asking its source; None where it is none, or that is not certain."""
@@ -61,6 +78,8 @@ class Files:
 
     async def exists(self, key: FileKey) -> bool:
         """Whether there is anything under this key."""
+        if self._elsewhere.files.get(key) is not None:
+            return True
         if await self._certain_file(key) is not None or await self._certain(key) is not None:
             return True
         source = self._source(key.source)
@@ -72,16 +91,19 @@ class Files:
 
     async def open(self, key: FileKey) -> Descriptor:
         """The file under this key, open for reading."""
-        source = self._source(key.source)
+        moved = self._elsewhere.place(key)
+        source = moved.source if moved is not None else self._source(key.source)
         return await source.call_gently(_open_path, source, key.path)
 
     async def list_folder(self, key: FileKey) -> list[str]:
         """The names in the folder under this key."""
         known = await self._certain(key)
         if known is not None:
-            return [name for name, _ in known.listing.items()]
-        source = self._source(key.source)
-        return await source.call_gently(_list_path, source, key.path)
+            names = [name for name, _ in known.listing.items()]
+        else:
+            source = self._source(key.source)
+            names = await source.call_gently(_list_path, source, key.path)
+        return list(dict.fromkeys([*names, *self._elsewhere.files.names_in(key)]))
 
     async def list_subfolders(self, key: FileKey) -> list[str]:
         """The folders among them."""
@@ -134,7 +156,7 @@ def _open_path(source: Source, path: str) -> Descriptor:
 def _list_path(source: Source, path: str) -> list[str]:
     readable = _readable(source, path)
     try:
-        return os.listdir(readable)
+        return [name for name in os.listdir(readable) if name != RESERVED]
     finally:
         os.close(readable)
 
@@ -143,7 +165,8 @@ def _list_subfolders(source: Source, path: str) -> list[str]:
     readable = _readable(source, path)
     try:
         with os.scandir(readable) as entries:
-            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+            folders = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        return [name for name in folders if name != RESERVED]
     finally:
         os.close(readable)
 

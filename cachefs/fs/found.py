@@ -16,7 +16,7 @@ from cachefs.fs.inodes import Node
 from cachefs.fs.reach import Ref
 from cachefs.fs.source import Source
 from cachefs.fs.stat import Stat
-from cachefs.model import FileKey, Fingerprint, SourceFile
+from cachefs.model import CacheEntry, FileKey, Fingerprint, SourceFile
 
 VIRTUAL_S = 60.0
 """The root over several sources changes only with the configuration."""
@@ -24,6 +24,9 @@ BELIEVED_S = 3600.0
 """How long the kernel may believe what it was told of a watched folder: a change is told to it as it happens."""
 UNSURE_S = 0.5
 """How long it may believe what was already changing while the source was asked."""
+
+RESERVED = ".cachefs-moved"
+"""Of every source's root: what is kept of moved files. The mount shows no such name anywhere (leaves.c too)."""
 
 _ABSENT_MAJOR = 0xFFF
 """Of device numbers that stand for a tag (leaves.c)."""
@@ -111,6 +114,8 @@ class Place:
     source: Source
     keys: tuple[FileKey, ...]
     ref: Ref
+    moved: CacheEntry | None = None
+    """Of a file that lives on the SSD: ``source`` is that then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +130,11 @@ class Tagged:
 def absent(dev: int) -> Tagged:
     """The device of a file that is only remembered, while none of its kind is there: its tag is all that is known."""
     return Tagged(tag_in(dev) or 0, None, local=False)
+
+
+def absent_dev(tag: int) -> int:
+    """The device number that stands for a tag."""
+    return os.makedev(_ABSENT_MAJOR, tag)
 
 
 def tag_in(dev: int) -> int | None:

@@ -40,6 +40,11 @@ def number_of(tag: int, ino: int) -> int:
     return tag << _TAG_SHIFT | ino
 
 
+def tag_of(number: int) -> int:
+    """The tag of such a number."""
+    return number >> _TAG_SHIFT
+
+
 def inode_of(number: int) -> int:
     """The source's inode number of a leaf, whose number is a tag and that."""
     return number & (_INO_LIMIT - 1)

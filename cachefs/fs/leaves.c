@@ -370,6 +370,12 @@ void cachefs_folders_close_idle(uint64_t idle_ns)
 			close_folder(&folders[index]);
 }
 
+/* What is kept of moved files at a source's root (fs/homes.py): the mount shows no such name. */
+static bool is_reserved(const char *name)
+{
+	return strcmp(name, ".cachefs-moved") == 0;
+}
+
 /* What this name is now, if no disk must be asked for it; errno is ENOENT where it certainly is not there. */
 static bool see(const struct folder *folder, const char *name, struct statx *seen)
 {
@@ -397,6 +403,8 @@ bool answer_lookup(int fd, const struct in_header *header, const char *name)
 	if (folder == NULL || folder->device < 0 || name_len == 0 || name_len >= room || name_len > LONGEST_NAME)
 		return false;
 	struct statx seen;
+	if (is_reserved(name))
+		return false;
 	if (!see(folder, name, &seen)) {
 		/* The kernel is not to remember it: a name made behind the mount must be found at once. */
 		return errno == ENOENT && folder->tells_absence && send_error(fd, header->unique, ENOENT);
@@ -493,6 +501,8 @@ struct listing {
 	char *names;
 };
 
+int64_t cachefs_listing_named(const struct listing *listing, const char *name, uint64_t length);
+
 static bool is_dot(const char *name, size_t length)
 {
 	return name[0] == '.' && (length == 1 || (length == 2 && name[1] == '.'));
@@ -501,6 +511,8 @@ static bool is_dot(const char *name, size_t length)
 static bool append(struct listing *listing, const struct dirent64 *entry)
 {
 	size_t length = strlen(entry->d_name);
+	if (is_reserved(entry->d_name))
+		return true;
 	if (listing->count == listing->room) {
 		size_t room = listing->room == 0 ? 32 : listing->room * 2;
 		struct item *items = realloc(listing->items, room * sizeof(*items));
@@ -548,6 +560,48 @@ static int read_names(struct listing *listing, int folder)
 	}
 	free(buffer);
 	return result;
+}
+
+/* A copy, to which names can be added. */
+struct listing *cachefs_listing_copy(const struct listing *listing)
+{
+	struct listing *copy = malloc(sizeof(*copy));
+	if (copy == NULL)
+		return NULL;
+	*copy = *listing;
+	copy->items = malloc(listing->room * sizeof(*copy->items) + 1);
+	copy->names = malloc(listing->names_room + 1);
+	if (copy->items == NULL || copy->names == NULL) {
+		free(copy->items);
+		free(copy->names);
+		free(copy);
+		return NULL;
+	}
+	memcpy(copy->items, listing->items, listing->count * sizeof(*copy->items));
+	memcpy(copy->names, listing->names, listing->names_size);
+	return copy;
+}
+
+/* A regular file that the source does not have, or not as it is shown: its name is all that is told, and takes the place
+ * of any other of that name. Returns an errno. */
+int cachefs_listing_add(struct listing *listing, const char *name, uint64_t length, uint64_t off, uint64_t number)
+{
+	int64_t index = cachefs_listing_named(listing, name, length);
+	if (index < 0) {
+		struct dirent64 entry = {.d_off = (off64_t)off, .d_type = DT_REG};
+		if (length > LONGEST_NAME)
+			return ENAMETOOLONG;
+		memcpy(entry.d_name, name, length);
+		index = (int64_t)listing->count;
+		if (!append(listing, &entry))
+			return ENOMEM;
+		listing->stated += listing->stated == (size_t)index;
+	}
+	struct item *item = &listing->items[index];
+	item->dirent_ino = number;
+	item->type = DT_REG;
+	item->seen.stx_mask = 0;
+	return 0;
 }
 
 void cachefs_listing_free(struct listing *listing)

@@ -9,6 +9,7 @@ the channel there are no leaves, and all of this stays unused.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from cachefs.fs.stat import BUFFER_BYTES, Stat, unpack
 
 _NS = 1_000_000_000
 _LONGEST_NAME = 255
+ADDED = 0x7FFF_FE << 40
+"""Places from here on are those of names that were added: behind whatever a file system gives out."""
 
 _quick = channel.functions(quick=True)
 _slow = channel.functions(quick=False)
@@ -48,6 +51,8 @@ if _quick is not None and _slow is not None:
         ("cachefs_folder_close", None, _U64),
         ("cachefs_folders_close_idle", None, _U64),
         ("cachefs_listing_free", None, _POINTER),
+        ("cachefs_listing_copy", _POINTER, _POINTER),
+        ("cachefs_listing_add", ctypes.c_int, _POINTER, ctypes.c_char_p, _U64, _U64, _U64),
         ("cachefs_listing_count", _U64, _POINTER),
         ("cachefs_listing_stated", _U64, _POINTER),
         ("cachefs_listing_find", ctypes.c_int64, _POINTER, _U64),
@@ -206,6 +211,22 @@ class Listing:
         assert _quick is not None
         pointer = _quick.cachefs_listing_unpack(packed, len(packed))
         return Listing(pointer) if pointer else None
+
+    def copy(self) -> Listing:
+        """Another one of the same names."""
+        assert _quick is not None
+        pointer = _quick.cachefs_listing_copy(self._pointer)
+        if not pointer:
+            raise MemoryError
+        return Listing(pointer)
+
+    def add(self, name: str, number: int) -> None:
+        """A file that is not its source's, by its number: the kernel asks for the rest. In the place of any other of
+        that name."""
+        assert _quick is not None
+        raw = os.fsencode(name)
+        place = ADDED | int.from_bytes(hashlib.blake2b(raw, digest_size=5).digest(), "big")
+        _check(_quick.cachefs_listing_add(self._pointer, raw, len(raw), place, number))
 
     def named(self, name: str) -> Stat | None:
         """The attributes of a name; None when it is not in here."""

@@ -36,11 +36,13 @@ class Ref:
     kind: int
     born_ns: int
     orphan: Descriptor | None = None
+    anything: bool = False
+    """Whatever has the name is meant: nobody but cachefs gives names there."""
 
     def means(self, seen: Stat) -> bool:
         """Whether what was just seen can be it. Its number alone says little: a file that is removed behind the mount
         leaves it to the next one, or to a folder, and the kernel gives up an inode that becomes another thing."""
-        return (seen.dev, seen.ino, st.S_IFMT(seen.mode), seen.birth_ns) == (
+        return self.anything or (seen.dev, seen.ino, st.S_IFMT(seen.mode), seen.birth_ns) == (
             self.dev,
             self.ino,
             self.kind,

@@ -75,6 +75,12 @@ class Roots:
         """A file system of a source, if it was met before, or is only remembered."""
         return self._devices.get((source, dev)) or (absent(dev) if tag_in(dev) is not None else None)
 
+    def present(self, source: SourceName, dev: int) -> int:
+        """The device of a file that was not there, now that it may be again: that of the same tag."""
+        tag = tag_in(dev)
+        same = (known for (name, known), device in self._devices.items() if name == source and device.tag == tag)
+        return next(same, dev)
+
     def on(self, dev: int) -> list[Source]:
         """The sources on this file system."""
         return [self._sources[name] for name, known in self._devices if known == dev]

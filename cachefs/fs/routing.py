@@ -18,7 +18,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import TypeVar, TypeVarTuple
 
@@ -38,6 +38,7 @@ from cachefs.fs.segments import Segment, route, visible
 from cachefs.fs.source import Source
 from cachefs.fs.ssd import Ssd, read_at_once
 from cachefs.fs.stat import Stat, look
+from cachefs.fs.turns import Turns
 from cachefs.fs.union import Union
 from cachefs.fs.writing import Writing
 from cachefs.model import CacheEntry, DropCause, EntryState, FileKey, OpenFile, Targets, UnionPath, Visible
@@ -71,6 +72,7 @@ class Routing:
         self._inodes: dict[int, OpenInode] = {}
         self._handles: dict[int, Handle] = {}
         self._issued = 0
+        self.turns = Turns(union.elsewhere.files)
         self._late: list[list[Targets]] = []
         """Changes that were given up and are still under way: a later one may not be overtaken by them."""
         self._offered = Offered(self._handles, counters, self._let_go, self._touch_entry)
@@ -78,8 +80,35 @@ class Routing:
 
     def _entry_changed(self, key: FileKey) -> None:
         self._offered.withdraw_key(key)
-        if self._store.get(key) is not None:
+        entry = self._store.get(key)
+        if entry is not None:
             self._union.remembering.cached((key,))
+        if entry is not None and entry.state is EntryState.MOVED:
+            self._union.inodes.leaves.close_idle(0)  # what is looked up without Python is what the source has
+        for number in (entry.source_file.inode,) if entry is not None else ():
+            if number in self._inodes:
+                self._follow_home(self._inodes[number])
+
+    def _follow_home(self, inode: OpenInode) -> None:
+        """The file may have moved, or come home: who has it open goes on with it where it is now."""
+        if not self._union.keys(inode.node):
+            return  # no name leads to it: it goes on with what it has
+        place = self._union.place(inode.node)
+        if place.source is inode.source:
+            return
+        inode.source = place.source
+        if inode.backing is not None:
+            inode.backing.same = place.moved is not None
+        if inode.from_source is not None:
+            spare, inode.from_source = inode.from_source, None
+            trio.lowlevel.spawn_system_task(place.source.discard, spare)
+
+    @asynccontextmanager
+    async def hold(self, key: FileKey) -> AsyncIterator[bool]:
+        """As ``cache.moving.Hold``."""
+        async with self.turns.held(key):
+            writers = any(inode.writers and key in inode.keys for inode in self._inodes.values())
+            yield not writers and not self.turns.is_changing(key)
 
     # --- changes: the cached copy goes first ---------------------------------------------------------------------
 
@@ -149,7 +178,9 @@ class Routing:
         inode.readers += 1
         try:
             version: tuple[int, int] | None = None
-            if entry is not None and entry.state is EntryState.CACHED and await self._ssd.open(inode, entry):
+            if entry is not None and entry.state is EntryState.MOVED:
+                version = await self._ssd.open_moved(inode, entry)
+            elif entry is not None and entry.state is EntryState.CACHED and await self._ssd.open(inode, entry):
                 version = (entry.size, entry.fingerprint.mtime_ns)
             if version is None:
                 entry = None
@@ -181,6 +212,8 @@ class Routing:
             return Wish.SAME if held.entry_id == entry.id else Wish.PUBLISHED
         if inode.mode is Mode.IDLE:
             inode.backing = self.backings.open(side.descriptor, entry.id)
+            if inode.backing is not None:
+                inode.backing.same = entry.state is EntryState.MOVED
         return Wish.PUBLISHED if inode.mode is not Mode.IDLE or inode.backing is not None else Wish.READ
 
     def _answer_reader(self, inode: OpenInode, wish: Wish, entry: CacheEntry | None, *, keep_cache: bool) -> Opening:
@@ -230,6 +263,8 @@ class Routing:
     async def _fresh_entry(self, node: Node, place: Place) -> CacheEntry | None:
         """The file's entry if it may be served: seen at its source within the TTL, or asked now."""
         entry = self._entry(node, place.keys)
+        if place.moved is not None and entry is not None and entry.state is EntryState.MOVED:
+            return entry
         if entry is None or self._store.is_fresh(entry.key, self._union.trust_s(node, place.source)):
             return entry
         try:
@@ -243,7 +278,8 @@ class Routing:
     async def _open_for_writing(self, node: Node, place: Place, flags: int) -> Opening:
         bar = self._store.bar(self.targets(node, place))
         try:
-            async with self.truncating(node, 0 if flags & os.O_TRUNC else None):
+            async with self.changing(place, content=True), self.truncating(node, 0 if flags & os.O_TRUNC else None):
+                place = self._union.place(node)
                 opened = await self.change(
                     place.source,
                     self.targets(node, place),
@@ -252,13 +288,13 @@ class Routing:
                     flags & _KEPT_FLAGS,
                     cause=DropCause.CHANGED,
                 )
+                handle = self._writer(node, place, opened, bar.release)
         except BaseException:
             bar.release()
             raise
-        handle = self._writer(node, place, opened, bar.release)
         handle.appends = bool(flags & os.O_APPEND)
         inode, held = handle.inode, handle.inode.backing
-        if held is not None and flags & os.O_RDWR and held.home is None:
+        if held is not None and not held.same and flags & os.O_RDWR and held.home is None:
             held.home = await inode.source.call(backing.open_again, opened.descriptor)
         return self._answer(handle, Wish.WRITE)
 
@@ -358,6 +394,8 @@ class Routing:
         if inode.backing is not None and inode.backing.is_truth:
             return await self._read_truth(inode, inode.backing, offset, size)
         entry = self._entry(inode.node, inode.keys)
+        if entry is not None and entry.state is EntryState.MOVED:
+            return await self._read_moved(inode, entry, offset, size)
         segments = route(entry, offset, offset + size)
         if entry is not None:
             self._touch(inode, entry)
@@ -370,6 +408,25 @@ class Routing:
             if len(part) < segment.end - segment.start:
                 break
         return parts
+
+    async def _read_moved(self, inode: OpenInode, entry: CacheEntry, offset: int, size: int) -> bytes | bytearray:
+        self._touch(inode, entry)
+        data = await self._ssd.read_moved(inode, entry, offset, size)
+        inode.cache_bytes += len(data)
+        self._counters.add_cache_read(len(data))
+        return data
+
+    def barred(self, targets: Targets) -> AbstractContextManager[object]:
+        """No copy of these begins or is published within."""
+        return self._store.bar(targets)
+
+    def withdraw(self, key: FileKey) -> None:
+        """Whoever opens this file next has to ask."""
+        self._offered.withdraw_key(key)
+
+    def changing(self, place: Place, *, content: bool) -> AbstractAsyncContextManager[None]:
+        """Around a change of the file at a place."""
+        return self.turns.changing(place.keys[0], content=content) if place.keys else nullcontext()
 
     async def _read_truth(self, inode: OpenInode, held: backing.Backing, offset: int, size: int) -> bytes:
         data = await self._ssd.run(reach.read_exactly, held.descriptor, size, offset)

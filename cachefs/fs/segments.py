@@ -34,4 +34,4 @@ def visible(entry: CacheEntry | None) -> Visible:
     """What ``user.cachefs.state`` says of a file with this entry."""
     if entry is None:
         return Visible.SOURCE
-    return Visible.CACHED if entry.state is EntryState.CACHED else Visible.PARTIAL
+    return Visible.CACHED if entry.state.is_whole else Visible.PARTIAL

@@ -14,6 +14,7 @@ from cachefs.descriptors import Descriptor
 from cachefs.fs import reach
 from cachefs.fs.jobs import Job
 from cachefs.fs.openfiles import OpenInode, SsdSide
+from cachefs.fs.stat import Stat, look
 from cachefs.model import CacheEntry, EntryState
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,20 @@ class Ssd:
         _judge(inode, entry, whole=True)
         return True
 
+    async def open_moved(self, inode: OpenInode, entry: CacheEntry) -> tuple[int, int]:
+        """Open a moved file, whatever it is by now; returns its size and mtime. Raises ``OSError``: there is no
+        other."""
+        seen = await self.run(_seen, await self._side(inode, entry))
+        _judge(inode, entry, whole=True)
+        return seen.size, seen.mtime_ns
+
+    async def read_moved(self, inode: OpenInode, entry: CacheEntry, start: int, size: int) -> bytes | bytearray:
+        """Up to ``size`` bytes of a moved file; fewer only at its end. Raises ``OSError``."""
+        descriptor = await self._side(inode, entry)
+        with descriptor.use():
+            data: bytes | bytearray | None = read_at_once(descriptor, start, size)
+            return data if data is not None else await self.run(reach.read_exactly, descriptor, size, start)
+
     async def _side(self, inode: OpenInode, entry: CacheEntry) -> Descriptor:
         side = inode.from_ssd
         if side is not None and side.entry_id == entry.id:
@@ -129,6 +144,11 @@ def read_at_once(descriptor: Descriptor, offset: int, size: int) -> bytearray | 
 
 def _open_file(path: str) -> Descriptor:
     return Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+
+
+def _seen(descriptor: Descriptor) -> Stat:
+    with descriptor.use() as number:
+        return look(number)
 
 
 def _size_of(descriptor: Descriptor) -> int:

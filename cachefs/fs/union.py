@@ -12,6 +12,7 @@ import os
 import stat as st
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar, TypeVarTuple
 
@@ -20,9 +21,11 @@ import trio
 from cachefs.descriptors import Descriptor
 from cachefs.errors import SourceError
 from cachefs.fs import reach
+from cachefs.fs.elsewhere import Elsewhere, shown
 from cachefs.fs.files import Files
 from cachefs.fs.found import (
     BELIEVED_S,
+    RESERVED,
     UNSURE_S,
     VIRTUAL_S,
     Found,
@@ -35,8 +38,10 @@ from cachefs.fs.found import (
     Witness,
     not_there,
     source_file,
+    tag_in,
 )
 from cachefs.fs.inodes import ROOT, FolderWatch, Inodes, Link, Node, number_of
+from cachefs.fs.leaves import ADDED
 from cachefs.fs.patience import Patience
 from cachefs.fs.reach import Child, Ref
 from cachefs.fs.remembered import HOLDS_S, Known, Memory, NoMemory, Remembered, is_away
@@ -46,7 +51,7 @@ from cachefs.fs.source import Metadata, Source
 from cachefs.fs.space import Space, total
 from cachefs.fs.stat import Stat
 from cachefs.fs.watched import Asked, Watched
-from cachefs.model import FileKey, SourceName, UnionPath
+from cachefs.model import CacheEntry, FileKey, SourceName, UnionPath
 from cachefs.paths import Layout
 
 _ROOM_FOR_WATCHES = 256
@@ -65,15 +70,17 @@ class Union:
         witness: Witness,
         tag_of: Callable[[str], Awaitable[int]],
         memory: Memory | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self.sources = {source.name: source for source in sources}
         self.layout = layout
         self.inodes = Inodes()
+        self.elsewhere = elsewhere if elsewhere is not None else Elsewhere()
         self._witness = witness
         self.remembered = Remembered(memory if memory is not None else NoMemory())
         self._roots = Roots(self.sources, self.remembered, self.inodes, tag_of)
-        self.files = Files(self.sources, self._roots, witness, self._certain)
-        self.files_asked = Files(self.sources, self._roots, witness, _nothing_is_certain)
+        self.files = Files(self.sources, self._roots, witness, self._certain, self.elsewhere)
+        self.files_asked = Files(self.sources, self._roots, witness, _nothing_is_certain, self.elsewhere)
         """As ``files``, and the sources are asked whatever is known of them."""
         self._patience = Patience()
         self.watched = Watched(self.inodes.leaves.close_folder, self._changed)
@@ -125,10 +132,16 @@ class Union:
     def place(self, node: Node) -> Place:
         """Where the node lives; EPERM for the virtual root, ESTALE for a file that no name leads to any more."""
         keys = self.keys(node)
+        for key in keys:
+            moved = self.elsewhere.place(key, node.number)
+            if moved is not None:
+                return moved
         if not keys and node.orphan is None:
             number = errno.EPERM if self.is_virtual(node) else errno.ESTALE
             raise OSError(number, os.strerror(number))
         source = self.sources[keys[0].source] if keys else self._source_of(node)
+        if keys and tag_in(node.dev) is not None:  # it was moved, or remembered only
+            node.dev = self._roots.present(source.name, node.dev)
         ref = Ref(
             source.folders, tuple(key.path for key in keys), node.dev, node.ino, node.kind, node.born_ns, node.orphan
         )
@@ -136,6 +149,9 @@ class Union:
 
     def _source_of(self, orphan: Node) -> Source:
         """A source on the orphan's file system, one that answers if there is any."""
+        elsewhere = self.elsewhere.any_source() if tag_in(orphan.dev) is not None else None
+        if elsewhere is not None:
+            return elsewhere
         found = self._roots.on(orphan.dev)
         if not found:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
@@ -148,8 +164,7 @@ class Union:
         place = self.place(parent)
         if not place.keys:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-        folder = place.keys[0]
-        return FileKey(folder.source, f"{folder.path}/{name}" if folder.path else name)
+        return FileKey(place.keys[0].source, below(place.keys[0], name))
 
     def known(self, source: Source, seen: Stat) -> Node | None:
         """The node of a file that was just seen, if the kernel knows it."""
@@ -166,6 +181,11 @@ class Union:
         if self.is_virtual(parent):
             return self._source_root(name)
         place = self.place(parent)
+        if name == RESERVED:
+            raise not_there(name)
+        moved = self.elsewhere.place(FileKey(place.keys[0].source, below(place.keys[0], name))) if place.keys else None
+        if moved is not None:
+            return await self._found_moved(moved, Link(parent.number, name))
         asked = self._ask(place.source, parent)
         certain = await self._certain_child(place, parent, name)
         if certain is not None:
@@ -194,6 +214,33 @@ class Union:
         if looked.stat is None:
             raise not_there(name)
         (found,) = (await self._found_all(place.source, (Child(name, looked.stat),), parent, steady=steady)).values()
+        return found
+
+    async def _found_moved(self, place: Place, link: Link | None) -> Found:
+        """The node of a moved file, as it is now."""
+        seen = await self._seen_moved(place)
+        node = self.inodes.meet(place.moved.source_file.inode, seen, link) if place.moved is not None else None
+        if node is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return Found(node, seen, BELIEVED_S, BELIEVED_S)
+
+    async def _seen_moved(self, place: Place) -> Stat:
+        if place.moved is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return self._noted(place.moved, await place.source.call(reach.stat_node, place.ref))
+
+    def _noted(self, moved: CacheEntry, seen: Stat) -> Stat:
+        """A moved file was seen on the SSD; returns what is shown of it."""
+        self.elsewhere.files.observe(moved.key, seen.size, seen.mtime_ns)
+        return shown(moved, seen)
+
+    def moved_in(self, folder: Node) -> dict[str, FileKey]:
+        """The moved files in a folder itself, by name."""
+        if self.is_virtual(folder):
+            return {}
+        found: dict[str, FileKey] = {}
+        for key in self.keys(folder)[:1]:
+            found.update(self.elsewhere.files.names_in(key))
         return found
 
     async def _call(self, source: Source, function: Callable[[*Ts], T], *args: *Ts) -> T:
@@ -311,8 +358,11 @@ class Union:
         ttl_s, name_of_source, number_of_parent = source.ttl_s, source.name, parent.number
         name_s = HOLDS_S if remembered else self.name_s(parent, source, steady=steady)
         found: dict[str, Found] = {}
+        moved = self.moved_in(parent)
         for child in children:
             name, seen = child
+            if name in moved:
+                continue  # its name was taken at its source: what the mount shows is the moved one
             device = device_of(name_of_source, seen.dev) or await self._meet_device(source, parent, child)
             node = meet(number_of(device.tag, seen.ino), seen, Link(number_of_parent, name))
             alone = seen.nlink == 1 if not seen.is_folder else node.watch is not None
@@ -322,6 +372,14 @@ class Union:
                     witness.observe(source_file(key, node.number, seen, device))
             found[name] = Found(node, seen, name_s, name_s if alone else min(name_s, ttl_s))
         return found
+
+    async def _add_moved(self, folder: Node, found: dict[str, Found], names: Iterable[str] | None = None) -> None:
+        """The moved files in a folder (or those of these names) beside what its source has."""
+        moved = self.moved_in(folder)
+        for name in moved if names is None else [name for name in names if name in moved]:
+            place = self.elsewhere.place(moved[name])
+            if place is not None:
+                found[name] = await self._found_moved(place, Link(folder.number, name))
 
     async def _meet_device(self, source: Source, parent: Node, child: Child) -> Tagged:
         """A file system below a source that was not seen before: a nested mount, a btrfs subvolume."""
@@ -338,6 +396,8 @@ class Union:
         if self.is_virtual(node):
             return Found(node, self._virtual, VIRTUAL_S, VIRTUAL_S)
         place = self.place(node)
+        if place.moved is not None:
+            return self.seen(node, place, await place.source.call(reach.stat_node, place.ref))
         certain = await self._certain_attributes(node, place)
         if certain is not None:
             return certain
@@ -399,6 +459,9 @@ class Union:
 
     def seen(self, node: Node, place: Place, seen: Stat, *, steady: bool = False) -> Found:
         """A known node was just seen at its source; tells the witness."""
+        if place.moved is not None:
+            node.seen = self._noted(place.moved, seen)
+            return Found(node, node.seen, BELIEVED_S, BELIEVED_S)
         node.seen = seen
         device = self._roots.device(place.source.name, seen.dev)
         if seen.is_file and device is not None:
@@ -421,10 +484,26 @@ class Union:
             self._roots.note_names(place.source, empty=not listed.names)
         own = self.seen(folder, place, listed.stat, steady=steady)
         children = await self._found_all(place.source, listed.children, folder, steady=steady)
-        return Listing(own, listed.names, children)
+        await self._add_moved(folder, children)
+        moved = self.moved_in(folder)
+        names = [name for name in listed.names if name != RESERVED and name not in moved]
+        return Listing(own, [*moved, *names], children)
 
     async def read_folder(self, folder: Node, start: int, most: int) -> Reading:
         """What is in a folder from a place on, in one hop; ``start`` and the rest as in ``listing``."""
+        reading = await self._read_folder(folder, 0 if start >= ADDED else start, most)
+        moved = self.moved_in(folder)
+        if not moved:
+            return reading
+        listing = reading.listing.copy() if reading.kind is not Told.SEEN else reading.listing
+        for name, key in moved.items():
+            entry = self.elsewhere.files.get(key)
+            if entry is not None:
+                listing.add(name, entry.source_file.inode)
+        return replace(reading, listing=listing)
+
+    async def _read_folder(self, folder: Node, start: int, most: int) -> Reading:
+        """As its source has it, or as it is remembered."""
         place = self.place(folder)
         asked = self._ask(place.source, folder)
         certain = await self._certain_of(folder, place)
@@ -532,7 +611,9 @@ class Union:
         asked = self._ask(place.source, folder)
         seen = await place.source.call(reach.stat_names, place.ref, names)
         steady = self.watched.is_steady(asked, None)
-        return await self._found_all(place.source, seen, folder, steady=steady)
+        found = await self._found_all(place.source, seen, folder, steady=steady)
+        await self._add_moved(folder, found, names)
+        return found
 
     async def look_again(self, folder: Node, names: list[str]) -> dict[str, Seen]:
         """Names of a folder as they are now, in one hop, with what was known of each file before; a name that is gone
@@ -541,9 +622,17 @@ class Union:
         children = await place.source.call(reach.stat_names, place.ref, names)
         before = {child.name: self._known_before(place.source, child, folder) for child in children}
         found = await self._found_all(place.source, children, folder, steady=False)
+        for name in self.moved_in(folder).keys() & set(names):
+            node = self.inodes.get(self._moved_number(folder, name))
+            before[name] = (node.seen if node is not None else None, True)
+        await self._add_moved(folder, found, names)
         for name in set(names) - set(found):
             await self._missing(place.source, self.child_key(folder, name))
         return {name: Seen(item.node, item.stat, *before[name]) for name, item in found.items()}
+
+    def _moved_number(self, folder: Node, name: str) -> int:
+        entry = self.elsewhere.files.get(self.moved_in(folder)[name])
+        return entry.source_file.inode if entry is not None else 0
 
     def _known_before(self, source: Source, child: Child, folder: Node) -> tuple[Stat | None, bool]:
         device = self._roots.device(source.name, child.stat.dev)
@@ -573,12 +662,18 @@ class Union:
         """statfs(2): the numbers of the node's source; for the root of several (or None) the sum over those that
         answer."""
         if node is not None and not self.is_virtual(node):
-            source = self.place(node).source
+            place = self.place(node)
+            source = self.sources[place.keys[0].source] if place.keys else place.source
             return total([await source.call(_statvfs, source)])
         online = [source for source in self.sources.values() if source.online]
         if not online:
             raise SourceError(errno.EIO, "no source answers")
         return total([await source.call(_statvfs, source) for source in online])
+
+
+def below(folder: FileKey, name: str) -> str:
+    """The path of a name in a folder."""
+    return f"{folder.path}/{name}" if folder.path else name
 
 
 async def _nothing_is_certain(folder: FileKey) -> Known | None:

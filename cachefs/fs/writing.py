@@ -41,8 +41,9 @@ class Writing:
         """Write to the source, and to what the kernel reads. The handle's bar keeps the file out of the cache."""
         inode, own = handle.inode, _own(handle)
         held = inode.backing
-        if held is None:
-            await self._change_open(inode, backing.write, own, data, offset, handle.appends)
+        if held is None or held.same:
+            write = backing.write if held is None else backing.write_itself
+            await self._change_open(inode, write, own, data, offset, handle.appends)
         else:
             async with held.lock:
                 mirror = await self._mirror(held)
@@ -59,7 +60,7 @@ class Writing:
         """Around a truncation of the file at its source: what the kernel reads follows, and is not copied back in
         between, when it has the old size still."""
         held = inode.backing
-        if held is None:
+        if held is None or held.same:
             yield
             return
         async with held.lock:

@@ -80,7 +80,7 @@ def _why_not_here() -> str | None:
 def _run(console: Console, folder: Path, options: argparse.Namespace, stop: threading.Event) -> Result:
     stage = build(folder, options.seed, _LIBRARY, _WRITERS, options.mode)
     rig = Rig(stage, stop)
-    strikes = plan(options.seed, options.kills, all_steps(), every_step=True)
+    strikes = plan(options.seed, options.kills, all_steps(options.mode), every_step=True)
     with _progress(console) as progress:
         task = progress.add_task("kills", total=len(strikes))
 

@@ -14,12 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
 
-MODULES = tuple(f"cachefs.cache.{name}" for name in ("copying", "folder", "index", "inside", "keepsake", "label"))
+_NAMES = ("copying", "folder", "index", "inside", "keepsake", "label", "moved_bytes", "moved_disk")
+MODULES = tuple(f"cachefs.cache.{name}" for name in _NAMES)
 """The modules of the cache that change what is on the SSD."""
 
 AT_SOURCE = {
     "cachefs.fs.backing": ("write", "write_both"),
     "cachefs.fs.changes": ("_create", "_link", "_remove", "_set_attributes"),
+    "cachefs.fs.homes": ("_arrive", "_let_go", "_open_reserved", "_take_away", "_trim"),
     "cachefs.fs.rename": ("carry_out",),
     "cachefs.fs.writing": ("_truncate", "_fsync"),
 }
@@ -28,6 +30,9 @@ AT_SOURCE = {
 PARTS_AND_OTHERS = {
     **dict.fromkeys(("backing.write_at", "backing._drop_set_id"), "a part of a write"),
     "rename._rename": "a part of carry_out",
+    **dict.fromkeys(("homes._reserve", "homes._sync"), "parts of a move"),
+    **dict.fromkeys(("homes._reserved", "homes._make_folders", "homes._rename_to_nothing"), "parts of a return"),
+    "homes._tidy": "it follows a move, once for each source",
     "backing.copy_back": "a program writes the file through a mapping; no writer of the rig does",
     **dict.fromkeys(("changes._set_xattr", "changes._remove_xattr"), "no writer of the rig sets attributes"),
     "changes._fsync_folder": "no writer of the rig syncs a folder",
@@ -43,9 +48,14 @@ CHANGES_NOTHING = frozenset(
         "index.Index.unlabelled",
         *(f"inside.{name}" for name in ("folder", "is_folder", "open_file", "refuse_foreign", "sizes")),
         "keepsake.read",
+        *(f"moved_bytes.{name}" for name in ("difference", "is_equal", "nobody_writes", "open_file")),
+        *(f"moved_bytes.{name}" for name in ("read_and_count", "state_at", "state_of")),
         "label.read",
     }
 )
+
+_ONLY_MOVING = ("moved_", "homes.", "index.Index.rename", "index.Index.save_home", "folder.Folder.make_folders_of")
+"""What happens to moved files only."""
 
 OUT_OF_REACH = {
     "folder.Folder.take_again": "an SSD that was away is back",
@@ -85,8 +95,9 @@ def _functions(owner: ModuleType | type, prefix: str, module: ModuleType) -> Ite
             yield Found(f"{prefix}.{name}", owner, function)
 
 
-def all_steps() -> tuple[str, ...]:
-    """Every step that the rig kills at, in the order of the modules."""
+def all_steps(mode: str = "copy") -> tuple[str, ...]:
+    """Every step that the rig kills at with this ``cache.mode``, in the order of the modules."""
     modules = (*MODULES, *AT_SOURCE)
     found = (found.name for name in modules for found in steps_of(importlib.import_module(name)))
-    return tuple(name for name in found if name not in OUT_OF_REACH)
+    moves = mode == "move"
+    return tuple(name for name in found if name not in OUT_OF_REACH and (moves or not name.startswith(_ONLY_MOVING)))

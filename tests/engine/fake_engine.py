@@ -41,6 +41,7 @@ from cachefs.model import (
     Want,
 )
 from cachefs.ranges import Ranges
+from cachefs.restoration import HomeProgress, HomeReport
 from cachefs.verification import Finding, Progress, Report
 
 GIB = 1024**3
@@ -97,6 +98,18 @@ def sample_status(now: float) -> Status:
     )
 
 
+class FakeRestoration:
+    """Ends at once."""
+
+    def __init__(self, report: HomeReport) -> None:
+        self.progress = HomeProgress(2, 1, 10, 5, FileKey(MEDIA, LATIN1))
+        self.report = report
+
+    async def run(self) -> HomeReport:
+        await trio.lowlevel.checkpoint()
+        return self.report
+
+
 class FakeVerification:
     """Ends at once with its report, or raises ``error``, or with ``endless`` waits; ``cancelled`` once it was."""
 
@@ -134,6 +147,7 @@ class FakeEngine:
         self.answer_plan = sample_plan(now)
         self.answer_pins = (Pin("Series", "", now), Pin("Heat (1995)", "77", now))
         self.answer_verification = FakeVerification()
+        self.answer_restoration = FakeRestoration(HomeReport((FileKey(MEDIA, LATIN1),), ()))
         self.states = [Visible.CACHED]
         """What ``explain`` says, one after the other; the last one stays."""
         self.waiting = ""
@@ -193,6 +207,10 @@ class FakeEngine:
         if text == "nothing":
             raise UserError("nothing: nothing of it is cached")
         return self.answer_verification
+
+    def restoration(self, text: str) -> FakeRestoration:
+        self.asked.append(("restore", text))
+        return self.answer_restoration
 
     def request_stop(self) -> None:
         self.stopped.set()

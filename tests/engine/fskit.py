@@ -20,8 +20,13 @@ import pyfuse3
 import pytest
 import trio
 
+from cachefs.cache.copying import read_attributes, write_attributes
+from cachefs.cache.moving import Movers
 from cachefs.cache.store import Refused, Store, open_store
+from cachefs.descriptors import Descriptor
 from cachefs.fs.changes import Changes
+from cachefs.fs.elsewhere import Elsewhere
+from cachefs.fs.homes import Homes
 from cachefs.fs.inodes import ROOT, Node
 from cachefs.fs.operations import Operations
 from cachefs.fs.routing import Routing
@@ -79,6 +84,7 @@ class Rooms:
     routing: Routing
     changes: Changes
     counters: Counters
+    movers: Movers
 
     @property
     def folder(self) -> Path:
@@ -126,10 +132,30 @@ class Rooms:
         assert cached is not None
         return cached
 
+    async def give_attributes(self, path: str) -> None:
+        """The copy has what a copy gets besides its bytes."""
+        key = self.key(path)
+        source = await self.union.files.open(key)
+        copy = Descriptor(os.open(self.store.file_of(cast(CacheEntry, self.store.get(key))), os.O_RDONLY))
+        write_attributes(copy, read_attributes(source))
+        source.close()
+        copy.close()
+
+    async def moved(self, path: str) -> FileKey:
+        """The file is on the SSD alone."""
+        await self.published(path)
+        await self.give_attributes(path)
+        await self.movers.move(self.key(path))
+        assert self.store.moves.get(self.key(path)) is not None
+        return self.key(path)
+
 
 @asynccontextmanager
 async def rooms(
-    tmp_path: Path, *sources: str, timeout_s: float = TIMEOUT_S, ttl_s: float = TTL_S
+    tmp_path: Path,
+    *sources: str,
+    timeout_s: float = TIMEOUT_S,
+    ttl_s: float = TTL_S,
 ) -> AsyncIterator[Rooms]:
     """The file system over folders of these names, which are made when they are not there; one, ``Media``, if none."""
     folders = {SourceName(name): tmp_path / "sources" / name for name in sources or (MEDIA,)}
@@ -138,13 +164,19 @@ async def rooms(
     paths = {name: str(folder) for name, folder in folders.items()}
     async with open_store(tmp_path / "ssd", ROOMY, paths) as store:
         slow = [GatedSource(name, path, timeout_s=timeout_s, ttl_s=ttl_s) for name, path in paths.items()]
-        union = Union(slow, Layout(tuple(folders)), store, store.device_tag)
+        for name in folders:
+            store.make_place_of(name)
+        elsewhere = Elsewhere(store.moves, store.place_of, folders)
+        await elsewhere.open()
+        union = Union(slow, Layout(tuple(folders)), store, store.device_tag, elsewhere=elsewhere)
         await union.open_sources()
         counters = Counters()
         routing = Routing(union, store, counters)
+        movers = Movers(store, union.files, Homes(union), routing.hold, lambda: None, on=False)
         try:
-            yield Rooms(folders, store, union, routing, Changes(union, routing), counters)
+            yield Rooms(folders, store, union, routing, Changes(union, routing, movers), counters, movers)
         finally:
+            elsewhere.close()
             for source in slow:
                 source.close()
 

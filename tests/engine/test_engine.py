@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 import trio
 
+from cachefs.cache.moving import Movers
 from cachefs.cache.populate import Copiers, CopySettings
 from cachefs.cache.store import Limits, Store
 from cachefs.config import PolicyConfig
 from cachefs.engine import DaemonEngine, Parts
 from cachefs.errors import CacheError, PlexError, UserError
+from cachefs.fs.homes import Homes
 from cachefs.fs.routing import Routing
 from cachefs.fs.union import Union
 from cachefs.model import (
@@ -111,7 +113,18 @@ async def daemon(
         planning = Planning(ask if client else None, found, store, PolicyConfig(), health, copiers.follow)
         routing = Routing(union, store, counters)
         parts = Parts(
-            MOUNT, union, store, routing, copiers, planning, client, settings, health, counters, started_at=time.time()
+            MOUNT,
+            union,
+            store,
+            routing,
+            copiers,
+            Movers(store, union.files, Homes(union), routing.hold, lambda: None, on=False),
+            planning,
+            client,
+            settings,
+            health,
+            counters,
+            started_at=time.time(),
         )
         with trio.fail_after(30):
             yield Daemon(DaemonEngine(parts, lambda: None), parts, store, union, planning)

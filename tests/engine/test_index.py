@@ -153,7 +153,7 @@ def test_newer_version_is_refused_and_left_alone(path: str) -> None:
     change(path, "UPDATE meta SET value = CAST('99' AS BLOB) WHERE name = 'schema'")
     before = Path(path).read_bytes()
     with pytest.raises(
-        CacheError, match=r"was made by a newer cachefs \(version 99; this one knows up to 2\)"
+        CacheError, match=r"was made by a newer cachefs \(version 99; this one knows up to 3\)"
     ) as caught:
         Index(path)
     assert not isinstance(caught.value, IndexDamaged)

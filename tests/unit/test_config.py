@@ -160,7 +160,7 @@ def test_all_problems_are_told_at_once_with_their_keys(tmp_path: Path) -> None:
         """
         mountpont: /mnt/cachefs
         sources: [{path: /a, timeout: soon}, {name: b/c, path: ""}]
-        cache: {path: /a/cache, mode: move, max_size: 101%, min_free: lots}
+        cache: {path: /a/cache, mode: moved, max_size: 101%, min_free: lots}
         plex: {url: 127.0.0.1, path_map: [{plex: media, mount: /}, {plex: /m, mount: /a/../..}, {plex: /m, mont: /}]}
         policy: {on_deck: {max_age: -1d, next_episodes: few}, sidecars: perhaps, watchlist: 3}
         copying: {workers: 0, bandwidth: 100Mbit/s, hours: 1-7}
@@ -172,7 +172,7 @@ def test_all_problems_are_told_at_once_with_their_keys(tmp_path: Path) -> None:
         "sources[0].timeout": "'soon' is no duration; write it like 30s, 2h30m or 60d",
         "sources[1].name": "must be a folder's name, without a slash",
         "sources[1].path": "is no path; write one that begins with /",
-        "cache.mode": "move is not available yet; write copy",
+        "cache.mode": "write copy or move",
         "cache.max_size": "101% is more than there is; write at most 100%",
         "cache.min_free": "'lots' is no size; write it like 500GiB, 1.5TB or a number of bytes",
         "cache.path": "/a/cache lies in the source /a; put the cache on the SSD, outside of sources",

@@ -1,0 +1,188 @@
+"""Moved files: how a published copy becomes the only one, and how it ceases to be that.
+
+The half of ``cache.store`` that ``cache.moving`` and ``fs`` work with, reached through the store. Runs on the event
+loop; see ``cache.shelf`` for the rules. It touches the SSD and memory only: what happens at the source between two of
+these steps is the caller's, who goes on only when the step before is durable.
+
+What the file itself says (``cache.label``) is the truth; the row is what recovery would make of it. So the label goes
+first, but for the end of a file, where the row does: a file with a label and without a row is found again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TypeVar, TypeVarTuple
+
+import trio
+
+from cachefs.cache import moved_disk
+from cachefs.cache.label import Label
+from cachefs.cache.shelf import Shelf
+from cachefs.errors import CacheError
+from cachefs.model import CacheEntry, DropCause, EntryState, FileKey, Fingerprint, Home, Phase, SourceFile
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class Moves:
+    """Every method is durable when it returns and raises ``CacheError`` when the SSD fails; then nothing has changed
+    that recovery would not put right. Each waits for its work whatever is cancelled."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+
+    def get(self, key: FileKey) -> CacheEntry | None:
+        """The moved file of this name; of an SSD that is away, too: it is not there, but it is no other file."""
+        for holdings in (self._shelf.holdings, self._shelf.absent):
+            entry = holdings.live.get(key)
+            if entry is not None and entry.state is EntryState.MOVED:
+                return entry
+        return None
+
+    def below(self, folder: FileKey) -> list[CacheEntry]:
+        """All moved files below a folder."""
+        found = [*self._shelf.holdings.below(folder), *self._shelf.absent.below(folder)]
+        return [entry for entry in found if entry.state is EntryState.MOVED]
+
+    def names_in(self, folder: FileKey) -> dict[str, FileKey]:
+        """The moved files in a folder itself, by name."""
+        if not self._shelf.holdings.holds_in(folder) and not self._shelf.absent.holds_in(folder):
+            return {}
+        found = {}
+        for entry in self.below(folder):
+            above, _, name = entry.key.path.rpartition("/")
+            if above == folder.path:
+                found[name] = entry.key
+        return found
+
+    def all(self) -> list[CacheEntry]:
+        """Every moved file that is there."""
+        return [entry for entry in self._shelf.holdings.live.values() if entry.state is EntryState.MOVED]
+
+    async def leave(self, entry: CacheEntry, home: Home) -> CacheEntry | None:
+        """From here on the SSD's copy is the file; its source may give up its own. None when the entry is another one
+        by now, or the SSD's file cannot say whose it is: then nothing has changed."""
+        async with self._turn():
+            current = self._current(entry.id)
+            if current is None or current.state is not EntryState.CACHED:
+                return None
+            moved = replace(current, state=EntryState.MOVED, home=home)
+            return await self._save(moved) if await self._label(moved) else None
+
+    async def set_home(self, entry: CacheEntry, home: Home) -> CacheEntry | None:
+        """A moved file's home is another one, or in another phase. None when it is moved no more."""
+        async with self._turn():
+            current = self._current(entry.id)
+            if current is None or current.home is None or current.home == home:
+                return current
+            moved = replace(current, home=home)
+            await self._label(moved)
+            return await self._save(moved)
+
+    async def returned(self, entry: CacheEntry, file: SourceFile) -> CacheEntry | None:
+        """The source has the file, with the same bytes: what is on the SSD is a copy again."""
+        async with self._turn():
+            current = self._current(entry.id)
+            if current is None or current.home is None:
+                return None
+            cached = replace(current, source_file=file, state=EntryState.CACHED, home=None)
+            await self._label(cached)
+            self._shelf.seen_at[file.key] = trio.current_time()
+            return await self._save(cached)
+
+    async def changed(self, key: FileKey) -> None:
+        """A moved file is about to be written to: its digest is not its content's any more."""
+        entry = self.get(key)
+        if entry is not None and entry.home is not None and entry.home.digest:
+            await self.set_home(entry, replace(entry.home, digest=""))
+
+    async def delete(self, key: FileKey) -> None:
+        """A person deletes the file."""
+        async with self._turn():
+            entry = self.get(key)
+            if entry is not None and self._current(entry.id) is entry:
+                self._shelf.drop([entry], DropCause.DELETED)
+                await self._shelf.ledger.forget_dead()
+                await self._on_disk(moved_disk.remove, self._shelf.folder, key)
+
+    async def rename(self, old: FileKey, new: FileKey) -> None:
+        """Another name, in the place of whatever moved file has it. ``new`` may be none of a live copy."""
+        shelf = self._shelf
+        async with self._turn():
+            entry, replaced = self.get(old), self.get(new)
+            if entry is None or self._current(entry.id) is not entry:
+                return
+            await self._on_disk(moved_disk.rename, shelf.folder, old, new)
+            if replaced is not None:
+                shelf.drop([replaced], DropCause.DELETED)
+            shelf.drop(shelf.holdings.in_the_way(new), DropCause.REPLACED)
+            renamed = replace(entry, source_file=replace(entry.source_file, key=new))
+            shelf.holdings.rename(entry, renamed)
+            shelf.owners.pop(old, None)
+            shelf.owners[new] = entry.id
+            gone = tuple(shelf.ledger.dead_rows)
+            await shelf.ledger.call(shelf.ledger.index.rename, renamed, gone)
+            shelf.ledger.dead_rows.difference_update(gone)
+            for key in (old, new):
+                shelf.tell(key)
+            shelf.note_change()
+
+    async def replacing(self, key: FileKey, there: Fingerprint) -> None:
+        """It is about to be renamed over a file of its source."""
+        await self._set_phase(key, Phase.REPLACING, there)
+
+    async def yielding(self, key: FileKey, coming: Fingerprint) -> None:
+        """A file of its source is about to be renamed over it."""
+        await self._set_phase(key, Phase.YIELDING, coming)
+
+    async def settled(self, key: FileKey) -> None:
+        """Its source has no file of its name."""
+        await self._set_phase(key, Phase.AWAY, None)
+
+    async def _set_phase(self, key: FileKey, phase: Phase, there: Fingerprint | None) -> None:
+        entry = self.get(key)
+        if entry is not None and entry.home is not None:
+            fingerprint = there if there is not None else entry.home.fingerprint
+            await self.set_home(entry, replace(entry.home, phase=phase, fingerprint=fingerprint))
+
+    def observe(self, key: FileKey, size: int, mtime_ns: int) -> None:
+        """What the SSD's file was seen to be: writers change it."""
+        entry = self.get(key)
+        if entry is None or (entry.size, entry.fingerprint.mtime_ns) == (size, mtime_ns):
+            return
+        file = replace(entry.source_file, fingerprint=Fingerprint(size, mtime_ns))
+        self._shelf.holdings.resize(replace(entry, source_file=file))
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """No file of the SSD gets another name meanwhile; what is begun is finished."""
+        with trio.CancelScope(shield=True):
+            async with self._shelf.tree:
+                yield
+
+    def _current(self, entry_id: int) -> CacheEntry | None:
+        return self._shelf.holdings.by_id(entry_id)
+
+    async def _label(self, entry: CacheEntry) -> bool:
+        moved = entry.home is not None
+        said = Label(entry.source_file, entry.begun_at, entry.home, entry.id if moved else 0)
+        return await self._on_disk(moved_disk.relabel, self._shelf.folder, said)
+
+    async def _save(self, entry: CacheEntry) -> CacheEntry:
+        await self._shelf.ledger.call(self._shelf.ledger.index.save_home, entry)
+        now = self._shelf.holdings.by_id(entry.id)
+        if now is not None:  # what was read and wanted meanwhile stays
+            entry = replace(now, source_file=entry.source_file, state=entry.state, home=entry.home)
+            self._shelf.holdings.resize(entry)
+        self._shelf.tell(entry.key)
+        self._shelf.note_change()
+        return entry
+
+    async def _on_disk(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        try:
+            return await self._shelf.on_disk(function, *args)
+        except OSError as error:
+            raise CacheError(f"the cache folder {self._shelf.folder.root} failed: {error.strerror or error}") from error

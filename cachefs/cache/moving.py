@@ -1,0 +1,454 @@
+"""Move mode: carries files to the SSD for good, and brings them home again.
+
+Run by the daemon; ``populate`` asks it to restore what a plan evicts, ``fs.changes`` and people what they need at home.
+A file moves once its copy is published: its bytes are compared with the source's, the SSD's file says that it is the
+only one (``cache.moves``), and only then does the source give up its own (``Homes``). Restoring is the same in reverse.
+Between the two every crash leaves a file that says how far it got, and a source that may still, or already, have the
+same bytes: ``settle`` looks, and finishes one or the other. What is at home and is neither is somebody else's file:
+nothing is ever overwritten, both are kept, and the conflict is shown.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import math
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import trio
+
+from cachefs.cache import moved_bytes
+from cachefs.cache.copying import read_attributes, read_chunk
+from cachefs.cache.filecopy import CHECKPOINT_BYTES, SourceFiles, close_at_source
+from cachefs.cache.pacing import READING_WINDOW_S, chunk_bytes, pause_after
+from cachefs.cache.store import Store
+from cachefs.descriptors import Descriptor
+from cachefs.errors import CacheError
+from cachefs.model import CacheEntry, DropCause, EntryState, FileKey, Home, Phase, SourceFile, SourceName, Targets
+from cachefs.units import format_size
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 30.0
+"""How soon what could not be moved, or settled, is tried again."""
+_TRIES = 3
+
+
+class Stays(Exception):
+    """A file is not moved, or not restored, now; the text says why, for people."""
+
+
+class Conflict(Stays):
+    """Another file has the place of a moved one."""
+
+
+class AtHome(Protocol):
+    """A file at its source."""
+
+    @property
+    def file(self) -> SourceFile: ...
+
+    @property
+    def birth_ns(self) -> int: ...
+
+
+class Homes(Protocol):
+    """The places at the sources; see ``fs.homes``. Everything raises ``OSError``."""
+
+    def is_online(self, key: FileKey, /) -> bool: ...
+
+    async def look(self, key: FileKey, /) -> AtHome | None: ...
+
+    async def take_away(self, key: FileKey, kept: int | None, seen: SourceFile, /) -> bool: ...
+
+    async def open_return(self, key: FileKey, kept: int, /) -> Descriptor: ...
+
+    async def identify(self, key: FileKey, returning: Descriptor, /) -> SourceFile: ...
+
+    async def arrive(self, key: FileKey, kept: int, /) -> None: ...
+
+    async def let_go(self, key: FileKey, kept: int, /, *, keep: bool) -> None: ...
+
+    async def tidy(self, key: FileKey, keep: frozenset[int], /) -> None: ...
+
+
+Hold = Callable[[FileKey], AbstractAsyncContextManager[bool]]
+"""Nobody begins to change the file within; False when somebody is changing it already."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreProgress:
+    """One file on its way home."""
+
+    key: FileKey
+    size: int
+    done_bytes: int
+
+
+class Movers:
+    """See the module. Use from the event loop only."""
+
+    def __init__(
+        self,
+        store: Store,
+        files: SourceFiles,
+        homes: Homes,
+        hold: Hold,
+        bandwidth: Callable[[], int | None],
+        *,
+        on: bool,
+    ) -> None:
+        """``on``: files are moved; else they are only brought home."""
+        self._store = store
+        self._files = files
+        self._homes = homes
+        self._hold = hold
+        self._bandwidth = bandwidth
+        self._on = on
+        self._turns: dict[FileKey, trio.Lock] = {}
+        self._not_before: dict[int, float] = {}
+        self._stays: dict[FileKey, str] = {}
+        self._tidied: set[SourceName] = set()
+        self._restoring: dict[FileKey, RestoreProgress] = {}
+
+    def problems(self) -> tuple[tuple[FileKey, str], ...]:
+        """Moved files that cannot be settled or restored as they should, and why."""
+        return tuple(sorted((key, why) for key, why in self._stays.items() if self._store.moves.get(key) is not None))
+
+    def restoring(self) -> tuple[RestoreProgress, ...]:
+        return tuple(self._restoring.values())
+
+    async def run(self) -> None:
+        """Move what is cached, and settle what a crash has left; for ever."""
+        while True:
+            changed = self._store.changed
+            await self.round()
+            with trio.move_on_after(LOOK_EVERY_S):
+                await changed.wait()
+
+    async def round(self) -> None:
+        """Look at everything once."""
+        if self._store.away:
+            return
+        for entry in self._store.inventory().entries:
+            if trio.current_time() < self._not_before.get(entry.id, 0.0):
+                continue
+            if entry.home is not None and entry.home.phase is not Phase.AWAY:
+                await self._try(entry, self.settle)
+            elif self._on and entry.state is EntryState.CACHED:
+                await self._try(entry, self.move)
+
+    async def _try(self, entry: CacheEntry, act: Callable[[FileKey], Awaitable[None]]) -> None:
+        try:
+            await act(entry.key)
+        except (Stays, OSError) as error:
+            log.debug("%s: %s", entry.key, error)
+        except CacheError as error:
+            await self._store.trouble(error)
+        else:
+            if self._store.get(entry.key) is not None:
+                return
+        self._not_before[entry.id] = trio.current_time() + LOOK_EVERY_S
+
+    @asynccontextmanager
+    async def _turn(self, key: FileKey) -> AsyncIterator[None]:
+        """One thing at a time with each file."""
+        lock = self._turns.setdefault(key, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.statistics().tasks_waiting and not lock.locked():
+                self._turns.pop(key, None)
+
+    # --- to the SSD for good ---
+
+    async def move(self, key: FileKey) -> None:
+        """Make the published copy the only one. Raises ``Stays``, ``OSError`` or ``CacheError``."""
+        async with self._turn(key):
+            entry = self._store.get(key)
+            if entry is None or entry.state is not EntryState.CACHED:
+                return
+            self._refuse_to_move(entry)
+            at_home = await self._homes.look(key)
+            if at_home is None or not entry.fingerprint.same_file(at_home.file.fingerprint):
+                raise Stays("its source shows another file")
+            if at_home.file.links != 1:
+                raise Stays("it has several names at its source (hard links)")
+            digest = await self._compare(entry)
+            with self._store.bar(Targets(keys=frozenset((key,)), inodes=frozenset((entry.source_file.inode,)))):
+                async with self._hold(key) as free:
+                    if not free:
+                        raise Stays("somebody writes it")
+                    self._refuse_to_move(entry)
+                    await self._give_up(entry, at_home, digest)
+
+    def _refuse_to_move(self, entry: CacheEntry) -> None:
+        if self._store.in_use(entry.key):
+            raise Stays("somebody has it open")
+        if entry.source_file.inode >> 48 >= 0x7FFE:
+            raise Stays("its inode number cannot be kept")
+
+    async def _give_up(self, entry: CacheEntry, at_home: AtHome, digest: str) -> None:
+        """From the last byte compared to the source's file gone."""
+        key, file = entry.key, at_home.file
+        home = Home(file.fingerprint, Phase.LEAVING, at_home.birth_ns, reserved=False, digest=digest)
+        moved = await self._store.moves.leave(entry, home)
+        if moved is None:
+            raise Stays("the SSD's file system cannot keep extended attributes, or the copy is another one by now")
+        try:
+            reserved = await self._homes.take_away(key, file.inode, file)
+        except OSError as error:
+            await self._undo(moved, file)
+            raise Stays(error.strerror or str(error)) from error
+        await self._store.moves.set_home(moved, replace(home, phase=Phase.AWAY, reserved=reserved))
+        await self.tidy(key)
+        log.info("moved %s (%s) to the SSD: its source's space is free", key, format_size(entry.size))
+
+    async def tidy(self, key: FileKey) -> None:
+        """Once for each source, while it is awake: remove what a crash has left there of deleted files."""
+        if key.source in self._tidied:
+            return
+        self._tidied.add(key.source)
+        keep = frozenset(entry.source_file.inode for entry in self._store.moves.all())
+        try:
+            await self._homes.tidy(key, keep)
+        except OSError as error:
+            log.debug("%s: %s", key.source, error)
+
+    async def _undo(self, moved: CacheEntry, file: SourceFile) -> None:
+        """The source did not give the file up, as far as it tells; where it does not tell, that is settled later."""
+        try:
+            at_home = await self._homes.look(moved.key)
+        except OSError as error:
+            log.debug("%s: %s", moved.key, error)
+            return
+        if at_home is not None and at_home.file.fingerprint.same_file(file.fingerprint):
+            await self._store.moves.returned(moved, at_home.file)
+
+    async def _compare(self, entry: CacheEntry) -> str:
+        """See that source and SSD have the same bytes and attributes; returns the digest of the bytes. Raises ``Stays``
+        where the SSD cannot keep an attribute."""
+        source = await self._files.open(entry.key)
+        try:
+            copy = await self._store.on_ssd(moved_bytes.open_file, self._store.file_of(entry), os.O_RDONLY)
+            try:
+                kept = await self._store.on_ssd(read_attributes, copy)
+                theirs = await self._files.run(entry.key.source, read_attributes, source)
+                difference = moved_bytes.difference(theirs, kept)
+                if difference:
+                    raise Stays(f"the SSD does not keep its {difference}")
+                await self._store.on_ssd(moved_bytes.forget_pages, copy)
+                return await self._same_bytes(entry, source, copy)
+            finally:
+                await self._store.close_on_ssd(copy)
+        finally:
+            await close_at_source(self._files, entry.key, source)
+
+    async def _same_bytes(self, entry: CacheEntry, source: Descriptor, copy: Descriptor) -> str:
+        digest, position = hashlib.sha256(), 0
+        while position < entry.size:
+            length = min(entry.size - position, self._chunk_bytes(entry.key))
+            theirs = await self._files.run(entry.key.source, read_chunk, source, position, length)
+            if not await self._store.on_ssd(moved_bytes.is_equal, copy, theirs, position, length, digest):
+                self._store.demote(Targets(keys=frozenset((entry.key,))), DropCause.DAMAGED)
+                raise Stays(f"the copy on the SSD differs near byte {position}")
+            position += length
+            await self._rest(entry.key, theirs.took_s, length)
+        return digest.hexdigest()
+
+    # --- home ---
+
+    async def restore(self, key: FileKey) -> None:
+        """Bring a moved file home; what is on the SSD is a copy then. Raises ``Conflict`` when its place was taken,
+        ``Stays``, ``OSError`` when its source has no room or does not answer, ``CacheError``."""
+        async with self._turn(key):
+            for _ in range(_TRIES):
+                entry = self._store.moves.get(key)
+                if entry is None or entry.home is None:
+                    return
+                try:
+                    async with self._hold(key) as free:
+                        if not free:
+                            raise Stays("somebody has it open for writing")
+                    if await self._restore(entry, entry.home):
+                        self._stays.pop(key, None)
+                        log.info("restored %s (%s) to its source", key, format_size(entry.size))
+                        return
+                except (Stays, OSError, CacheError) as error:
+                    self._stays[key] = text_of(error)
+                    raise
+                finally:
+                    self._restoring.pop(key, None)
+            raise Stays("it is being written all the time")
+
+    async def _restore(self, entry: CacheEntry, home: Home) -> bool:
+        """False when the file was written to meanwhile."""
+        if await self._settle(entry, home):
+            return True
+        key, kept = entry.key, entry.source_file.inode
+        copy = await self._store.on_ssd(moved_bytes.open_file, self._store.file_of(entry), os.O_RDONLY)
+        try:
+            before = await self._store.on_ssd(moved_bytes.state_of, copy)
+            target = await self._homes.open_return(key, kept)
+            try:
+                await self._bring(entry, copy, target, before.size)
+                async with self._hold(key) as free:
+                    if not free or await self._store.on_ssd(moved_bytes.state_of, copy) != before:
+                        return False
+                    if not await self._store.on_ssd(moved_bytes.nobody_writes, copy):
+                        raise Stays("somebody has it mapped for writing")
+                    await self._arrive(entry, home, target)
+            finally:
+                await close_at_source(self._files, key, target)
+        except OSError:
+            await self._clear(entry)
+            raise
+        finally:
+            await self._store.close_on_ssd(copy)
+        return True
+
+    async def _clear(self, entry: CacheEntry) -> None:
+        """What was brought so far takes no room at the source."""
+        try:
+            await self._homes.let_go(entry.key, entry.source_file.inode, keep=True)
+        except OSError as error:
+            log.debug("%s: %s", entry.key, error)
+
+    async def _bring(self, entry: CacheEntry, copy: Descriptor, target: Descriptor, size: int) -> None:
+        """Bytes, then attributes, then all of it made durable and read again."""
+        key, source = entry.key, entry.key.source
+        await self._files.run(source, moved_bytes.make_room, target, size)
+        digest, position, unsafe = hashlib.sha256(), 0, 0
+        while position < size:
+            length = min(size - position, self._chunk_bytes(key))
+            chunk = await self._store.on_ssd(moved_bytes.read_and_count, copy, position, length, digest)
+            took_s = await self._files.run(source, moved_bytes.write, target, chunk)
+            position, unsafe = position + length, unsafe + length
+            if unsafe >= CHECKPOINT_BYTES:
+                unsafe = 0
+                await self._files.run(source, moved_bytes.sync_data, target)
+            self._restoring[key] = RestoreProgress(key, size, position)
+            await self._rest(key, took_s, length)
+        expected = entry.home.digest if entry.home is not None else ""
+        if expected and digest.hexdigest() != expected:
+            raise Stays(
+                "its bytes on the SSD are not those that were moved: the SSD has lost some (see cachefs verify)"
+            )
+        attributes = await self._store.on_ssd(read_attributes, copy)
+        await self._files.run(source, moved_bytes.set_attributes, target, attributes)
+        if await self._digest_at_home(key, target, size) != digest.hexdigest():
+            raise OSError(errno.EIO, "the source does not read what was written", key.path)
+
+    async def _digest_at_home(self, key: FileKey, target: Descriptor, size: int) -> str:
+        digest, position = hashlib.sha256(), 0
+        await self._files.run(key.source, moved_bytes.forget_pages, target)
+        while position < size:
+            length = min(size - position, self._chunk_bytes(key))
+            chunk = await self._files.run(key.source, moved_bytes.read_and_count, target, position, length, digest)
+            position += length
+            await self._rest(key, chunk.took_s, length)
+        return digest.hexdigest()
+
+    async def _arrive(self, entry: CacheEntry, home: Home, target: Descriptor) -> None:
+        file = await self._homes.identify(entry.key, target)
+        returning = replace(home, phase=Phase.RETURNING, fingerprint=file.fingerprint)
+        await self._store.moves.set_home(entry, returning)
+        try:
+            await self._homes.arrive(entry.key, entry.source_file.inode)
+        except FileExistsError as error:
+            await self._store.moves.set_home(entry, home)
+            raise Conflict(_TAKEN) from error
+        await self._store.moves.returned(entry, replace(file, links=1))
+
+    def leave_at_home(self, entry_id: int) -> None:
+        """A person wants it there: it is not moved again before the next start."""
+        self._not_before[entry_id] = math.inf
+
+    async def bring_home(self, key: FileKey) -> None:
+        """As ``restore``, for somebody who waits in a system call: raises ``OSError`` only."""
+        try:
+            await self.restore(key)
+        except Conflict as error:
+            raise FileExistsError(errno.EEXIST, str(error), key.path) from error
+        except Stays as error:
+            raise OSError(errno.EBUSY, str(error), key.path) from error
+        except CacheError as error:
+            raise OSError(errno.EIO, str(error), key.path) from error
+
+    async def let_go(self, key: FileKey, number: int) -> None:
+        """A moved file was deleted: its source need not keep its place. Raises ``OSError``."""
+        await self._homes.let_go(key, number, keep=False)
+
+    # --- after a crash ---
+
+    async def settle(self, key: FileKey) -> None:
+        """See how far a file had moved, and finish it one way or the other. Raises as ``restore``."""
+        async with self._turn(key):
+            entry = self._store.moves.get(key)
+            if entry is not None and entry.home is not None and self._homes.is_online(key):
+                try:
+                    await self._settle(entry, entry.home)
+                except Conflict as error:
+                    if self._stays.get(key) != text_of(error):
+                        log.warning("%s: %s", key, error)
+                    self._stays[key] = text_of(error)
+                    raise
+
+    async def _settle(self, entry: CacheEntry, home: Home) -> bool:
+        """Whether it turned out to be at home. Raises ``Conflict`` when another file is."""
+        key, kept = entry.key, entry.source_file.inode
+        try:
+            at_home = await self._homes.look(key)
+        except FileExistsError as error:
+            raise Conflict(_TAKEN) from error
+        if at_home is None:
+            if home.phase is not Phase.AWAY:
+                await self._homes.let_go(key, kept, keep=True)
+                await self._store.moves.set_home(entry, replace(home, phase=Phase.AWAY))
+            self._stays.pop(key, None)
+            return False
+        found = at_home.file
+        if home.phase is Phase.AWAY or not home.fingerprint.same_file(found.fingerprint):
+            raise Conflict(_TAKEN)
+        if home.phase is Phase.YIELDING:
+            await self._store.moves.delete(key)
+            await self._homes.let_go(key, kept, keep=False)
+            return True
+        now = await self._store.on_ssd(moved_bytes.state_at, self._store.file_of(entry))
+        unchanged = (now.size, now.mtime_ns) == (found.size, found.fingerprint.mtime_ns)
+        if home.phase is not Phase.REPLACING and home.digest and unchanged:
+            await self._store.moves.returned(entry, found)
+            return True
+        replaced = home.phase is Phase.REPLACING
+        reserved = await self._homes.take_away(key, None if replaced else kept, found)
+        await self._store.moves.set_home(
+            entry, replace(home, phase=Phase.AWAY, reserved=home.reserved if replaced else reserved)
+        )
+        return False
+
+    # --- pace ---
+
+    def _chunk_bytes(self, key: FileKey) -> int:
+        return chunk_bytes(self._someone_reads(key), self._bandwidth())
+
+    async def _rest(self, key: FileKey, took_s: float, length: int) -> None:
+        await trio.sleep(pause_after(took_s, length, self._bandwidth(), self._someone_reads(key)))
+
+    def _someone_reads(self, key: FileKey) -> bool:
+        return trio.current_time() - self._files.reading_since(key.source) < READING_WINDOW_S
+
+
+_TAKEN = (
+    "another file has its place at its source. Both are kept, and the mount shows the one on the SSD: "
+    "rename one of them (this one through the mount), then run cachefs restore again"
+)
+
+
+def text_of(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)

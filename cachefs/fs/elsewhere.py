@@ -1,0 +1,130 @@
+"""Moved files: members of the union that live on the SSD alone.
+
+Used by ``union``, ``changes`` and ``routing``. To everybody else a moved file is a file like any other, of a source of
+its own: the SSD's folder that mirrors its source, with threads and a deadline of its own. What it shows of itself is
+what the SSD's file is, but for the inode number, the device and the birth, which are those that it had.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+import trio
+
+from cachefs.fs.found import Place, absent_dev
+from cachefs.fs.inodes import inode_of, tag_of
+from cachefs.fs.reach import Ref
+from cachefs.fs.source import Source
+from cachefs.fs.stat import Stat
+from cachefs.model import CacheEntry, FileKey, Fingerprint, SourceName
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT_S = 10.0
+
+
+class Moved(Protocol):
+    """What is moved; the store's side. Synchronous and quick."""
+
+    def get(self, key: FileKey, /) -> CacheEntry | None: ...
+
+    def below(self, folder: FileKey, /) -> list[CacheEntry]: ...
+
+    def names_in(self, folder: FileKey, /) -> Mapping[str, FileKey]: ...
+
+    def observe(self, key: FileKey, size: int, mtime_ns: int, /) -> None: ...
+
+    async def changed(self, key: FileKey, /) -> None: ...
+
+    async def delete(self, key: FileKey, /) -> None: ...
+
+    async def rename(self, old: FileKey, new: FileKey, /) -> None: ...
+
+    async def replacing(self, key: FileKey, there: Fingerprint, /) -> None: ...
+
+    async def yielding(self, key: FileKey, coming: Fingerprint, /) -> None: ...
+
+    async def settled(self, key: FileKey, /) -> None: ...
+
+
+class NothingMoved:
+    """Where there is no cache."""
+
+    def get(self, key: FileKey) -> None: ...
+
+    def below(self, folder: FileKey) -> list[CacheEntry]:
+        return []
+
+    def names_in(self, folder: FileKey) -> Mapping[str, FileKey]:
+        return {}
+
+    def observe(self, key: FileKey, size: int, mtime_ns: int) -> None: ...
+
+    async def changed(self, key: FileKey) -> None: ...
+
+    async def delete(self, key: FileKey) -> None: ...
+
+    async def rename(self, old: FileKey, new: FileKey) -> None: ...
+
+    async def replacing(self, key: FileKey, there: Fingerprint) -> None: ...
+
+    async def yielding(self, key: FileKey, coming: Fingerprint) -> None: ...
+
+    async def settled(self, key: FileKey) -> None: ...
+
+
+class Elsewhere:
+    """See the module. Use from the event loop only."""
+
+    def __init__(
+        self, moved: Moved | None = None, path_of: Callable[[SourceName], str] = str, names: Iterable[SourceName] = ()
+    ) -> None:
+        """``path_of`` a source: the SSD's folder that mirrors it, which is there."""
+        self.files = moved if moved is not None else NothingMoved()
+        self._path_of = path_of
+        self.sources = {
+            name: Source(
+                SourceName(f"the SSD for {name}"), path_of(name), timeout_s=_TIMEOUT_S, ttl_s=1.0, watch_changes=False
+            )
+            for name in names
+        }
+
+    async def open(self) -> None:
+        for source in self.sources.values():
+            await source.open()
+
+    def close(self) -> None:
+        for source in self.sources.values():
+            source.close()
+
+    async def follow(self, back: Callable[[], trio.Event]) -> None:
+        """An SSD that was away is reached by another way when it is back. Runs for ever."""
+        while True:
+            await back().wait()
+            for name, source in self.sources.items():
+                source.path = self._path_of(name)
+                try:
+                    await source.open()
+                except OSError as error:
+                    log.debug("%s: %s", source.name, error)  # it is probed
+
+    def place(self, key: FileKey, number: int | None = None) -> Place | None:
+        """Where a moved file is; None for any other, or when it is not the one of this number."""
+        entry = self.files.get(key)
+        source = self.sources.get(key.source)
+        if entry is None or source is None or number not in (None, entry.source_file.inode):
+            return None
+        return Place(source, (key,), Ref(source.folders, (key.path,), 0, 0, 0, 0, anything=True), moved=entry)
+
+    def any_source(self) -> Source | None:
+        """One whose threads may touch files of the SSD that have no name any more."""
+        return next(iter(self.sources.values()), None)
+
+
+def shown(entry: CacheEntry, seen: Stat) -> Stat:
+    """The attributes of a moved file as the mount shows them."""
+    number, home = entry.source_file.inode, entry.home
+    birth_ns = home.birth_ns if home is not None else 0
+    return seen._replace(dev=absent_dev(tag_of(number)), ino=inode_of(number), birth_ns=birth_ns)

@@ -1,0 +1,270 @@
+"""The places at their sources that moved files have left, and come back to.
+
+Used by ``cache.moving``, which decides when and in which order; and by ``changes``, when a moved file is deleted. Every
+method is one hop into a thread of the source, and durable when it returns. What leaves is not simply deleted: its inode
+is emptied and kept in a folder of ours at the source's root, which the mount never shows: no other file is given its
+number, and the file that comes back is that very inode. Where nobody can tell whether it is in use, it is deleted,
+which harms no reader, and what comes back is a new file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from cachefs.descriptors import Descriptor
+from cachefs.fs import reach
+from cachefs.fs.found import RESERVED
+from cachefs.fs.source import Source
+from cachefs.fs.stat import Stat, look
+from cachefs.fs.union import Union
+from cachefs.model import FileKey, SourceFile
+
+_RENAME_NOREPLACE = 1
+_OTHER_FILESYSTEM = "it is on another file system than its source's root"
+_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class AtHome:
+    """A file at its source, as it is now, and its birth time (0 where unknown)."""
+
+    file: SourceFile
+    birth_ns: int
+
+
+class Homes:
+    """See the module. Use from the event loop only."""
+
+    def __init__(self, union: Union) -> None:
+        self._union = union
+
+    def is_online(self, key: FileKey) -> bool:
+        return self._source(key).online
+
+    async def look(self, key: FileKey) -> AtHome | None:
+        """What its source has under this name, whatever the mount shows; None when there is nothing. Raises
+        ``OSError``; EEXIST for anything but a regular file."""
+        source = self._source(key)
+        try:
+            seen = await source.call_gently(_look, source, key.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if not seen.is_file:
+            raise OSError(errno.EEXIST, "something that is no file has its place", str(key))
+        return AtHome(await self._union.files.identified(key, seen), seen.birth_ns)
+
+    async def take_away(self, key: FileKey, kept: int | None, seen: SourceFile) -> bool:
+        """Let the source give up the file that was ``seen``; whether its inode is kept, as this number. Raises
+        ``OSError``: EBUSY when anybody has it open, ESTALE when it is another one by now, EXDEV when it is on another
+        file system than the source's root; then nothing has been done."""
+        source = self._source(key)
+        return await source.call_gently(_take_away, source, key.path, kept, seen)
+
+    async def open_return(self, key: FileKey, kept: int) -> Descriptor:
+        """The kept inode, or a new file in its place, open for writing what comes back; ``arrive`` names it."""
+        source = self._source(key)
+        return await source.call_gently(_open_reserved, source, kept)
+
+    async def identify(self, key: FileKey, returning: Descriptor) -> SourceFile:
+        """What the returning file is, as it will be known under its name."""
+        source = self._source(key)
+        return await self._union.files.identified(key, await source.call_gently(_look_at, returning))
+
+    async def arrive(self, key: FileKey, kept: int) -> None:
+        """Give the returned file its name, in folders that are made where they are gone. Raises ``FileExistsError``
+        when the name was taken meanwhile: nothing is ever overwritten."""
+        source = self._source(key)
+        await source.call_gently(_arrive, source, key.path, kept)
+
+    async def let_go(self, key: FileKey, kept: int, *, keep: bool) -> None:
+        """The file will not come back (or, ``keep``, not now): what is kept of it takes no room any more."""
+        source = self._source(key)
+        await source.call_gently(_trim if keep else _let_go, source, kept)
+
+    async def tidy(self, key: FileKey, keep: frozenset[int]) -> None:
+        """Remove what is kept at this file's source of files that are moved no more: all but these numbers. What has
+        bytes stays."""
+        source = self._source(key)
+        await source.call_gently(_tidy, source, keep)
+
+    def _source(self, key: FileKey) -> Source:
+        source = self._union.sources.get(key.source)
+        if source is None:
+            raise OSError(errno.ENOENT, "no such source", key.source)
+        return source
+
+
+# --- in the source's threads -----------------------------------------------------------------------------------------
+
+
+def _look(source: Source, path: str) -> Stat:
+    folder_path, name = reach.split(path)
+    with source.folders.at(folder_path) as folder:
+        return look(folder, name)
+
+
+def _look_at(descriptor: Descriptor) -> Stat:
+    with descriptor.use() as number:
+        return look(number)
+
+
+def _take_away(source: Source, path: str, kept: int | None, seen: SourceFile) -> bool:
+    folder_path, name = reach.split(path)
+    with source.folders.at(folder_path) as folder:
+        number = os.open(name, os.O_RDWR | _FILE, dir_fd=folder)
+        try:
+            found, expected = look(number), seen.fingerprint
+            if (found.size, found.mtime_ns) != (expected.size, expected.mtime_ns) or found.nlink != 1:
+                raise OSError(errno.ESTALE, "it is another file by now", path)
+            if expected.inode is not None and found.ino != expected.inode:
+                raise OSError(errno.ESTALE, "it is another file by now", path)
+            reserved = kept is not None and _lease(number)
+            if reserved:
+                _reserve(source, folder, name, kept)
+                os.ftruncate(number, 0)
+            else:
+                _refuse_other_filesystem(source, found)
+                os.unlink(name, dir_fd=folder)
+        finally:
+            os.close(number)  # and with it goes the lease
+        _sync(folder)
+    return reserved
+
+
+def _lease(number: int) -> bool:
+    """Make sure that nobody else has the file open: to empty it under a reader would be to lose it for him. False
+    where the file system grants no leases: then it is only deleted, which harms no reader. fcntl(2)."""
+    try:
+        fcntl.fcntl(number, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except OSError as error:
+        if error.errno == errno.EAGAIN:
+            raise OSError(errno.EBUSY, "somebody has it open") from error
+        return False
+    return True
+
+
+def _reserve(source: Source, folder: int, name: str, kept: int | None) -> None:
+    with _reserved(source) as reserved:
+        try:
+            os.rename(name, str(kept), src_dir_fd=folder, dst_dir_fd=reserved)
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                raise OSError(errno.EXDEV, _OTHER_FILESYSTEM, name) from error
+            raise
+        _sync(reserved)
+
+
+def _refuse_other_filesystem(source: Source, found: Stat) -> None:
+    """It could not come back by a renaming."""
+    with source.folders.at("") as root:
+        if look(root).dev != found.dev:
+            raise OSError(errno.EXDEV, _OTHER_FILESYSTEM)
+
+
+@contextmanager
+def _reserved(source: Source) -> Iterator[int]:
+    """The folder of what is kept, open."""
+    with source.folders.at("") as root:
+        with suppress(FileExistsError):
+            os.mkdir(RESERVED, 0o700, dir_fd=root)
+            _sync(root)
+        number = os.open(RESERVED, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+    try:
+        yield number
+    finally:
+        os.close(number)
+
+
+def _open_reserved(source: Source, kept: int) -> Descriptor:
+    with _reserved(source) as folder:
+        number = os.open(str(kept), os.O_RDWR | os.O_CREAT | _FILE, 0o600, dir_fd=folder)
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            os.close(number)
+            raise OSError(errno.EEXIST, f"{source.path}/{RESERVED}/{kept} is no file")
+        return Descriptor(number)
+
+
+def _arrive(source: Source, path: str, kept: int) -> None:
+    folder_path, name = reach.split(path)
+    _make_folders(source, folder_path)
+    with source.folders.at(folder_path) as folder, _reserved(source) as reserved:
+        try:
+            _rename_to_nothing(reserved, str(kept), folder, name)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            raise OSError(errno.EXDEV, _OTHER_FILESYSTEM, path) from error
+        _sync(folder)
+        _sync(reserved)
+    with source.folders.at("") as root, suppress(OSError):  # others are in it
+        os.rmdir(RESERVED, dir_fd=root)
+
+
+def _rename_to_nothing(old_folder: int, old: str, new_folder: int, new: str) -> None:
+    """rename(2), never over anything. Where a file system knows no such renaming, by a second name."""
+    if _libc.renameat2(old_folder, os.fsencode(old), new_folder, os.fsencode(new), _RENAME_NOREPLACE) == 0:
+        return
+    number = ctypes.get_errno()
+    if number not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(number, os.strerror(number), new)
+    os.link(old, new, src_dir_fd=old_folder, dst_dir_fd=new_folder)
+    os.unlink(old, dir_fd=old_folder)
+
+
+def _make_folders(source: Source, path: str) -> None:
+    """The folders that a file comes back to; its neighbours may be gone, but it was never deleted."""
+    above = ""
+    for name in path.split("/") if path else ():
+        below = f"{above}/{name}" if above else name
+        with source.folders.at(above) as folder, suppress(FileExistsError):
+            os.mkdir(name, 0o777, dir_fd=folder)
+            _sync(folder)
+            source.folders.forget(below)  # what may be open is one that was deleted
+        above = below
+
+
+def _trim(source: Source, kept: int) -> None:
+    with source.folders.at("") as root, suppress(FileNotFoundError):
+        number = os.open(f"{RESERVED}/{kept}", os.O_WRONLY | _FILE, dir_fd=root)
+        try:
+            if os.fstat(number).st_size:
+                os.ftruncate(number, 0)
+        finally:
+            os.close(number)
+
+
+def _let_go(source: Source, kept: int) -> None:
+    with source.folders.at("") as root:
+        with suppress(FileNotFoundError):
+            os.unlink(f"{RESERVED}/{kept}", dir_fd=root)
+        with suppress(OSError):  # others are in it
+            os.rmdir(RESERVED, dir_fd=root)
+
+
+def _tidy(source: Source, keep: frozenset[int]) -> None:
+    with _reserved(source) as folder:
+        for name in os.listdir(folder):
+            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if name.isdigit() and int(name) not in keep and stat.S_ISREG(found.st_mode) and not found.st_size:
+                os.unlink(name, dir_fd=folder)
+    with source.folders.at("") as root, suppress(OSError):  # there is something in it
+        os.rmdir(RESERVED, dir_fd=root)
+
+
+def _sync(folder: int) -> None:
+    number = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # file systems that keep names durable by themselves say so
+            raise
+    finally:
+        os.close(number)

@@ -1,0 +1,204 @@
+"""Moved files that are deleted, renamed, replaced, or brought home since somebody needs them there.
+
+Used by ``changes``: a change of a moved file goes to the SSD's file alone, since there is no other. What cannot be done
+there, such as a second name, is done at home. Where the SSD and the source both have a part in a renaming, the SSD's
+file first says what is about to happen, so that no crash in between leaves two files of one name.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from cachefs.descriptors import Descriptor
+from cachefs.fs import reach
+from cachefs.fs.elsewhere import shown
+from cachefs.fs.found import Place
+from cachefs.fs.inodes import Node
+from cachefs.fs.reach import Opened, Ref
+from cachefs.fs.rename import NOREPLACE
+from cachefs.fs.routing import Routing
+from cachefs.fs.source import Source
+from cachefs.fs.stat import Stat, look
+from cachefs.fs.union import Union
+from cachefs.model import CacheEntry, FileKey, Targets
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Home(Protocol):
+    """The other side of moved files. Everything raises ``OSError``."""
+
+    async def bring_home(self, key: FileKey, /) -> None:
+        """Wait until a moved file is at its source."""
+        ...
+
+    async def let_go(self, key: FileKey, number: int, /) -> None:
+        """Its source need not keep its place any more."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A moved file that has lost its name: its number, and the file, held for those who have it open."""
+
+    number: int
+    source: Source
+    held: Opened
+
+
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """A moved file that has another name: its number, the moved file that had that name, and whether the source still
+    has a file of it, to be removed."""
+
+    number: int
+    replaced: Gone | None
+    over: bool
+
+
+class MovedFiles:
+    """See the module. Use from the event loop only."""
+
+    def __init__(self, union: Union, routing: Routing, homes: Home | None) -> None:
+        """``homes`` None: nothing is moved."""
+        self._union = union
+        self._routing = routing
+        self._homes = homes
+        self._files = union.elsewhere.files
+
+    def get(self, key: FileKey) -> CacheEntry | None:
+        return self._files.get(key)
+
+    def holds_below(self, folder: FileKey) -> bool:
+        """Whether a moved file is anywhere below a folder."""
+        return bool(self._files.below(folder))
+
+    async def settled(self, key: FileKey) -> None:
+        """Its source has no file of its name."""
+        await self._files.settled(key)
+
+    async def delete(self, moved: CacheEntry) -> Gone:
+        """Remove a moved file. What its source keeps of it goes when it can."""
+        place = self._place(moved.key)
+        gone = await self._hold(moved, place)
+        async with self._routing.changing(place, content=False):
+            self._routing.withdraw(moved.key)
+            await self._files.delete(moved.key)
+        await self._let_go(moved)
+        return gone
+
+    async def rename(self, old: FileKey, new: FileKey, place: Place, *, replace: bool) -> Renamed:
+        """Give a moved file another name, in the folder that is at ``place``."""
+        moved, replaced = self._files.get(old), self._files.get(new)
+        if moved is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), old.path)
+        there = await place.source.call(_at, place.ref, new.path.rpartition("/")[2])
+        if there is not None and there.is_folder:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), new.path)
+        if not replace and (there is not None or replaced is not None):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new.path)
+        gone = await self._hold(replaced, self._place(new)) if replaced is not None and new != old else None
+        with self._routing.barred(Targets(keys=frozenset((old, new)))):
+            async with self._routing.changing(self._place(old), content=False):
+                if there is not None:
+                    await self._files.replacing(old, (await self._union.files.identified(new, there)).fingerprint)
+                self._routing.withdraw(new)
+                await self._files.rename(old, new)
+        if replaced is not None and gone is not None:
+            await self._let_go(replaced)
+        return Renamed(moved.source_file.inode, gone, there is not None)
+
+    async def yield_to(
+        self, coming: FileKey, key: FileKey, flags: int, rename: Callable[[], Awaitable[T]]
+    ) -> tuple[Gone, T]:
+        """Let a file of the source, ``coming``, take the place of a moved one."""
+        moved = self._files.get(key)
+        if flags & NOREPLACE or moved is None:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), key.path)
+        source = self._union.sources[coming.source]
+        seen = await source.call(_seen, source, coming.path)
+        if seen.is_folder:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), key.path)
+        gone = await self._hold(moved, self._place(key))
+        await self._files.yielding(key, (await self._union.files.identified(coming, seen)).fingerprint)
+        try:
+            result = await rename()
+        except OSError:
+            await gone.source.discard(gone.held.descriptor)
+            raise  # what became of it is looked at by whoever settles such files
+        self._routing.withdraw(key)
+        await self._files.delete(key)
+        await self._let_go(moved)
+        return gone, result
+
+    async def at_home(self, node: Node) -> Place:
+        """Where a file is, at its source, brought there if need be."""
+        place = self._union.place(node)
+        if place.moved is not None:
+            await self._bring_home(place.moved.key)
+            place = self._union.place(node)
+        return place
+
+    async def bring_home_below(self, key: FileKey) -> None:
+        """A file, or all files below a folder."""
+        moved = self._files.get(key)
+        for entry in (moved,) if moved is not None else self._files.below(key):
+            await self._bring_home(entry.key)
+
+    async def _bring_home(self, key: FileKey) -> None:
+        if self._homes is None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), key.path)
+        await self._homes.bring_home(key)
+
+    async def _hold(self, moved: CacheEntry, place: Place) -> Gone:
+        held = await place.source.call(_hold, place.ref)
+        return Gone(moved.source_file.inode, place.source, Opened(held.descriptor, shown(moved, held.stat)))
+
+    async def _let_go(self, moved: CacheEntry) -> None:
+        if self._homes is None:
+            return
+        try:
+            await self._homes.let_go(moved.key, moved.source_file.inode)
+        except OSError as error:
+            log.info("what source %s keeps of the deleted %s stays there: %s", moved.key.source, moved.key.path, error)
+
+    def _place(self, key: FileKey) -> Place:
+        place = self._union.elsewhere.place(key)
+        if place is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), key.path)
+        return place
+
+
+# --- in threads ------------------------------------------------------------------------------------------------------
+
+
+def _at(parent: Ref, name: str) -> Stat | None:
+    with reach.folder_of(parent) as folder:
+        try:
+            return look(folder, name)
+        except FileNotFoundError:
+            return None
+
+
+def _seen(source: Source, path: str) -> Stat:
+    folder_path, name = reach.split(path)
+    with source.folders.at(folder_path) as folder:
+        return look(folder, name)
+
+
+def _hold(ref: Ref) -> Opened:
+    """A file that is about to lose its last name, held as a place."""
+    with reach.place_of(ref) as place:
+        held = Descriptor(os.dup(place))
+    try:
+        return Opened(held, look(held.number)._replace(nlink=0))
+    except OSError:
+        held.close()
+        raise

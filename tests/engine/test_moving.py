@@ -1,0 +1,480 @@
+"""Moving files to the SSD for good, and home again; stopped before and after every step, and begun again."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from cachefs.cache.moving import Conflict, Stays
+from cachefs.cache.store import EvictResult
+from cachefs.errors import CacheError
+from cachefs.fs.found import RESERVED
+from cachefs.fs.operations import Operations
+from cachefs.model import EntryState, FileKey, Phase, Visible
+from tests.engine.fskit import Kernel, Rooms, rooms
+from tests.fileops import SCENARIOS, Scenario, Seen, refused
+
+CONTENT = os.urandom(300_000)
+OTHER = os.urandom(200_000)
+FILM = "Films/Heat.mkv"
+NEW = "Films/Heat (1995).mkv"
+UNMOVED = {
+    "the_state_is_answered_never_listed_and_cannot_be_set",  # says of a file that it is at its source
+    "rename_of_a_folder_carries_what_is_in_it",  # needs a kernel that keeps the folders of open files
+}
+
+
+def put(fs: Rooms, path: str, content: bytes) -> Path:
+    at = fs.folder / path
+    at.parent.mkdir(parents=True, exist_ok=True)
+    at.write_bytes(content)
+    os.setxattr(at, "user.who", b"Ann")
+    at.chmod(0o640)
+    os.utime(at, ns=(time.time_ns(), 10**18 + 123_456_789))
+    return at
+
+
+def kernel_of(fs: Rooms) -> Kernel:
+    return Kernel(Operations(fs.union, fs.routing, fs.changes), fs.folder)
+
+
+async def seen(fs: Rooms, path: str) -> Seen:
+    return await trio.to_thread.run_sync(kernel_of(fs).stat, path)
+
+
+async def content(fs: Rooms, path: str) -> bytes:
+    def read() -> bytes:
+        kernel = kernel_of(fs)
+        handle = kernel.open(path)
+        data = kernel.read(handle, 1 << 20)
+        kernel.close(handle)
+        return data
+
+    return await trio.to_thread.run_sync(read)
+
+
+def of_file(path: Path) -> tuple[object, ...]:
+    info = path.stat()
+    return info.st_ino, info.st_mode, info.st_uid, info.st_gid, info.st_mtime_ns, os.getxattr(path, "user.who")
+
+
+# --- what a person sees ----------------------------------------------------------------------------------------------
+
+
+async def test_nothing_changes_in_the_mount_and_the_source_has_its_room_back(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        at = put(fs, FILM, CONTENT)
+        at_source, before = of_file(at), await seen(fs, FILM)
+        key = await fs.moved(FILM)
+        assert not at.exists()
+        assert sum(path.stat().st_blocks for path in (fs.folder / RESERVED).iterdir()) == 0
+        assert await seen(fs, FILM) == before
+        assert await content(fs, FILM) == CONTENT
+        listed = await trio.to_thread.run_sync(kernel_of(fs).entries, "Films")
+        assert (at.name, before.ino) in listed
+        assert fs.routing.state(await fs.node(FILM)) is Visible.CACHED
+        await fs.movers.restore(key)
+        assert of_file(at) == at_source
+        assert at.read_bytes() == CONTENT
+        assert replace(await seen(fs, FILM), atime_ns=before.atime_ns) == before, "it was read meanwhile"
+        entry = fs.store.get(key)
+        assert entry is not None
+        assert entry.state is EntryState.CACHED
+
+
+async def test_what_is_kept_of_moved_files_is_shown_nowhere(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        put(fs, FILM, CONTENT)
+        await fs.moved(FILM)
+        kernel = kernel_of(fs)
+
+        def look() -> None:
+            assert RESERVED not in [name for name, _ in kernel.entries("")]
+            with pytest.raises(FileNotFoundError):
+                kernel.stat(RESERVED)
+            with pytest.raises(PermissionError):
+                kernel.mkdir(RESERVED)
+            assert kernel.listxattr(FILM) == ["user.who"]
+            with pytest.raises(PermissionError):
+                kernel.setxattr(FILM, "user.cachefs.entry", b"mine")
+
+        await trio.to_thread.run_sync(look)
+
+
+async def test_a_file_of_several_names_is_copied_and_not_moved(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        at = put(fs, FILM, CONTENT)
+        os.link(at, fs.folder / "other")
+        await fs.published(FILM)
+        with pytest.raises(Stays, match="hard links"):
+            await fs.movers.move(fs.key(FILM))
+        assert at.read_bytes() == CONTENT
+
+
+async def test_a_file_that_somebody_has_open_at_its_source_is_not_moved(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        at = put(fs, FILM, CONTENT)
+        await fs.published(FILM)
+        await fs.give_attributes(FILM)
+        with at.open("rb") as somebody, pytest.raises(Stays, match="open"):
+            await fs.movers.move(fs.key(FILM))
+        somebody.close()
+        assert at.read_bytes() == CONTENT
+        entry = fs.store.get(fs.key(FILM))
+        assert entry is not None
+        assert entry.state is EntryState.CACHED
+        await fs.movers.move(fs.key(FILM))
+        assert not at.exists()
+
+
+async def test_a_copy_that_differs_is_not_moved_but_dropped(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        at = put(fs, FILM, CONTENT)
+        await fs.published(FILM, data=CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]))
+        await fs.give_attributes(FILM)
+        with pytest.raises(Stays, match="differs"):
+            await fs.movers.move(fs.key(FILM))
+        assert at.read_bytes() == CONTENT
+        assert fs.store.get(fs.key(FILM)) is None
+
+
+async def test_bytes_that_the_ssd_has_lost_are_not_brought_home(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        at = put(fs, FILM, CONTENT)
+        key = await fs.moved(FILM)
+        copy = tmp_path / "ssd/files/Media" / FILM
+        times = copy.stat()
+        copy.chmod(0o600)
+        copy.write_bytes(CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]))
+        os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
+        with pytest.raises(Stays, match="lost"):
+            await fs.movers.restore(key)
+        assert not at.exists()
+        assert fs.store.moves.get(key) is not None
+
+
+async def test_what_took_a_moved_files_place_is_never_overwritten(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        at = put(fs, FILM, CONTENT)
+        key = await fs.moved(FILM)
+        at.write_bytes(OTHER)
+        with pytest.raises(Conflict, match="another file has its place"):
+            await fs.movers.restore(key)
+        assert at.read_bytes() == OTHER
+        assert await content(fs, FILM) == CONTENT
+        assert [found for found, _ in fs.movers.problems()] == [key]
+        await trio.to_thread.run_sync(kernel_of(fs).rename, FILM, NEW)
+        assert await content(fs, FILM) == OTHER
+        assert await content(fs, NEW) == CONTENT
+        await fs.movers.restore(fs.key(NEW))
+        assert (fs.folder / NEW).read_bytes() == CONTENT
+        assert at.read_bytes() == OTHER
+
+
+async def test_a_file_whose_folder_was_deleted_comes_home_all_the_same(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        at = put(fs, FILM, CONTENT)
+        key = await fs.moved(FILM)
+        at.parent.rmdir()
+        await fs.movers.restore(key)
+        assert at.read_bytes() == CONTENT
+
+
+async def test_a_moved_file_is_never_dropped_whatever_its_source_shows(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        put(fs, FILM, CONTENT)
+        key = await fs.moved(FILM)
+        fs.store.gone(key)
+        fs.store.gone(FileKey(key.source, "Films"))
+        entry = fs.store.get(key)
+        assert entry is not None
+        assert await fs.store.evict(key, force=True) is EvictResult.MOVED
+        assert await content(fs, FILM) == CONTENT
+
+
+async def test_the_folder_of_a_moved_file_is_not_empty(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        put(fs, FILM, CONTENT)
+        await fs.moved(FILM)
+        with refused(39):  # ENOTEMPTY
+            await trio.to_thread.run_sync(kernel_of(fs).rmdir, "Films")
+        await trio.to_thread.run_sync(kernel_of(fs).unlink, FILM)
+        await trio.to_thread.run_sync(kernel_of(fs).rmdir, "Films")
+        assert not (fs.folder / "Films").exists()
+        assert not (fs.folder / RESERVED).exists()
+
+
+async def test_a_source_that_is_not_configured_any_more_does_not_take_its_moved_files_along(tmp_path: Path) -> None:
+    async with rooms(tmp_path, "Media", "More") as fs:
+        put(fs, FILM, CONTENT)
+        await fs.moved(f"Media/{FILM}")
+    with pytest.raises(CacheError, match="the only copy of 1 files of source Media"):
+        async with rooms(tmp_path, "More"):
+            pass
+
+
+async def test_a_lost_index_loses_no_moved_file(tmp_path: Path, expected_warnings: list[str]) -> None:
+    expected_warnings.append("the index .* is gone")
+    async with rooms(tmp_path) as fs:
+        put(fs, FILM, CONTENT)
+        before = await seen(fs, FILM)
+        await fs.moved(FILM)
+        await trio.to_thread.run_sync(kernel_of(fs).truncate, FILM, 1000)
+    for path in (tmp_path / "ssd").glob("index.sqlite*"):
+        path.unlink()
+    async with rooms(tmp_path) as fs:
+        await fs.movers.round()
+        now = await seen(fs, FILM)
+        assert replace(now, size=before.size, mtime_ns=before.mtime_ns) == before
+        assert await content(fs, FILM) == CONTENT[:1000]
+        await fs.movers.restore(fs.key(FILM))
+        assert (fs.folder / FILM).read_bytes() == CONTENT[:1000]
+
+
+# --- every file operation, on files that have moved ------------------------------------------------------------------
+
+
+@dataclass
+class MovedFiles(Kernel):
+    """Every file moves as soon as nobody writes it."""
+
+    rooms: Any = None
+    writers: dict[int, str] = field(default_factory=dict)
+    moved: int = 0
+
+    def open(self, path: str, flags: int = os.O_RDONLY, mode: int = 0o644) -> int:
+        if not flags & os.O_ACCMODE:
+            self.move(path)
+        handle = Kernel.open(self, path, flags, mode)
+        if flags & os.O_ACCMODE:
+            self.writers[handle] = path
+        return handle
+
+    def close(self, handle: int) -> None:
+        Kernel.close(self, handle)
+        path = self.writers.pop(handle, None)
+        if path is not None:
+            self.move(path)
+
+    def move(self, path: str) -> None:
+        at = self.rooms.folder / path
+        with suppress(OSError):
+            if stat.S_ISREG(os.lstat(at).st_mode) and path not in self.writers.values():
+                self.moved += trio.from_thread.run(self._move, path)
+
+    async def _move(self, path: str) -> bool:
+        fs: Rooms = self.rooms
+        try:
+            await fs.moved(path)
+        except (AssertionError, Stays, OSError):
+            return False  # it is being written, or has several names
+        return True
+
+
+class _Behind:
+    """The source's folder, as ``Kernel.behind``: whoever looks there finds everything at home."""
+
+    def __init__(self, fs: Rooms) -> None:
+        self._fs = fs
+
+    def __fspath__(self) -> str:
+        return str(self / "")
+
+    def __truediv__(self, name: str) -> Path:
+        for entry in self._fs.store.moves.all():
+            trio.from_thread.run(self._fs.movers.restore, entry.key)
+        return self._fs.folder / name
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+async def test_moved_files_behave_as_any_other(scenario: Scenario, tmp_path: Path) -> None:
+    if scenario.__name__ in UNMOVED:
+        return
+    async with rooms(tmp_path) as fs:
+        kernel = MovedFiles(Operations(fs.union, fs.routing, fs.changes), _Behind(fs), rooms=fs)  # type: ignore[arg-type]
+        with trio.fail_after(60):
+            await trio.to_thread.run_sync(scenario, kernel)
+        MOVED.append(kernel.moved)
+
+
+def test_the_scenarios_did_move_files() -> None:
+    assert sum(MOVED) > len(MOVED) / 2
+
+
+# --- stopped before and after every step -----------------------------------------------------------------------------
+
+
+MOVED: list[int] = []
+"""How many files each scenario has moved."""
+
+
+class Killed(Exception):
+    """The process ends here."""
+
+
+_STEPS = {
+    "moves": ("leave", "set_home", "returned", "delete", "rename"),
+    "homes": ("take_away", "open_return", "arrive", "let_go"),
+}
+
+
+@dataclass
+class Killer:
+    """Ends everything at the n-th moment; there are two to a step."""
+
+    at: int = -1
+    moments: int = 0
+    dead: bool = False
+
+    def watch(self, fs: Rooms, patch: pytest.MonkeyPatch) -> None:
+        for owner, names in ((fs.store.moves, _STEPS["moves"]), (fs.movers._homes, _STEPS["homes"])):
+            for name in names:
+                patch.setattr(owner, name, partial(self._step, getattr(owner, name)))
+        patch.setattr(fs.source, "gate", lambda name: self._moment() if name in ("carry_out", "_remove") else None)
+
+    async def _step(self, function: Callable[..., Awaitable[object]], *args: Any, **named: Any) -> object:
+        self._moment()
+        result = await function(*args, **named)
+        self._moment()
+        return result
+
+    def _moment(self) -> None:
+        if self.moments == self.at or self.dead:
+            self.dead = True
+            raise Killed
+        self.moments += 1
+
+
+async def _move(fs: Rooms) -> None:
+    await fs.moved(FILM)
+
+
+async def _restore(fs: Rooms) -> None:
+    await fs.movers.restore(fs.key(FILM))
+
+
+async def _rename(fs: Rooms) -> None:
+    await _act(fs, lambda kernel: kernel.rename(FILM, NEW))
+
+
+async def _rename_over(fs: Rooms) -> None:
+    await _act(fs, lambda kernel: kernel.rename(FILM, "other"))
+
+
+async def _be_renamed_over(fs: Rooms) -> None:
+    await _act(fs, lambda kernel: kernel.rename("other", FILM))
+
+
+async def _delete(fs: Rooms) -> None:
+    await _act(fs, lambda kernel: kernel.unlink(FILM))
+
+
+async def _write_and_restore(fs: Rooms) -> None:
+    def write(kernel: Kernel) -> None:
+        handle = kernel.open(FILM, os.O_RDWR)
+        kernel.write(handle, CONTENT[:10], 0)
+        kernel.close(handle)
+
+    await _act(fs, write)
+    await fs.movers.restore(fs.key(FILM))
+
+
+async def _act(fs: Rooms, act: Callable[[Kernel], None]) -> None:
+    try:
+        await trio.to_thread.run_sync(act, kernel_of(fs))
+    except OSError as error:
+        if error.errno != 5:
+            raise
+        raise Killed from error  # an operation that dies answers EIO
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is done, whether the file has moved before, and what the mount may show afterwards: by name."""
+
+    act: Callable[[Rooms], Awaitable[None]]
+    moved: bool
+    outcomes: tuple[dict[str, bytes], ...]
+
+
+BOTH = {FILM: CONTENT, "other": OTHER}
+CASES = (
+    Case(_move, False, (BOTH,)),
+    Case(_restore, True, (BOTH,)),
+    Case(_write_and_restore, True, (BOTH,)),
+    Case(_rename, True, (BOTH, {NEW: CONTENT, "other": OTHER})),
+    Case(_rename_over, True, (BOTH, {"other": CONTENT})),
+    Case(_be_renamed_over, True, (BOTH, {FILM: OTHER})),
+    Case(_delete, True, (BOTH, {"other": OTHER})),
+)
+
+
+async def shown(fs: Rooms) -> dict[str, bytes]:
+    """Every file of the mount, and its bytes."""
+    names: list[str] = []
+
+    def walk(kernel: Kernel, folder: str) -> Iterator[str]:
+        for name, _ in kernel.entries(folder):
+            path = f"{folder}/{name}".lstrip("/")
+            if name not in {".", ".."}:
+                if stat.S_ISDIR(kernel.stat(path).mode):
+                    yield from walk(kernel, path)
+                else:
+                    yield path
+
+    names = await trio.to_thread.run_sync(lambda: list(walk(kernel_of(fs), "")))
+    return {name: await content(fs, name) for name in names}
+
+
+async def _try(tmp_path: Path, case: Case, at: int) -> Killer:
+    """Do it, killed at a moment, and begin again."""
+    killer = Killer(at)
+    async with rooms(tmp_path) as fs:
+        put(fs, FILM, CONTENT)
+        put(fs, "other", OTHER)
+        if case.moved:
+            await fs.moved(FILM)
+        numbers = {(await seen(fs, name)).ino: name for name in BOTH}
+        with pytest.MonkeyPatch.context() as patch, suppress(Killed):
+            killer.watch(fs, patch)
+            await case.act(fs)
+    async with rooms(tmp_path) as fs:
+        await fs.movers.round()
+        await fs.movers.tidy(fs.key(FILM))
+        found = await shown(fs)
+        assert found in case.outcomes, (at, sorted(found))
+        for name, data in found.items():
+            assert BOTH[numbers[(await seen(fs, name)).ino]] == data
+        assert not fs.movers.problems()
+        assert all(entry.home is None or entry.home.phase is Phase.AWAY for entry in fs.store.moves.all())
+        for entry in fs.store.moves.all():
+            await fs.movers.restore(entry.key)
+        at_source = {path: (fs.folder / path).read_bytes() for path in found}
+        assert at_source == found
+        held = {f"files/{entry.key.source}/{entry.key.path}" for entry in fs.store.inventory().entries}
+        files = {str(path.relative_to(tmp_path / "ssd")) for path in (tmp_path / "ssd/files").rglob("*")}
+        assert {name for name in files if (tmp_path / "ssd" / name).is_file()} == held
+        assert not [*fs.folder.glob(f"{RESERVED}/*")]
+    return killer
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.act.__name__.strip("_"))
+async def test_killed_before_or_after_any_step_nothing_is_lost(
+    case: Case, tmp_path: Path, expected_warnings: list[str]
+) -> None:
+    expected_warnings.append("")
+    moments = (await _try(tmp_path / "whole", case, -1)).moments
+    assert moments
+    for at in range(moments):
+        killer = await _try(tmp_path / str(at), case, at)
+        assert killer.dead
