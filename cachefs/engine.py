@@ -240,6 +240,7 @@ class DaemonEngine:
         made = Verification(
             parts.store,
             parts.union.files_asked,
+            parts.movers,
             Wish(parts.union.layout.key(path) if path else None, content, repair),
             lambda: parts.copiers.bandwidth,
         )

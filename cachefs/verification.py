@@ -28,6 +28,9 @@ class Flaw(enum.Enum):
     FOREIGN = "cachefs did not make it"
     INDEX = "the index is damaged"
     UNCOMPARED = "it cannot be compared now"
+    LOST = "it was moved to the SSD, and its only copy cannot be read"
+    ROTTEN = "it was moved to the SSD, and its bytes are not those that were moved"
+    TAKEN = "it was moved to the SSD, and another file has its place at its source"
 
     @property
     def remedy(self) -> str:
@@ -40,6 +43,9 @@ _REMEDIES = {
     Flaw.LEFTOVER: "cachefs verify --repair removes it",
     Flaw.FOREIGN: "look at it, and remove it yourself; cachefs follows no link and enters no other file system",
     Flaw.INDEX: "stop cachefs and start it again: it makes the index anew from what is on the SSD",
+    Flaw.LOST: "look after the SSD, and bring the file back from a backup; cachefs keeps what is there",
+    Flaw.ROTTEN: "look after the SSD, and bring the file back from a backup; cachefs keeps what is there",
+    Flaw.TAKEN: "both are kept: rename one of them (the moved one through the mount), then run cachefs restore",
     Flaw.UNCOMPARED: "nothing is wrong with it as far as anybody knows; verify it again once its source can be read",
 }
 

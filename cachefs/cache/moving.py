@@ -25,7 +25,7 @@ import trio
 from cachefs.cache import moved_bytes
 from cachefs.cache.copying import read_attributes, read_chunk
 from cachefs.cache.filecopy import CHECKPOINT_BYTES, SourceFiles, close_at_source
-from cachefs.cache.pacing import READING_WINDOW_S, chunk_bytes, pause_after
+from cachefs.cache.pacing import CHUNK_BYTES, READING_WINDOW_S, chunk_bytes, pause_after
 from cachefs.cache.store import Store
 from cachefs.descriptors import Descriptor
 from cachefs.errors import CacheError
@@ -384,6 +384,52 @@ class Movers:
     async def let_go(self, key: FileKey, number: int) -> None:
         """A moved file was deleted: its source need not keep its place. Raises ``OSError``."""
         await self._homes.let_go(key, number, keep=False)
+
+    # --- looking ---
+
+    async def is_taken(self, key: FileKey) -> bool:
+        """Whether another file has the place of a moved one. Asks its source. Raises ``OSError``."""
+        entry = self._store.moves.get(key)
+        if entry is None or entry.home is None or entry.home.phase is not Phase.AWAY:
+            return False
+        try:
+            return await self._homes.look(key) is not None
+        except FileExistsError:
+            return True
+
+    async def look(self, key: FileKey) -> None:
+        """See that the SSD has a moved file. Raises ``OSError``."""
+        entry = self._store.moves.get(key)
+        if entry is not None:
+            await self._store.on_ssd(moved_bytes.state_at, self._store.file_of(entry))
+
+    async def has_its_bytes(self, key: FileKey, account: Callable[[int], None]) -> bool:
+        """Whether a moved file's bytes are those that were moved. Of one that was written since they are taken as they
+        are, to be told by from now on. Raises ``OSError`` when they cannot be read."""
+        entry = self._store.moves.get(key)
+        if entry is None or entry.home is None:
+            return True
+        copy = await self._store.on_ssd(moved_bytes.open_file, self._store.file_of(entry), os.O_RDONLY)
+        try:
+            before = await self._store.on_ssd(moved_bytes.state_of, copy)
+            await self._store.on_ssd(moved_bytes.forget_pages, copy)
+            digest, position = hashlib.sha256(), 0
+            while position < before.size:
+                length = min(before.size - position, CHUNK_BYTES)
+                await self._store.on_ssd(moved_bytes.read_and_count, copy, position, length, digest)
+                position += length
+                account(length)
+            async with self._hold(key) as free:
+                now = self._store.moves.get(key)
+                same = free and await self._store.on_ssd(moved_bytes.state_of, copy) == before
+                if not same or now is None or now.home is None:
+                    return True  # it is being written
+                if not now.home.digest:
+                    await self._store.moves.set_home(now, replace(now.home, digest=digest.hexdigest()))
+                    return True
+                return now.home.digest == digest.hexdigest()
+        finally:
+            await self._store.close_on_ssd(copy)
 
     # --- after a crash ---
 

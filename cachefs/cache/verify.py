@@ -18,6 +18,7 @@ import trio
 
 from cachefs.cache.copying import Chunk, read_chunk
 from cachefs.cache.filecopy import SourceFiles, close_at_source
+from cachefs.cache.moving import Movers
 from cachefs.cache.pacing import READING_WINDOW_S, chunk_bytes, gentle_pause
 from cachefs.cache.store import Store
 from cachefs.cache.upkeep import Besides, Broken, Whole, name_of
@@ -65,7 +66,10 @@ class Wish:
 class Verification:
     """One verification, from ``run`` to its report. ``progress`` may be looked at meanwhile."""
 
-    def __init__(self, store: Store, files: Library, wish: Wish, bandwidth: Callable[[], int | None]) -> None:
+    def __init__(
+        self, store: Store, files: Library, moved: Movers, wish: Wish, bandwidth: Callable[[], int | None]
+    ) -> None:
+        self._moved = moved
         self._upkeep = store.upkeep
         self._store = store
         self._files = files
@@ -104,6 +108,9 @@ class Verification:
     # --- one entry ---
 
     async def _verify(self, entry: CacheEntry) -> None:
+        if entry.home is not None:
+            await self._verify_moved(entry)
+            return
         looked = await self._upkeep.look(entry.id)
         if looked is None:
             return  # evicted meanwhile
@@ -116,6 +123,22 @@ class Verification:
         finally:
             with trio.CancelScope(shield=True):
                 await self._store.close_on_ssd(looked.file)
+
+    async def _verify_moved(self, entry: CacheEntry) -> None:
+        """The only copy: it can be read, it has the bytes that were moved, and nobody has its place. Nothing of it is
+        ever mended here."""
+        try:
+            if await self._moved.is_taken(entry.key):
+                self._note(entry, Flaw.TAKEN, "", "")
+        except OSError as error:
+            self._note(entry, Flaw.UNCOMPARED, error.strerror or str(error), "")
+        try:
+            if not self._wish.content:
+                await self._moved.look(entry.key)
+            elif not await self._moved.has_its_bytes(entry.key, self._account):
+                self._note(entry, Flaw.ROTTEN, "", "")
+        except OSError as error:
+            self._note(entry, Flaw.LOST, error.strerror or str(error), "")
 
     async def _is_its_sources(self, entry: CacheEntry) -> bool:
         """Whether the source shows the very file that was copied; what is found otherwise is noted."""
@@ -269,7 +292,8 @@ class Verification:
             await self._upkeep.remove_rows(besides.unclaimed_rows)
             mended = _REMOVED
         for row in besides.unclaimed_rows:
-            self._findings.append(Finding(Flaw.UNCLAIMED_ROW, self._upkeep.place(name_of(row)), row.key, mended=mended))
+            flaw = Flaw.UNCLAIMED_ROW if row.home is None else Flaw.LOST
+            self._findings.append(Finding(flaw, self._upkeep.place(name_of(row)), row.key, mended=mended))
 
 
 def first_difference(file: Descriptor, chunk: Chunk, start: int) -> int | None:

@@ -7,11 +7,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
 from trio.testing import MockClock
 
+from cachefs.cache.moving import Hold, Homes, Movers
 from cachefs.cache.populate import CopySettings
 from cachefs.cache.store import Store
 from cachefs.cache.verify import Verification, Wish
@@ -47,7 +49,8 @@ class Cache:
 
     def verification(self, *, below: str | None = None, content: bool = False, repair: bool = False) -> Verification:
         wish = Wish(None if below is None else key(below), content, repair)
-        return Verification(self.store, self.source, wish, lambda: None)
+        movers = Movers(self.store, self.source, cast(Homes, None), cast(Hold, None), lambda: None, on=False)
+        return Verification(self.store, self.source, movers, wish, lambda: None)
 
     async def verify(self, *, below: str | None = None, content: bool = False, repair: bool = False) -> Report:
         with trio.fail_after(30):
