@@ -225,13 +225,14 @@ class Commander:
         """What was being pinned or let go when the server died."""
         self._socket = stage.socket
         self._chance = random.Random(f"{stage.seed}/commander")
+        self._commands = _COMMANDS if stage.mode == "copy" else {**_COMMANDS, Commander.restore: 2}
         written = [f"{stage.writer(writer)}/f{number}" for writer in range(stage.writers) for number in range(24)]
         behind = [*REPLACED, *REWRITTEN] if stage.mode == "copy" else written  # what has moved cannot be changed there
         self._files = (sorted(stage.library), behind, written)
 
     def act(self, root: int) -> None:
         name = self._chance.choice(self._chance.choices(self._files, (6, 2, 3))[0])
-        command = self._chance.choices(list(_COMMANDS), list(_COMMANDS.values()))[0]
+        command = self._chance.choices(list(self._commands), list(self._commands.values()))[0]
         with Client(self._socket) as client:
             try:
                 command(self, client, name)
@@ -253,6 +254,9 @@ class Commander:
             client.pin(name)
             self.pinned.add(name)
             self.in_doubt.discard(name)
+
+    def restore(self, client: Client, name: str) -> None:
+        client.restore(name, lambda _: None)
 
     def unpin(self, client: Client, name: str) -> None:
         if self.pinned:

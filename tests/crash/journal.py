@@ -13,6 +13,9 @@ from itertools import count
 
 from tests.crash.content import common_prefix, difference
 
+LINKS = "links instead of"
+"""In what ``settle`` says of a file that has all its names and bytes, and more or fewer links."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tree:
@@ -185,7 +188,7 @@ class Journal:
             if wrong := difference(seen[name].data, tree.contents[number]):
                 return f"{name}: {wrong}"
             if seen[name].links != links[number]:
-                return f"{name}: {seen[name].links} links instead of {links[number]}"
+                return f"{name}: {seen[name].links} {LINKS} {links[number]}"
             known = inodes[number] = inodes[number] or seen[name].inode
             if seen[name].inode != known:
                 return f"{name}: inode number {seen[name].inode} instead of {known}"

@@ -12,18 +12,18 @@ from tests.crash.rig import Result
 from tests.crash.steps import all_steps
 
 
-def table(result: Result, recovery: Measured | None) -> Table:
+def table(result: Result, recovery: Measured | None, mode: str) -> Table:
     shown = Table(title="cachefs, killed", show_header=False)
     shown.add_column()
     shown.add_column(justify="right")
-    for name, value in _rows(result, recovery):
+    for name, value in _rows(result, recovery, mode):
         shown.add_row(name, value)
     return shown
 
 
-def _rows(result: Result, recovery: Measured | None) -> list[tuple[str, str]]:
+def _rows(result: Result, recovery: Measured | None, mode: str) -> list[tuple[str, str]]:
     back = [one.back_s for one in result.rounds]
-    wanted = [(step, moment) for step in all_steps() for moment in Moment]
+    wanted = [(step, moment) for step in all_steps(mode) for moment in Moment]
     missed = [f"{moment.value} {step}" for step, moment in wanted if not result.steps[step, moment]]
     rows = [
         ("kills", f"{result.kills:,}"),
