@@ -210,6 +210,15 @@ def kill_server(running: RunningCachefs) -> int:
     return pid
 
 
+def kill_both(running: RunningCachefs) -> None:
+    """SIGKILL to keeper and server, as when a container is killed: nobody is left who could unmount."""
+    server = running.status().pid
+    os.kill(server, signal.SIGSTOP)  # so that the keeper's death cannot make it unmount
+    running.kill()
+    os.kill(server, signal.SIGKILL)
+    wait_gone(server)
+
+
 def is_clean(running: RunningCachefs) -> bool:
     """Whether nothing of it is left: no mount, no socket, no process that holds its cache."""
     return mounted_at(running.mountpoint) is None and not running.socket.exists()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 
 from cachefs.mounts import all_now
 from tests.mount.kit import MIB
-from tests.mount.lives import kill_server, settings_in, wait_gone, wait_until
+from tests.mount.lives import kill_both, kill_server, settings_in, wait_until
 from tests.mount.views import View, shared, view_of
 from tests.standin.running import RunningCachefs
 
@@ -40,15 +39,6 @@ def host(tmp_path: Path) -> Iterator[Path]:
 def _fill(library: Path) -> None:
     for name in LIBRARY:
         (library / name).write_bytes(random.Random(name).randbytes(MIB))
-
-
-def _kill_all(running: RunningCachefs) -> None:
-    """As when the engine kills a container: nobody is left who could unmount."""
-    server = running.status().pid
-    os.kill(server, signal.SIGSTOP)
-    running.kill()
-    os.kill(server, signal.SIGKILL)
-    wait_gone(server)
 
 
 def _again(running: RunningCachefs, killed: int) -> Callable[[], bool]:
@@ -94,7 +84,7 @@ def test_at_a_separate_mountpoint_plex_sees_the_library_or_an_error_but_never_an
         assert plex.list("media") == LIBRARY
         assert playing.goes_on() == [4096, "ENOTCONN"]
 
-        _kill_all(running)
+        kill_both(running)
         assert playing.goes_on() == [4096, "ENOTCONN"]
         running = start_mount(settings)
         assert plex.list("media") == LIBRARY
@@ -140,7 +130,7 @@ def test_in_place_plex_falls_back_to_the_slow_files(
         assert plex.list("media") == LIBRARY
         assert plex.ask("state", plex.data / "media" / "cached.mkv") in ("ENOTSUP", "EOPNOTSUPP", "ENODATA")
 
-        _kill_all(start_mount(settings))
+        kill_both(start_mount(settings))
         assert plex.ask("hold", plex.data / "media" / "slow.mkv") in ENDED
         running = start_mount(settings)
         assert plex.list("media") == LIBRARY

@@ -12,7 +12,7 @@ import pytest
 
 from cachefs import health
 from cachefs.config import load
-from tests.mount.lives import settings_in, wait_gone, wait_until
+from tests.mount.lives import kill_both, settings_in, wait_until
 from tests.standin.running import RunningCachefs
 
 Start = Callable[[dict[str, Any]], RunningCachefs]
@@ -42,10 +42,7 @@ def test_it_is_healthy_exactly_while_the_mount_and_the_server_answer(
         os.kill(server, signal.SIGCONT)
     assert health.problem(config) == ""
 
-    os.kill(server, signal.SIGSTOP)  # so that the keeper's death cannot make it unmount
-    running.kill()
-    os.kill(server, signal.SIGKILL)
-    wait_gone(server)
+    kill_both(running)
     dead = running.run("status", "--healthy")
     assert (dead.returncode, dead.stderr) == (1, "")
     assert "unhealthy: the mount at" in dead.stdout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from cachefs.mounts import mounted_at
-from tests.mount.lives import attempt, settings_in, wait_gone
+from tests.mount.lives import attempt, kill_both, settings_in
 from tests.standin.running import RunningCachefs
 
 Start = Callable[[dict[str, Any]], RunningCachefs]
@@ -27,21 +26,13 @@ def settings(tmp_path: Path) -> Iterator[dict[str, Any]]:
         yield made
 
 
-def _kill_all(running: RunningCachefs) -> None:
-    server = running.status().pid
-    os.kill(server, signal.SIGSTOP)
-    running.kill()
-    os.kill(server, signal.SIGKILL)
-    wait_gone(server)
-
-
 def test_a_folder_that_cachefs_made_goes_with_the_mount_and_a_users_stays(
     settings: dict[str, Any], start_mount: Start, tmp_path: Path
 ) -> None:
     mountpoint = tmp_path / "mount"
     mountpoint.chmod(0o711)
     os.chown(mountpoint, 1234, 2345)
-    _kill_all(start_mount(settings))
+    kill_both(start_mount(settings))
     assert start_mount(settings).terminate() == 0
     below = mountpoint.stat()
     assert (stat.S_IMODE(below.st_mode), below.st_uid, below.st_gid) == (0o711, 1234, 2345)
@@ -49,7 +40,7 @@ def test_a_folder_that_cachefs_made_goes_with_the_mount_and_a_users_stays(
     mountpoint.rmdir()
     running = start_mount(settings)
     assert (mountpoint / "film.mkv").read_bytes() == b"film"
-    _kill_all(running)
+    kill_both(running)
     unmounted = running.run("unmount")
     assert "is cleared" in unmounted.stdout
     assert not mountpoint.exists()
@@ -63,7 +54,7 @@ def test_files_below_the_mount_are_hidden_and_stay(
     settings: dict[str, Any], start_mount: Start, tmp_path: Path
 ) -> None:
     (tmp_path / "mount" / "mine").touch()
-    _kill_all(start_mount(settings))
+    kill_both(start_mount(settings))
     running = start_mount(settings)
     assert os.listdir(running.mountpoint) == ["film.mkv"]
     assert running.terminate() == 0
@@ -74,7 +65,7 @@ def test_a_failed_start_leaves_a_dead_mount_where_it_gives_errors(
     settings: dict[str, Any], start_mount: Start, tmp_path: Path
 ) -> None:
     running = start_mount(settings)
-    _kill_all(running)
+    kill_both(running)
     (tmp_path / "media").rename(tmp_path / "away")
     (tmp_path / "media").write_text("no folder")
     made = attempt(running.config, settings)
