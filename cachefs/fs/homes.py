@@ -122,7 +122,8 @@ def _take_away(source: Source, path: str, kept: int | None, seen: SourceFile) ->
         number = os.open(name, os.O_RDWR | _FILE, dir_fd=folder)
         try:
             found, expected = look(number), seen.fingerprint
-            if (found.size, found.mtime_ns) != (expected.size, expected.mtime_ns) or found.nlink != 1:
+            linked = kept is not None and found.nlink != 1  # one that was replaced only loses this name
+            if (found.size, found.mtime_ns) != (expected.size, expected.mtime_ns) or linked:
                 raise OSError(errno.ESTALE, "it is another file by now", path)
             if expected.inode is not None and found.ino != expected.inode:
                 raise OSError(errno.ESTALE, "it is another file by now", path)

@@ -505,3 +505,20 @@ async def test_killed_before_or_after_any_step_nothing_is_lost(
     for at in range(moments):
         killer = await _try(tmp_path / str(at), case, at)
         assert killer.dead
+
+
+async def test_a_hard_linked_file_that_was_replaced_when_it_died_loses_its_name(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        put(fs, FILM, CONTENT)
+        os.link(put(fs, "other", OTHER), fs.folder / "its other name")
+        key = await fs.moved(FILM)
+        there = await fs.movers._homes.look(fs.key("other"))
+        assert there is not None
+        await fs.store.moves.replacing(key, there.file.fingerprint)
+        await fs.store.moves.rename(key, fs.key("other"))
+    async with rooms(tmp_path) as fs:
+        await fs.movers.round()
+        assert {path.name for path in fs.folder.iterdir() if path.is_file()} == {"its other name"}
+        assert (fs.folder / "its other name").stat().st_nlink == 1
+        assert await shown(fs) == {"other": CONTENT, "its other name": OTHER}
+        assert [entry.home.phase for entry in fs.store.moves.all() if entry.home is not None] == [Phase.AWAY]
