@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 from cachefs.descriptors import Descriptor
@@ -91,7 +92,7 @@ class MovedFiles:
         async with self._routing.changing(place, content=False):
             self._routing.withdraw(moved.key)
             await self._files.delete(moved.key)
-        await self._let_go(moved)
+        await self._union.when_forgotten(gone.number, partial(self._let_go, moved))
         return gone
 
     async def rename(self, old: FileKey, new: FileKey, place: Place, *, replace: bool) -> Renamed:
@@ -112,7 +113,7 @@ class MovedFiles:
                 self._routing.withdraw(new)
                 await self._files.rename(old, new)
         if replaced is not None and gone is not None:
-            await self._let_go(replaced)
+            await self._union.when_forgotten(gone.number, partial(self._let_go, replaced))
         return Renamed(moved.source_file.inode, gone, there is not None)
 
     async def yield_to(
@@ -135,7 +136,7 @@ class MovedFiles:
             raise  # what became of it is looked at by whoever settles such files
         self._routing.withdraw(key)
         await self._files.delete(key)
-        await self._let_go(moved)
+        await self._union.when_forgotten(gone.number, partial(self._let_go, moved))
         return gone, result
 
     async def at_home(self, node: Node) -> Place:

@@ -96,6 +96,16 @@ def _vouch_in(ref: Ref, folder: int) -> None:
         ref.folders.nested.vouch_in(folder, ref.paths[0])
 
 
+def _tries(ref: Ref) -> Iterator[str]:
+    """The names to look under. Of a moved file twice: the folder that is open may have been removed when it was empty,
+    and made again since."""
+    yield from ref.paths
+    if ref.anything:
+        for path in ref.paths:
+            ref.folders.forget(split(path)[0])
+            yield path
+
+
 def _is_root(path: str) -> bool:
     """The source's own folder is whatever the source takes for it, and may become another one."""
     return not path
@@ -103,7 +113,7 @@ def _is_root(path: str) -> bool:
 
 def stat_node(ref: Ref) -> Stat:
     """Attributes of the file that ``ref`` means; ESTALE when its names lead elsewhere by now."""
-    for path in ref.paths:
+    for path in _tries(ref):
         folder_path, name = split(path)
         try:
             with ref.folders.at(folder_path) as folder:
@@ -122,7 +132,7 @@ def stat_node(ref: Ref) -> Stat:
 @contextmanager
 def place_of(ref: Ref) -> Iterator[int]:
     """An O_PATH descriptor on the very file that ``ref`` means, whatever its type; ESTALE when it is not there."""
-    for path in ref.paths:
+    for path in _tries(ref):
         folder_path, name = split(path)
         try:
             with ref.folders.at(folder_path) as folder:

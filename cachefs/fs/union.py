@@ -83,6 +83,7 @@ class Union:
         self.files_asked = Files(self.sources, self._roots, witness, _nothing_is_certain, self.elsewhere)
         """As ``files``, and the sources are asked whatever is known of them."""
         self._patience = Patience()
+        self._when_forgotten: dict[int, Callable[[], Awaitable[None]]] = {}
         self.watched = Watched(self.inodes.leaves.close_folder, self._changed)
         self.remembering = Remembering(self.sources, self.remembered, self.watched)
         self._virtual = Stat(st.S_IFDIR | 0o755, ROOT, 0, 2, os.geteuid(), os.getegid(), 0, 0, 0, 4096, *_now4())
@@ -646,8 +647,18 @@ class Union:
         for key in keys:
             self.watched.touched_below(FileKey(key.source, key.path.rpartition("/")[0]))
 
+    async def when_forgotten(self, number: int, act: Callable[[], Awaitable[None]]) -> None:
+        """``act`` once the kernel does not know this number any more: until then no other file may get it."""
+        if self.inodes.get(number) is None:
+            await act()
+        else:
+            self._when_forgotten[number] = act
+
     async def let_go(self, node: Node) -> None:
         """The kernel has forgotten the node: close what was held for it."""
+        later = self._when_forgotten.pop(node.number, None)
+        if later is not None:
+            await later()
         self._remove(self.watched.sleep(node))
         if node.orphan is not None:
             await self._source_of(node).discard(node.orphan)

@@ -243,6 +243,18 @@ async def test_a_lost_index_loses_no_moved_file(tmp_path: Path, expected_warning
         assert (fs.folder / FILM).read_bytes() == CONTENT[:1000]
 
 
+async def test_a_folder_of_the_ssd_that_was_removed_and_made_again_is_found(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        put(fs, FILM, CONTENT)
+        put(fs, NEW, OTHER)
+        await fs.moved(FILM)
+        assert await content(fs, FILM) == CONTENT  # the folder is open now
+        await trio.to_thread.run_sync(kernel_of(fs).unlink, FILM)
+        assert not (tmp_path / "ssd/files/Media/Films").exists()
+        await fs.moved(NEW)
+        assert await content(fs, NEW) == OTHER
+
+
 async def verified(fs: Rooms, *, content: bool = True, repair: bool = True) -> set[tuple[Flaw, str]]:
     wish = Wish(content=content, repair=repair)
     report = await Verification(fs.store, fs.union.files_asked, fs.movers, wish, lambda: None).run()

@@ -58,7 +58,7 @@ def mounted(*sources: str, in_place: bool = False, **settings: Any) -> Iterator[
         wanted = {
             "mountpoint": str(base / (sources[0] if in_place else "mount")),
             "sources": [{"path": str(base / name), "name": name} for name in sources],
-            "cache": {"path": str(base / "ssd"), "max_size": "1GiB", "min_free": "1MiB"},
+            "cache": {"path": str(base / "ssd"), "max_size": "1GiB", "min_free": "1MiB"} | settings.pop("cache", {}),
             "control": {"socket": str(base / "control.sock")},
         }
         running = start_cachefs(base / "cachefs.yaml", log, wanted | settings)

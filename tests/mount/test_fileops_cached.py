@@ -1,4 +1,5 @@
-"""The file-operation scenarios once more: on files that are cached and open, and on files whose copies are under way.
+"""The file-operation scenarios once more: on files that are cached and open, on files whose copies are under way, and
+on files that have moved to the SSD.
 
 Every file is copied as soon as it has bytes and nobody writes it, and a reader of it is kept open. Whatever happens
 then, such a reader sees at the end what the file holds at its source.
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -26,6 +28,8 @@ from tests.standin.running import CachefsFailed, RunningCachefs
 
 UNCACHED = ("the_state_is_answered_never_listed_and_cannot_be_set",)
 """Says of a file that it is at its source."""
+MOVED = ("renam", "unlink", "link", "trunc", "append", "several_megabytes", "extended", "number", "o_rdwr")
+"""Of the scenarios, those that say the most of moved files; all of them are run in process."""
 SOON_S = 1.0
 SLOWLY = "100B/s"
 """A scenario's files have some bytes each, so copies end in the middle of it, or when it is over."""
@@ -39,6 +43,7 @@ class CachedFiles(RealFiles):
     running: RunningCachefs
     client: Client
     waits: bool
+    moves: bool = False
     writers: dict[int, str] = field(default_factory=dict)
     """Handles that can write, and what they opened."""
     readers: list[int] = field(default_factory=list)
@@ -76,8 +81,14 @@ class CachedFiles(RealFiles):
     def _is_cached_soon(self, at: Path) -> bool:
         """A copy of something that has just been changed may be put off."""
         with suppress(CachefsFailed):
-            wait_until(self.running, lambda: os.getxattr(at, STATE) == b"cached", f"{at} is cached", SOON_S)
-        return os.getxattr(at, STATE) == b"cached"
+            wait_until(self.running, lambda: self._is_there(at), f"{at} is cached", SOON_S)
+        return self._is_there(at)
+
+    def _is_there(self, at: Path) -> bool:
+        if not self.moves:
+            return os.getxattr(at, STATE) == b"cached"
+        number = os.lstat(at).st_ino
+        return any(entry.source_file.inode == number and entry.home is not None for entry in self.client.entries())
 
     def check_readers(self) -> None:
         """Each sees what its source has, unless that is gone."""
@@ -90,15 +101,28 @@ class CachedFiles(RealFiles):
                     assert os.pread(reader, 1 << 23, 0) == source.read(), path
 
 
-@pytest.fixture(scope="module", params=["cached", "in flight"])
+class Home(type(Path())):  # type: ignore[misc]
+    """A source's folder, where everybody who looks finds all files at home."""
+
+    client: ClassVar[Client]
+
+    def __fspath__(self) -> str:
+        left = self.client.restore("", lambda far: None).left
+        assert not left
+        return str(self)
+
+
+@pytest.fixture(scope="module", params=["cached", "in flight", "moved"])
 def one_mount(request: pytest.FixtureRequest) -> Iterator[CachedFiles]:
     """A mount that all tests of one kind share."""
-    waits = request.param == "cached"
+    waits, moves = request.param != "in flight", request.param == "moved"
     with (
-        mounted("Media", copying={"bandwidth": None if waits else SLOWLY}) as (running, base),
+        mounted(
+            "Media", copying={"bandwidth": None if waits else SLOWLY}, cache={"mode": "move" if moves else "copy"}
+        ) as (running, base),
         running.client() as client,
     ):
-        yield CachedFiles(running.mountpoint, base / "Media", running, client, waits)
+        yield CachedFiles(running.mountpoint, base / "Media", running, client, waits, moves)
 
 
 @pytest.fixture
@@ -106,7 +130,7 @@ def files(one_mount: CachedFiles, request: pytest.FixtureRequest) -> Iterator[Ca
     """A folder of the test's own in the shared mount."""
     name = re.sub(r"\W", "_", request.node.name)
     one_mount.mkdir(name)
-    here, there = one_mount.folder / name, one_mount.behind / name
+    here, there = one_mount.folder / name, _behind(one_mount, name)
     made = replace(one_mount, folder=here, behind=there, writers={}, readers=[])
     try:
         yield made
@@ -117,11 +141,17 @@ def files(one_mount: CachedFiles, request: pytest.FixtureRequest) -> Iterator[Ca
         shutil.rmtree(made.folder)
 
 
+def _behind(one_mount: CachedFiles, name: str) -> Path:
+    Home.client = one_mount.client
+    return Home(one_mount.behind / name) if one_mount.moves else one_mount.behind / name
+
+
 @pytest.mark.parametrize(
     "scenario", [each for each in SCENARIOS if each.__name__ not in UNCACHED], ids=lambda scenario: scenario.__name__
 )
 def test_of_cached_files(scenario: Scenario, files: CachedFiles) -> None:
-    scenario(files)
+    if not files.moves or any(word in scenario.__name__ for word in MOVED):
+        scenario(files)
 
 
 def test_most_of_them_were_read_by_the_kernel_itself(one_mount: CachedFiles) -> None:
