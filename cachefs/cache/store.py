@@ -14,7 +14,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar, TypeVarTuple
@@ -44,6 +44,7 @@ from cachefs.model import (
     Space,
     Targets,
 )
+from cachefs.ownership import ours
 
 __all__ = [
     "RETRY_S",
@@ -322,7 +323,8 @@ class Store:
     def make_place_of(self, source: SourceName) -> str:
         """As ``place_of``, in a thread: made where it is missing. Raises ``OSError``."""
         place = self.place_of(source)
-        os.makedirs(place, 0o700, exist_ok=True)
+        with suppress(FileExistsError):
+            ours().make_folder(place)
         return place
 
     def in_use(self, key: FileKey) -> bool:

@@ -48,7 +48,8 @@ def refused(tmp_path: Path, settings: dict[str, Any]) -> Callable[..., Attempt]:
 
 
 _ALLOWED = {"cachefs.yaml"} | {
-    f"ssd/{name}" for name in ("lock", "index.sqlite", "keepsake.json", "folders.sqlite", "files", "partial")
+    f"ssd/{name}"
+    for name in ("lock", "index.sqlite", "keepsake.json", "folders.sqlite", "files", "files/media", "partial")
 }
 
 
@@ -70,8 +71,8 @@ def _in_a_namespace(script: str) -> list[str]:
 # --- the mountpoint --------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_mountpoint(settings: dict[str, Any], refused: Callable[..., Attempt]) -> None:
-    os.rmdir(settings["mountpoint"])
+def test_a_missing_mountpoint_in_a_missing_folder(settings: dict[str, Any], refused: Callable[..., Attempt]) -> None:
+    settings["mountpoint"] += "/gone/mount"
     made = refused()
     assert made.code == MOUNT
     assert f"mkdir -p {settings['mountpoint']}" in made.output
