@@ -3,12 +3,13 @@
 
 ARGS ?=
 
-.PHONY: help demo bench crash test container check format clean setup
+.PHONY: help demo bench crash soak test container check format clean setup
 
 help:
 	@echo "make demo     see cachefs at work on a sample library; needs nothing"
 	@echo "make bench    how fast cachefs is, beside the native folder and its peers; as root"
 	@echo "make crash    kill cachefs 500 times at work and look for what was lost; half an hour"
+	@echo "make soak     half an hour with 200 readers: memory and descriptors stay what they were; as root"
 	@echo "make test     run all tests"
 	@echo "make container   build the image, and try it beside Plex; as root, with podman, buildah and runc"
 	@echo "make check    format, lint and types, as CI checks them"
@@ -29,6 +30,10 @@ bench: setup
 # The same seed repeats the same run: make crash ARGS="--kills 500 --seed 7".
 crash: setup
 	.venv/bin/python -m tests.crash $(ARGS)
+
+# make soak ARGS="--minutes 5 --mode move"
+soak: setup
+	.venv/bin/python -m tests.soak $(ARGS)
 
 test: setup
 	.venv/bin/python -m pytest $(ARGS)
