@@ -55,8 +55,9 @@ def test_descriptors_and_threads_that_rise_are_seen_as_well() -> None:
 
 
 def test_processes_are_at_rest_when_nothing_comes_or_goes() -> None:
-    assert figures.alike([REST, server(memory_bytes=1), replace(REST, at_s=5.0)])
-    assert not figures.alike([REST, server(descriptors=31)])
+    assert figures.alike([REST, server(memory_bytes=1), server(descriptors=33), replace(REST, at_s=5.0)])
+    assert not figures.alike([REST, server(descriptors=35)])
+    assert not figures.alike([server(threads=2), server(threads=7)])
     assert not figures.alike([REST, replace(REST, entries=1)])
 
 
