@@ -109,12 +109,15 @@ class Moves:
                 await self._on_disk(moved_disk.remove, self._shelf.folder, key)
 
     async def rename(self, old: FileKey, new: FileKey) -> None:
-        """Another name, in the place of whatever moved file has it. ``new`` may be none of a live copy."""
+        """Another name, in the place of whatever file has it; a copy of that one goes first, for it is read by name."""
         shelf = self._shelf
         async with self._turn():
             entry, replaced = self.get(old), self.get(new)
             if entry is None or self._current(entry.id) is not entry:
                 return
+            copy = shelf.holdings.live.get(new)
+            if copy is not None and copy is not replaced:
+                shelf.drop([copy], DropCause.REPLACED)
             await self._on_disk(moved_disk.rename, shelf.folder, old, new)
             if replaced is not None:
                 shelf.drop([replaced], DropCause.DELETED)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -184,6 +183,20 @@ async def test_what_took_a_moved_files_place_is_never_overwritten(tmp_path: Path
         assert at.read_bytes() == OTHER
 
 
+async def test_a_moved_file_takes_the_place_of_a_cached_one(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        put(fs, FILM, CONTENT)
+        put(fs, "other", OTHER)
+        await fs.moved(FILM)
+        await fs.published("other")
+        await trio.to_thread.run_sync(kernel_of(fs).rename, FILM, "other")
+        assert await shown(fs) == {"other": CONTENT}
+        await fs.store.remove_doomed()
+        assert fs.store.space().used_bytes == len(CONTENT)
+        await fs.movers.restore(fs.key("other"))
+        assert (fs.folder / "other").read_bytes() == CONTENT
+
+
 async def test_a_file_whose_folder_was_deleted_comes_home_all_the_same(tmp_path: Path) -> None:
     async with rooms(tmp_path) as fs:
         at = put(fs, FILM, CONTENT)
@@ -242,34 +255,6 @@ async def test_a_lost_index_loses_no_moved_file(tmp_path: Path, expected_warning
         assert await content(fs, FILM) == CONTENT[:1000]
         await fs.movers.restore(fs.key(FILM))
         assert (fs.folder / FILM).read_bytes() == CONTENT[:1000]
-
-
-async def test_a_source_that_takes_a_file_away_late_loses_nothing(tmp_path: Path, expected_warnings: list[str]) -> None:
-    expected_warnings.append("offline")
-    goes_on = threading.Event()
-    async with rooms(tmp_path, timeout_s=0.5) as fs:
-        at = put(fs, FILM, CONTENT)
-        await fs.published(FILM)
-        await fs.give_attributes(FILM)
-        fs.source.gate = lambda name: goes_on.wait(30) if name == "_take_away" else None
-        with pytest.raises(Stays):
-            await fs.movers.move(fs.key(FILM))
-        await fs.source.probe_once()
-        assert fs.source.online
-        for _ in range(3):  # it is not known yet what became of it
-            await fs.movers.round()
-            entry = fs.store.moves.get(fs.key(FILM))
-            assert entry is not None
-            assert entry.home is not None
-            assert entry.home.phase is Phase.LEAVING
-        goes_on.set()
-        with trio.fail_after(10):
-            while at.exists() or not fs.movers._homes.is_ready(fs.key(FILM)):  # noqa: ASYNC110  (a thread is waited for)
-                await trio.sleep(0.01)
-        await fs.movers.settle(fs.key(FILM))
-        assert await content(fs, FILM) == CONTENT
-        await fs.movers.restore(fs.key(FILM))
-        assert at.read_bytes() == CONTENT
 
 
 async def test_a_folder_of_the_ssd_that_was_removed_and_made_again_is_found(tmp_path: Path) -> None:
