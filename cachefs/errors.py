@@ -59,7 +59,12 @@ class CannotMount(CachefsError):
 
 
 class CacheError(CachefsError):
-    """The cache folder cannot do what was asked."""
+    """The cache folder cannot do what was asked. ``number`` is the errno of a system call that needs it: one that
+    changes a moved file."""
+
+    def __init__(self, text: str, number: int = errno.EIO) -> None:
+        super().__init__(text)
+        self.number = number
 
 
 class CacheBusy(CacheError):
@@ -72,6 +77,9 @@ class IndexDamaged(CacheError):
 
 class IndexFull(CacheError):
     """The SSD has no room for what is to be written into the index; what is in it can be read."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, errno.ENOSPC)
 
 
 class PlexError(CachefsError):

@@ -130,11 +130,13 @@ class Index:
                 ),
             )
 
-    def rename(self, entry: CacheEntry, gone: Iterable[int] = ()) -> None:
-        """Write a moved file's new name; rows that are gone may have had it."""
+    def rename(self, entries: Iterable[CacheEntry], gone: Iterable[int] = ()) -> None:
+        """Write moved files' new names; rows that are gone may have had them, or one another's."""
+        rows = [(os.fsencode(entry.key.path), entry.id) for entry in entries]
         with self._transaction() as connection:
             _delete(connection, gone)
-            connection.execute("UPDATE entries SET path = ? WHERE id = ?", (os.fsencode(entry.key.path), entry.id))
+            for names in ([(b"\0%d" % entry_id, entry_id) for _, entry_id in rows], rows):
+                connection.executemany("UPDATE entries SET path = ? WHERE id = ?", names)
 
     def unlabelled(self) -> frozenset[int]:
         """The cached entries whose files do not say whose copies they are."""

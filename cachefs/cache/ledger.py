@@ -35,6 +35,8 @@ class Ledger:
         self._presence = presence
         self._kept = kept
         self.dead_rows = set(dead_rows)
+        self._renamed: dict[int, CacheEntry] = {}
+        """Moved files whose rows have their old names still; a start finds them by what the files say."""
         self._turn = trio.CapacityLimiter(1)
 
     async def call(self, function: Callable[[*Ts], T], *args: *Ts, within_s: float = NO_ANSWER_S) -> T:
@@ -51,10 +53,27 @@ class Ledger:
         return answer
 
     async def insert(self, entry: CacheEntry) -> None:
-        """Add a row; the rows that have to go, go first: one of them may have its name."""
+        """Add a row; the rows that have to go, go first, and those of another name get it: one may have its name."""
+        await self.catch_up()
         gone = tuple(self.dead_rows)
         await self.call(self.index.insert, entry, gone)
         self.dead_rows.difference_update(gone)
+
+    async def rename(self, entry: CacheEntry) -> None:
+        """Another name in its row: now, or as soon as there is room for that."""
+        self._renamed[entry.id] = entry
+        try:
+            await self.catch_up()
+        except IndexFull as error:
+            log.debug("the row of %s waits: %s", entry.key, error)
+
+    async def catch_up(self) -> None:
+        """Write the names that could not be written."""
+        renamed, gone = tuple(self._renamed.values()), tuple(self.dead_rows)
+        if renamed:
+            await self.call(self.index.rename, renamed, gone)
+            self.dead_rows.difference_update(gone)
+            self._renamed = {number: entry for number, entry in self._renamed.items() if entry not in renamed}
 
     async def forget_dead(self, within_s: float = NO_ANSWER_S) -> None:
         """Return once the rows that were dead at the call are durably gone."""

@@ -35,7 +35,11 @@ def remove(folder: Folder, key: FileKey) -> None:
 
 def rename(folder: Folder, old: FileKey, new: FileKey) -> None:
     source, target = cache_path(old), cache_path(new)
-    changed = folder.make_folders_of(new)
-    inside.rename(folder.place, source, target)
+    try:
+        changed = folder.make_folders_of(new)
+        inside.rename(folder.place, source, target)
+    except OSError:
+        folder.prune(os.path.dirname(target))
+        raise
     folder.sync_folders((*changed, os.path.dirname(target), os.path.dirname(source)))
     folder.prune(os.path.dirname(source))

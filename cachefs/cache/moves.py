@@ -10,8 +10,9 @@ first, but for the end of a file, where the row does: a file with a label and wi
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TypeVar, TypeVarTuple
 
@@ -20,7 +21,7 @@ import trio
 from cachefs.cache import moved_disk
 from cachefs.cache.label import Label
 from cachefs.cache.shelf import Shelf
-from cachefs.errors import CacheError
+from cachefs.errors import CacheError, IndexFull
 from cachefs.model import CacheEntry, DropCause, EntryState, FileKey, Fingerprint, Home, Phase, SourceFile
 
 T = TypeVar("T")
@@ -69,8 +70,7 @@ class Moves:
             current = self._current(entry.id)
             if current is None or current.state is not EntryState.CACHED:
                 return None
-            moved = replace(current, state=EntryState.MOVED, home=home)
-            return await self._save(moved) if await self._label(moved) else None
+            return await self._write(current, replace(current, state=EntryState.MOVED, home=home))
 
     async def set_home(self, entry: CacheEntry, home: Home) -> CacheEntry | None:
         """A moved file's home is another one, or in another phase. None when it is moved no more."""
@@ -78,9 +78,7 @@ class Moves:
             current = self._current(entry.id)
             if current is None or current.home is None or current.home == home:
                 return current
-            moved = replace(current, home=home)
-            await self._label(moved)
-            return await self._save(moved)
+            return self._written(await self._write(current, replace(current, home=home)))
 
     async def returned(self, entry: CacheEntry, file: SourceFile) -> CacheEntry | None:
         """The source has the file, with the same bytes: what is on the SSD is a copy again."""
@@ -89,9 +87,8 @@ class Moves:
             if current is None or current.home is None:
                 return None
             cached = replace(current, source_file=file, state=EntryState.CACHED, home=None)
-            await self._label(cached)
             self._shelf.seen_at[file.key] = trio.current_time()
-            return await self._save(cached)
+            return self._written(await self._write(current, cached))
 
     async def changed(self, key: FileKey) -> None:
         """A moved file is about to be written to: its digest is not its content's any more."""
@@ -100,13 +97,15 @@ class Moves:
             await self.set_home(entry, replace(entry.home, digest=""))
 
     async def delete(self, key: FileKey) -> None:
-        """A person deletes the file."""
+        """A person deletes the file. On a full SSD it makes room for the end of its row."""
         async with self._turn():
             entry = self.get(key)
             if entry is not None and self._current(entry.id) is entry:
                 self._shelf.drop([entry], DropCause.DELETED)
-                await self._shelf.ledger.forget_dead()
+                with suppress(IndexFull):
+                    await self._shelf.ledger.forget_dead()
                 await self._on_disk(moved_disk.remove, self._shelf.folder, key)
+                await self._shelf.forget_rows()
 
     async def rename(self, old: FileKey, new: FileKey) -> None:
         """Another name, in the place of whatever file has it; a copy of that one goes first, for it is read by name."""
@@ -126,12 +125,10 @@ class Moves:
             shelf.holdings.rename(entry, renamed)
             shelf.owners.pop(old, None)
             shelf.owners[new] = entry.id
-            gone = tuple(shelf.ledger.dead_rows)
-            await shelf.ledger.call(shelf.ledger.index.rename, renamed, gone)
-            shelf.ledger.dead_rows.difference_update(gone)
             for key in (old, new):
                 shelf.tell(key)
             shelf.note_change()
+            await shelf.ledger.rename(renamed)
 
     async def replacing(self, key: FileKey, there: Fingerprint) -> None:
         """It is about to be renamed over a file of its source."""
@@ -169,6 +166,24 @@ class Moves:
     def _current(self, entry_id: int) -> CacheEntry | None:
         return self._shelf.holdings.by_id(entry_id)
 
+    async def _write(self, before: CacheEntry, after: CacheEntry) -> CacheEntry | None:
+        """Label, then row. Where there is no room for the row, the label says again what it said. None when the file
+        cannot be labelled."""
+        if not await self._label(after):
+            return None
+        try:
+            return await self._save(after)
+        except CacheError:
+            with suppress(CacheError):
+                await self._label(before)
+            raise
+
+    def _written(self, entry: CacheEntry | None) -> CacheEntry:
+        if entry is None:
+            text = f"the cache folder {self._shelf.folder.root} has no room for what a moved file says of itself"
+            raise CacheError(text, errno.ENOSPC)
+        return entry
+
     async def _label(self, entry: CacheEntry) -> bool:
         moved = entry.home is not None
         said = Label(entry.source_file, entry.begun_at, entry.home, entry.id if moved else 0)
@@ -188,4 +203,6 @@ class Moves:
         try:
             return await self._shelf.on_disk(function, *args)
         except OSError as error:
-            raise CacheError(f"the cache folder {self._shelf.folder.root} failed: {error.strerror or error}") from error
+            number = error.errno if error.errno in (errno.ENOSPC, errno.EDQUOT) else errno.EIO
+            text = f"the cache folder {self._shelf.folder.root} failed: {error.strerror or error}"
+            raise CacheError(text, number) from error

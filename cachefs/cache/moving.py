@@ -18,7 +18,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar, TypeVarTuple
+from typing import Protocol
 
 import trio
 
@@ -34,12 +34,10 @@ from cachefs.units import format_size
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
-
 LOOK_EVERY_S = 30.0
 """How soon what could not be moved, or settled, is tried again."""
 _TRIES = 3
+_CLEARED_S = 2.0
 
 
 class Stays(Exception):
@@ -63,9 +61,7 @@ class AtHome(Protocol):
 class Homes(Protocol):
     """The places at the sources; see ``fs.homes``. Everything raises ``OSError``."""
 
-    def is_ready(self, key: FileKey, /) -> bool: ...
-
-    async def change(self, key: FileKey, function: Callable[[*Ts], T], /, *args: *Ts) -> T: ...
+    def is_online(self, key: FileKey, /) -> bool: ...
 
     async def look(self, key: FileKey, /) -> AtHome | None: ...
 
@@ -296,6 +292,7 @@ class Movers:
         """False when the file was written to meanwhile."""
         if await self._settle(entry, home):
             return True
+        arrived = False
         key, kept = entry.key, entry.source_file.inode
         copy = await self._store.on_ssd(moved_bytes.open_file, self._store.file_of(entry), os.O_RDONLY)
         try:
@@ -309,35 +306,36 @@ class Movers:
                     if not await self._store.on_ssd(moved_bytes.nobody_writes, copy):
                         raise Stays("somebody has it mapped for writing")
                     await self._arrive(entry, home, target)
+                    arrived = True
             finally:
                 await close_at_source(self._files, key, target)
-        except OSError:
-            await self._clear(entry)
-            raise
         finally:
+            if not arrived:
+                await self._clear(entry)
             await self._store.close_on_ssd(copy)
         return True
 
     async def _clear(self, entry: CacheEntry) -> None:
-        """What was brought so far takes no room at the source."""
-        try:
-            await self._homes.let_go(entry.key, entry.source_file.inode, keep=True)
-        except OSError as error:
-            log.debug("%s: %s", entry.key, error)
+        """What was brought so far takes no room at the source, whatever kept the rest from it."""
+        with trio.move_on_after(_CLEARED_S, shield=True):
+            try:
+                await self._homes.let_go(entry.key, entry.source_file.inode, keep=True)
+            except OSError as error:
+                log.debug("%s: %s", entry.key, error)
 
     async def _bring(self, entry: CacheEntry, copy: Descriptor, target: Descriptor, size: int) -> None:
         """Bytes, then attributes, then all of it made durable and read again."""
-        key = entry.key
-        await self._homes.change(key, moved_bytes.make_room, target, size)
+        key, source = entry.key, entry.key.source
+        await self._files.run(source, moved_bytes.make_room, target, size)
         digest, position, unsafe = hashlib.sha256(), 0, 0
         while position < size:
             length = min(size - position, self._chunk_bytes(key))
             chunk = await self._store.on_ssd(moved_bytes.read_and_count, copy, position, length, digest)
-            took_s = await self._homes.change(key, moved_bytes.write, target, chunk)
+            took_s = await self._files.run(source, moved_bytes.write, target, chunk)
             position, unsafe = position + length, unsafe + length
             if unsafe >= CHECKPOINT_BYTES:
                 unsafe = 0
-                await self._homes.change(key, moved_bytes.sync_data, target)
+                await self._files.run(source, moved_bytes.sync_data, target)
             self._restoring[key] = RestoreProgress(key, size, position)
             await self._rest(key, took_s, length)
         expected = entry.home.digest if entry.home is not None else ""
@@ -346,7 +344,7 @@ class Movers:
                 "its bytes on the SSD are not those that were moved: the SSD has lost some (see cachefs verify)"
             )
         attributes = await self._store.on_ssd(read_attributes, copy)
-        await self._homes.change(key, moved_bytes.set_attributes, target, attributes)
+        await self._files.run(source, moved_bytes.set_attributes, target, attributes)
         if await self._digest_at_home(key, target, size) != digest.hexdigest():
             raise OSError(errno.EIO, "the source does not read what was written", key.path)
 
@@ -384,7 +382,7 @@ class Movers:
         except Stays as error:
             raise OSError(errno.EBUSY, str(error), key.path) from error
         except CacheError as error:
-            raise OSError(errno.EIO, str(error), key.path) from error
+            raise OSError(error.number, str(error), key.path) from error
 
     async def let_go(self, key: FileKey, number: int) -> None:
         """A moved file was deleted: its source need not keep its place. Raises ``OSError``."""
@@ -442,7 +440,7 @@ class Movers:
         """See how far a file had moved, and finish it one way or the other. Raises as ``restore``."""
         async with self._turn(key):
             entry = self._store.moves.get(key)
-            if entry is not None and entry.home is not None and self._homes.is_ready(key):
+            if entry is not None and entry.home is not None and self._homes.is_online(key):
                 try:
                     await self._settle(entry, entry.home)
                 except Conflict as error:
@@ -465,27 +463,21 @@ class Movers:
             self._stays.pop(key, None)
             return False
         found = at_home.file
-        if not home.fingerprint.same_file(found.fingerprint):
+        if home.phase is Phase.AWAY or not home.fingerprint.same_file(found.fingerprint):
             raise Conflict(_TAKEN)
         if home.phase is Phase.YIELDING:
             await self._store.moves.delete(key)
             await self._homes.let_go(key, kept, keep=False)
+            self._stays.pop(key, None)
             return True
         now = await self._store.on_ssd(moved_bytes.state_at, self._store.file_of(entry))
         unchanged = (now.size, now.mtime_ns) == (found.size, found.fingerprint.mtime_ns)
-        if home.phase in (Phase.AWAY, Phase.RETURNING) and home.digest and unchanged:
+        if home.phase is not Phase.REPLACING and home.digest and unchanged:
             await self._store.moves.returned(entry, found)
+            self._stays.pop(key, None)
             return True
-        if home.phase is Phase.AWAY:
-            raise Conflict(_TAKEN)
-        # Also what was leaving goes on leaving: a thread of a server that was killed may be about to take it away.
         replaced = home.phase is Phase.REPLACING
-        try:
-            reserved = await self._homes.take_away(key, None if replaced else kept, found)
-        except OSError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            reserved = home.reserved  # it has left by itself
+        reserved = await self._homes.take_away(key, None if replaced else kept, found)
         await self._store.moves.set_home(
             entry, replace(home, phase=Phase.AWAY, reserved=home.reserved if replaced else reserved)
         )

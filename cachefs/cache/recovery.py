@@ -294,7 +294,7 @@ def find_moved(root: str, index: Index, contents: Contents) -> None:
             continue
         gone = (known[name].id,) if name in known else ()
         if said.entry_id in lost:
-            index.rename(replace(rows[said.entry_id], source_file=said.file), gone)
+            index.rename((replace(rows[said.entry_id], source_file=said.file),), gone)
             lost.discard(said.entry_id)
         elif not gone:
             log.warning("%s was moved to the SSD, and the index does not know it: it is found again", said.file.key)

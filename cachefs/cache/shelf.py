@@ -197,9 +197,10 @@ class Shelf:
         """Write what changed since the last batch; what the SSD does not take is tried with the next."""
         self.settle_reads()
         entries = [entry for entry_id in self._unsaved if (entry := self.holdings.by_id(entry_id)) is not None]
-        if not entries:
-            return
         try:
+            await self.ledger.catch_up()
+            if not entries:
+                return
             await self.ledger.call(self.ledger.index.save_details, entries)
         except CacheError as error:
             await self.trouble(error)

@@ -37,13 +37,10 @@ def dumps(value: object, indent: int | None = None) -> str:
 def loads(form: type[T], text: str | bytes) -> T:
     """The value of type ``form`` that ``dumps`` wrote. Raises ``WireError``."""
     try:
-        return from_wire(form, json.loads(text))
-    except WireError:
-        raise
+        data = json.loads(text)
     except ValueError as error:
         raise WireError("", f"is not JSON ({error})") from error
-    except RecursionError:
-        raise WireError("", "is nested far deeper than anything that travels") from None
+    return from_wire(form, data)
 
 
 def to_wire(value: object) -> Json:
@@ -90,11 +87,7 @@ def _decode(form: Any, data: object, where: str) -> Any:
 
 
 def _decode_plain(form: type, data: object, where: str) -> object:
-    """Strict but for two steps that JSON forces: a whole float may be written as an integer, a path is a string.
-
-    JSON can spell surrogates that stand for no byte of any name: no system call takes them."""
-    if type(data) is str and not _is_encodable(data):
-        raise WireError(where, f"is no text: {data!r:.80}")
+    """Strict but for two steps that JSON forces: a whole float may be written as an integer, a path is a string."""
     if form is float and type(data) in (int, float):
         number = float(typing.cast(float, data))
         if math.isfinite(number):
@@ -104,14 +97,6 @@ def _decode_plain(form: type, data: object, where: str) -> object:
     elif type(data) is form:
         return data
     raise WireError(where, f"is no {form.__name__}: {data!r:.80}")
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _decode_enum(form: type[enum.Enum], data: object, where: str) -> enum.Enum:

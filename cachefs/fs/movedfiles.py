@@ -16,6 +16,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from cachefs.descriptors import Descriptor
+from cachefs.errors import CacheError
 from cachefs.fs import reach
 from cachefs.fs.elsewhere import shown
 from cachefs.fs.found import Place
@@ -82,8 +83,11 @@ class MovedFiles:
         return bool(self._files.below(folder))
 
     async def settled(self, key: FileKey) -> None:
-        """Its source has no file of its name."""
-        await self._files.settled(key)
+        """Its source has no file of its name. What the SSD has no room to note is looked at by whoever settles."""
+        try:
+            await self._files.settled(key)
+        except CacheError as error:
+            log.debug("%s: %s", key, error)
 
     async def delete(self, moved: CacheEntry) -> Gone:
         """Remove a moved file. What its source keeps of it goes when it can."""

@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
 
+from cachefs.errors import CacheError
 from cachefs.fs import channel
 from cachefs.fs.caller import Caller
 from cachefs.fs.changes import Attributes, Changes
@@ -25,7 +26,6 @@ from cachefs.fs.inodes import Node
 from cachefs.fs.listings import Listings
 from cachefs.fs.routing import Opening, Routing
 from cachefs.fs.union import Union
-from cachefs.fs.xattrs import Xattrs
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,9 @@ def _errors(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corouti
             raise
         except OSError as error:
             raise pyfuse3.FUSEError(error.errno or errno.EIO) from error
+        except CacheError as error:  # of a moved file: there is no other side to turn to
+            log.info("%s: %s", handler.__name__, error)
+            raise pyfuse3.FUSEError(error.number) from error
         except Exception as error:
             log.exception("%s failed; the caller gets EIO; please report this", handler.__name__)
             raise pyfuse3.FUSEError(errno.EIO) from error
@@ -74,14 +77,13 @@ class Operations(pyfuse3.Operations):
 
     supports_dot_lookup = False
     enable_writeback_cache = False
+    enable_acl = False
 
-    def __init__(self, union: Union, routing: Routing, changes: Changes, xattrs: Xattrs | None = None) -> None:
+    def __init__(self, union: Union, routing: Routing, changes: Changes) -> None:
         super().__init__()
         self._union = union
         self._routing = routing
         self._changes = changes
-        self._xattrs = xattrs if xattrs is not None else Xattrs(union, routing)
-        self.enable_acl = self._xattrs.acls is not None  # FUSE_POSIX_ACL: the kernel asks for ACLs and enforces them
         self.listings = Listings(union)
         self._open_folders: dict[int, _OpenFolder] = {}
         self._issued = 0
@@ -210,23 +212,23 @@ class Operations(pyfuse3.Operations):
             if not st.S_ISREG(node.kind):
                 raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
             return self._routing.state(node).value.encode()
-        return await self._xattrs.get(node, text)
+        return await self._changes.get_xattr(node, text)
 
     @_errors
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         if os.fsdecode(name) == STATE:
             raise pyfuse3.FUSEError(errno.EPERM)
-        await self._xattrs.set(self._union.node(inode), os.fsdecode(name), value, _caller(ctx))
+        await self._changes.set_xattr(self._union.node(inode), os.fsdecode(name), value)
 
     @_errors
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
-        return [os.fsencode(name) for name in await self._xattrs.names(self._union.node(inode))]
+        return [os.fsencode(name) for name in await self._changes.list_xattrs(self._union.node(inode))]
 
     @_errors
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         if os.fsdecode(name) == STATE:
             raise pyfuse3.FUSEError(errno.EPERM)
-        await self._xattrs.remove(self._union.node(inode), os.fsdecode(name), _caller(ctx))
+        await self._changes.remove_xattr(self._union.node(inode), os.fsdecode(name))
 
     @_errors
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
