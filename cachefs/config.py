@@ -252,6 +252,8 @@ class Config(Section):
     """Whether the kernel may read cached files by itself, past the daemon (FUSE passthrough)."""
     read_ahead: Annotated[int, BeforeValidator(parse_size)] | None = 1 << 20
     """Bytes that the kernel reads ahead in the mount; None or 0: as many as it likes."""
+    acl: Literal["off", "on"] = "off"
+    """Whether POSIX ACLs count in the mount: the kernel asks for them and enforces them."""
     _warnings: tuple[str, ...] = PrivateAttr(default=())
 
     @property

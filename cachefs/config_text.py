@@ -176,7 +176,7 @@ def _variables(environ: Mapping[str, str], top_keys: frozenset[str]) -> Iterator
     for variable in environ:
         names = variable.removeprefix(PREFIX).lower().split("__")
         if variable.startswith(PREFIX) and (len(names) > 1 or names[0] in top_keys):
-            yield tuple(int(name) if name.isdecimal() else name for name in names), variable
+            yield tuple(int(name) if name.isdecimal() and len(name) < 10 else name for name in names), variable
 
 
 def _sortable(key: Key) -> tuple[tuple[bool, int, str], ...]:

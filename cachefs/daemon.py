@@ -41,6 +41,7 @@ from cachefs.descriptors import raise_limit
 from cachefs.engine import DaemonEngine, Parts
 from cachefs.errors import CacheBusy, CacheError, CachefsError, CannotMount
 from cachefs.fs import mounting
+from cachefs.fs.acls import Acls
 from cachefs.fs.backing import Backings
 from cachefs.fs.behind import Behind
 from cachefs.fs.changes import Changes
@@ -54,6 +55,7 @@ from cachefs.fs.routing import Routing
 from cachefs.fs.source import Metadata as SourceMetadata
 from cachefs.fs.source import Source
 from cachefs.fs.union import Union
+from cachefs.fs.xattrs import Xattrs
 from cachefs.lifeline import Lifeline, Word
 from cachefs.model import FileKey, Plan, Snapshot, SourceFile, SourceName
 from cachefs.paths import Layout, PathMap
@@ -158,7 +160,8 @@ class _Server:
             async with AsyncExitStack() as stack:
                 parts = await self.build(stack)
                 changes = Changes(parts.union, parts.routing, parts.movers)
-                operations = Operations(parts.union, parts.routing, changes)
+                xattrs = Xattrs(parts.union, parts.routing, parts.acls)
+                operations = Operations(parts.union, parts.routing, changes, xattrs)
                 await stack.enter_async_context(_mounted(self._config, operations))
                 await self._serve(parts, operations.listings)
         finally:
@@ -175,7 +178,8 @@ class _Server:
         metadata = self._metadata = await stack.enter_async_context(open_metadata(str(config.cache.path)))
         elsewhere = await stack.enter_async_context(_elsewhere(config, store))
         union = await stack.enter_async_context(_union(config, store, store.device_tag, metadata, elsewhere))
-        union.remembering.cached(entry.key for entry in store.inventory().entries)
+        acls = Acls(union) if config.acl == "on" else None
+        union.remembering.cached([entry.key for entry in store.inventory().entries])
         routing = Routing(
             union,
             store,
@@ -209,6 +213,7 @@ class _Server:
             routing=routing,
             copiers=copiers,
             movers=movers,
+            acls=acls,
             planning=planning,
             plex=plex,
             plex_settings=plex_settings,
@@ -245,7 +250,7 @@ class _Server:
             engine = DaemonEngine(parts, partial(stop, "cachefs unmount"))
             await nursery.start(api.serve, engine, self._config.control.socket)
             tasks = self._background(parts, behind)
-            tasks["passing listings"] = partial(behind.forget_listings, listings)
+            tasks["passing listings"] = partial(behind.forget, listings.passed, pages=True)
             for source in parts.union.sources.values():
                 tasks[f"mounts below {source.name}"] = partial(behind.follow_mounts, source)
             for name, task in tasks.items():
@@ -279,6 +284,9 @@ class _Server:
                 tasks[f"place of {source.name}"] = source.watch_place
             if source.watches is not None:
                 tasks[f"changes behind {source.name}"] = partial(behind.listen, source)
+        if parts.acls is not None:
+            tasks["ACLs of cached files"] = parts.acls.run
+            tasks["ACLs of sources that were away"] = partial(behind.forget, parts.acls.guessed, pages=False)
         if parts.plex_settings is not None:
             listen = partial(watcher.listen, parts.plex_settings, parts.planning.on_event, _POLL_PLEX_EVERY_S)
             tasks[_PLEX_EVENTS] = listen

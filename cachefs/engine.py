@@ -22,6 +22,7 @@ from cachefs.cache.restoring import Restoration
 from cachefs.cache.store import Store
 from cachefs.cache.verify import Verification, Wish
 from cachefs.errors import CacheError, UserError
+from cachefs.fs.acls import Acls
 from cachefs.fs.routing import Routing
 from cachefs.fs.segments import visible
 from cachefs.fs.union import Union
@@ -69,6 +70,7 @@ class Parts:
     health: HealthRegistry
     counters: Counters
     started_at: float
+    acls: Acls | None = None
 
 
 class DaemonEngine:

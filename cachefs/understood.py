@@ -14,6 +14,11 @@ _METADATA = {
     "asked": "names and attributes are always asked for",
 }
 
+_RIGHTS = {
+    "off": "by owner, group and mode; POSIX ACLs are kept and shown, and do not count",
+    "on": "by owner, group, mode and POSIX ACLs",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -33,6 +38,7 @@ def understood(config: Config, space: tuple[int, int] | None, server: str) -> tu
         *(Row("policy", sentence) for sentence in _policy(config.policy)),
         Row("copying", _copying(config.copying)),
         Row("reads", _reads(config)),
+        Row("rights", _RIGHTS[config.acl]),
         Row("socket", str(config.control.socket)),
     )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import time
 from decimal import Decimal
 
+_MOST = 1 << 63  # the size of a file, or of a file system, fits into 63 bits
 _BINARY = ("KiB", "MiB", "GiB", "TiB", "PiB")
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+) *(?:([kmgtp])(i?b?)|(b|bytes)?)", re.IGNORECASE | re.ASCII)
 _PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+) *%", re.ASCII)
@@ -99,10 +100,11 @@ def parse_size(value: object) -> int:
     if matched is None:
         raise ValueError(f"{value!r} is no size; write it like 500GiB, 1.5TB or a number of bytes")
     number, letter, tail, _ = matched.groups()
-    if letter is None:
-        return int(Decimal(number))
-    base = 1000 if tail.lower() == "b" else 1024
-    return int(Decimal(number) * base ** ("kmgtp".index(letter.lower()) + 1))
+    base = 1000 if letter and tail.lower() == "b" else 1024
+    size = int(Decimal(number) * base ** ("kmgtp".index(letter.lower()) + 1 if letter else 0))
+    if size >= _MOST:
+        raise ValueError("is more than any disk has; write it like 500GiB, 1.5TB or a number of bytes")
+    return size
 
 
 def parse_duration(value: object) -> float:
@@ -119,7 +121,9 @@ def parse_duration(value: object) -> float:
         position = matched.end()
     if not text or position < len(text):
         raise ValueError(f"{value!r} is no duration; write it like 30s, 2h30m or 60d")
-    return float(total)
+    if not math.isfinite(seconds := float(total)):
+        raise ValueError("is longer than time itself; write it like 30s, 2h30m or 60d")
+    return seconds
 
 
 def parse_bandwidth(value: object) -> int:

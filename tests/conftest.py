@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.standin.library import SampleLibrary, build_library
@@ -45,6 +46,10 @@ def _no_undeclared_warning(expected_warnings: list[str]) -> Iterator[None]:
 def library(tmp_path: Path) -> SampleLibrary:
     """A small sample library in the folder ``library`` of the test's own."""
     return build_library(tmp_path / "library")
+
+
+hypothesis.settings.register_profile("steady", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("steady")  # the same examples everywhere, however slow; others on request
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -39,11 +39,11 @@ def decode(text: str | bytes) -> Home:
         )
         phase, reserved = Phase(found["phase"]), bool(found["reserved"])
         return Home(fingerprint, phase, _whole(found["birth_ns"]), reserved, str(found["digest"]))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"no home of a moved file: {text!r:.80}") from error
 
 
 def _whole(value: object) -> int:
-    if type(value) is not int:
-        raise ValueError(f"{value!r:.40} is no number")
+    if type(value) is not int or not -(1 << 63) <= value < 1 << 64:
+        raise ValueError("there is no such number in any file's attributes")
     return value

@@ -10,9 +10,12 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cachefs.model import Pin
 from cachefs.ownership import ours
+
+N = TypeVar("N", int, float)
 
 NAME = "keepsake.json"
 _FORM = 1
@@ -61,8 +64,25 @@ def read(root: str) -> Keepsake | None:
             facts = json.loads(file.read(_MOST_BYTES))
         if facts["form"] != _FORM:
             return None
-        pins = tuple(Pin(str(target), str(key), float(at)) for target, key, at in facts["pins"])
-        devices = {str(name): int(tag) for name, tag in facts["devices"].items()}
-        return Keepsake(int(facts["schema"]), str(facts["identity"]), devices, pins)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pins = tuple(Pin(_name(target), _text(key), _number(float(at))) for target, key, at in facts["pins"])
+        devices = {_name(name): _number(int(tag)) for name, tag in facts["devices"].items()}
+        return Keepsake(int(facts["schema"]), _name(facts["identity"]), devices, pins)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
+
+
+# What follows raises ``ValueError`` for what the index cannot hold.
+
+
+def _name(value: object) -> str:
+    return os.fsdecode(os.fsencode(str(value)))
+
+
+def _text(value: object) -> str:
+    return str(value).encode().decode()
+
+
+def _number(value: N) -> N:
+    if not abs(value) < 1 << 63:  # nor is that true of what is no number at all
+        raise ValueError("too much for the index")
+    return value

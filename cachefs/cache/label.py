@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -85,21 +86,23 @@ def read(number: int, key: FileKey) -> Label | None:
         fingerprint = Fingerprint(
             size,
             mtime_ns,
-            None if inode is None else _typed(inode, int),
-            None if filesystem is None else _typed(filesystem, str),
+            None if inode is None else _number(inode),
+            None if filesystem is None else _typed(filesystem, str).encode().decode(),
         )
-        file = SourceFile(key, fingerprint, _typed(found["inode"], int), _typed(found["links"], int))
-        return Label(file, float(found["begun_at"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        file = SourceFile(key, fingerprint, _number(found["inode"]), _number(found["links"], 63))
+        return Label(file, _moment(found["begun_at"]))
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 
 def _moved(found: dict[str, object], key: FileKey, info: os.stat_result) -> Label:
     """Of a moved file all that may change by writing or renaming is read off the file itself."""
     home = homes.decode(_typed(found["home"], str))
-    file = SourceFile(key, Fingerprint(info.st_size, info.st_mtime_ns), _typed(found["inode"], int))
-    begun_at = found["begun_at"]
-    return Label(file, float(begun_at) if isinstance(begun_at, float | int) else 0.0, home, _typed(found["id"], int))
+    file = SourceFile(key, Fingerprint(info.st_size, info.st_mtime_ns), _number(found["inode"]))
+    begun_at = 0.0
+    with suppress(ValueError):  # the only copy is not lost for want of it
+        begun_at = _moment(found["begun_at"])
+    return Label(file, begun_at, home, _number(found["id"], 63))
 
 
 def _encode(label: Label, own_mtime_ns: int) -> bytes:
@@ -134,6 +137,20 @@ def _encode(label: Label, own_mtime_ns: int) -> bytes:
 
 def _digest(key: FileKey) -> str:
     return hashlib.sha256(os.fsencode(f"{key.source}\0{key.path}")).hexdigest()[:32]
+
+
+def _number(value: object, bits: int = 64) -> int:
+    """What the index can hold; whoever may write to the SSD may have written this."""
+    number = _typed(value, int)
+    if not 0 <= number < 1 << bits:
+        raise ValueError(f"{number.bit_length()} bits are more than there can be")
+    return number
+
+
+def _moment(value: object) -> float:
+    if not isinstance(value, float | int) or not 0 <= value < 1 << 63:  # which is not true of "not a number", either
+        raise ValueError("there is no such moment")
+    return float(value)
 
 
 def _typed(value: object, form: type[T]) -> T:

@@ -18,7 +18,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar, TypeVarTuple
 
 import trio
 
@@ -33,6 +33,9 @@ from cachefs.model import CacheEntry, DropCause, EntryState, FileKey, Home, Phas
 from cachefs.units import format_size
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 LOOK_EVERY_S = 30.0
 """How soon what could not be moved, or settled, is tried again."""
@@ -61,7 +64,9 @@ class AtHome(Protocol):
 class Homes(Protocol):
     """The places at the sources; see ``fs.homes``. Everything raises ``OSError``."""
 
-    def is_online(self, key: FileKey, /) -> bool: ...
+    def is_ready(self, key: FileKey, /) -> bool: ...
+
+    async def change(self, key: FileKey, function: Callable[[*Ts], T], /, *args: *Ts) -> T: ...
 
     async def look(self, key: FileKey, /) -> AtHome | None: ...
 
@@ -325,17 +330,17 @@ class Movers:
 
     async def _bring(self, entry: CacheEntry, copy: Descriptor, target: Descriptor, size: int) -> None:
         """Bytes, then attributes, then all of it made durable and read again."""
-        key, source = entry.key, entry.key.source
-        await self._files.run(source, moved_bytes.make_room, target, size)
+        key = entry.key
+        await self._homes.change(key, moved_bytes.make_room, target, size)
         digest, position, unsafe = hashlib.sha256(), 0, 0
         while position < size:
             length = min(size - position, self._chunk_bytes(key))
             chunk = await self._store.on_ssd(moved_bytes.read_and_count, copy, position, length, digest)
-            took_s = await self._files.run(source, moved_bytes.write, target, chunk)
+            took_s = await self._homes.change(key, moved_bytes.write, target, chunk)
             position, unsafe = position + length, unsafe + length
             if unsafe >= CHECKPOINT_BYTES:
                 unsafe = 0
-                await self._files.run(source, moved_bytes.sync_data, target)
+                await self._homes.change(key, moved_bytes.sync_data, target)
             self._restoring[key] = RestoreProgress(key, size, position)
             await self._rest(key, took_s, length)
         expected = entry.home.digest if entry.home is not None else ""
@@ -344,7 +349,7 @@ class Movers:
                 "its bytes on the SSD are not those that were moved: the SSD has lost some (see cachefs verify)"
             )
         attributes = await self._store.on_ssd(read_attributes, copy)
-        await self._files.run(source, moved_bytes.set_attributes, target, attributes)
+        await self._homes.change(key, moved_bytes.set_attributes, target, attributes)
         if await self._digest_at_home(key, target, size) != digest.hexdigest():
             raise OSError(errno.EIO, "the source does not read what was written", key.path)
 
@@ -440,7 +445,7 @@ class Movers:
         """See how far a file had moved, and finish it one way or the other. Raises as ``restore``."""
         async with self._turn(key):
             entry = self._store.moves.get(key)
-            if entry is not None and entry.home is not None and self._homes.is_online(key):
+            if entry is not None and entry.home is not None and self._homes.is_ready(key):
                 try:
                     await self._settle(entry, entry.home)
                 except Conflict as error:
@@ -463,7 +468,7 @@ class Movers:
             self._stays.pop(key, None)
             return False
         found = at_home.file
-        if home.phase is Phase.AWAY or not home.fingerprint.same_file(found.fingerprint):
+        if not home.fingerprint.same_file(found.fingerprint):
             raise Conflict(_TAKEN)
         if home.phase is Phase.YIELDING:
             await self._store.moves.delete(key)
@@ -472,12 +477,20 @@ class Movers:
             return True
         now = await self._store.on_ssd(moved_bytes.state_at, self._store.file_of(entry))
         unchanged = (now.size, now.mtime_ns) == (found.size, found.fingerprint.mtime_ns)
-        if home.phase is not Phase.REPLACING and home.digest and unchanged:
+        if home.phase in (Phase.AWAY, Phase.RETURNING) and home.digest and unchanged:
             await self._store.moves.returned(entry, found)
             self._stays.pop(key, None)
             return True
+        if home.phase is Phase.AWAY:
+            raise Conflict(_TAKEN)
+        # Also what was leaving goes on leaving: a thread of a server that was killed may be about to take it away.
         replaced = home.phase is Phase.REPLACING
-        reserved = await self._homes.take_away(key, None if replaced else kept, found)
+        try:
+            reserved = await self._homes.take_away(key, None if replaced else kept, found)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            reserved = home.reserved  # it has left by itself
         await self._store.moves.set_home(
             entry, replace(home, phase=Phase.AWAY, reserved=home.reserved if replaced else reserved)
         )

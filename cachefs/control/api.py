@@ -144,7 +144,9 @@ def build(engine: Engine) -> Starlette:
     routes = [Route(f"/v1/{name}", endpoint, methods=["GET"]) for name, endpoint in shows.items()]
     routes += [Route(f"/v1/{name}", endpoint, methods=["POST"]) for name, endpoint in acts.items()]
     handlers = {CachefsError: _on_known_error, HTTPException: _on_http_error, Exception: _on_bug}
-    return Starlette(routes=routes, exception_handlers=handlers)
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.router.redirect_slashes = False  # to wherever the request says it came to
+    return app
 
 
 class _Api:

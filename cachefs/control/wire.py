@@ -37,10 +37,13 @@ def dumps(value: object, indent: int | None = None) -> str:
 def loads(form: type[T], text: str | bytes) -> T:
     """The value of type ``form`` that ``dumps`` wrote. Raises ``WireError``."""
     try:
-        data = json.loads(text)
+        return from_wire(form, json.loads(text))
+    except WireError:
+        raise
     except ValueError as error:
         raise WireError("", f"is not JSON ({error})") from error
-    return from_wire(form, data)
+    except RecursionError:
+        raise WireError("", "is nested far deeper than anything that travels") from None
 
 
 def to_wire(value: object) -> Json:
@@ -87,7 +90,11 @@ def _decode(form: Any, data: object, where: str) -> Any:
 
 
 def _decode_plain(form: type, data: object, where: str) -> object:
-    """Strict but for two steps that JSON forces: a whole float may be written as an integer, a path is a string."""
+    """Strict but for two steps that JSON forces: a whole float may be written as an integer, a path is a string.
+
+    JSON can spell surrogates that stand for no byte of any name: no system call takes them."""
+    if type(data) is str and not _is_encodable(data):
+        raise WireError(where, f"is no text: {data!r:.80}")
     if form is float and type(data) in (int, float):
         number = float(typing.cast(float, data))
         if math.isfinite(number):
@@ -97,6 +104,14 @@ def _decode_plain(form: type, data: object, where: str) -> object:
     elif type(data) is form:
         return data
     raise WireError(where, f"is no {form.__name__}: {data!r:.80}")
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _decode_enum(form: type[enum.Enum], data: object, where: str) -> enum.Enum:

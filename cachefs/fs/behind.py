@@ -15,7 +15,7 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,7 +24,6 @@ import trio
 
 from cachefs.fs.found import Seen
 from cachefs.fs.inodes import Node
-from cachefs.fs.listings import Listings
 from cachefs.fs.source import Source
 from cachefs.fs.stat import Stat
 from cachefs.fs.union import Union
@@ -96,11 +95,12 @@ class Behind:
             await self._union.mounts_changed(source)
             await self._tell(source, None, limiter)
 
-    async def forget_listings(self, listings: Listings) -> None:
-        """Take from the kernel what it may believe for a while only. Runs for ever."""
+    async def forget(self, passed: Callable[[], Awaitable[list[int]]], *, pages: bool) -> None:
+        """Take from the kernel what it may believe for a while only, of the inodes that ``passed`` waits for. Runs for
+        ever."""
         limiter = trio.CapacityLimiter(1)
         while True:
-            wrong = [Wrong(number, pages=True) for number in await listings.passed()]
+            wrong = [Wrong(number, pages=pages) for number in await passed()]
             await trio.to_thread.run_sync(self._teller.tell, wrong, abandon_on_cancel=True, limiter=limiter)
 
     async def close(self) -> None:

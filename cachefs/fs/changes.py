@@ -27,9 +27,6 @@ from cachefs.fs.stat import Stat, look
 from cachefs.fs.union import Union
 from cachefs.model import DropCause, FileKey, Targets
 
-_OURS = "user.cachefs."
-"""Extended attributes that are cachefs's own."""
-
 Maker = Callable[[int, str], object]
 """Makes a name in an open folder."""
 
@@ -244,33 +241,6 @@ class Changes:
             self._union.touched(place.keys)
         return self._union.seen(node, place, seen)
 
-    async def set_xattr(self, node: Node, name: str, value: bytes) -> None:
-        _refuse_ours(name)
-        async with self._routing.changing(self._union.place(node), content=False):
-            place = self._union.place(node)
-            await place.source.call(_set_xattr, place.ref, name, value)
-
-    async def remove_xattr(self, node: Node, name: str) -> None:
-        _refuse_ours(name)
-        async with self._routing.changing(self._union.place(node), content=False):
-            place = self._union.place(node)
-            await place.source.call(_remove_xattr, place.ref, name)
-
-    async def get_xattr(self, node: Node, name: str) -> bytes:
-        if self._union.is_virtual(node):
-            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA), name)
-        if name.startswith(_OURS):
-            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA), name)
-        place = self._union.place(node)
-        return await place.source.call(_get_xattr, place.ref, name)
-
-    async def list_xattrs(self, node: Node) -> list[str]:
-        if self._union.is_virtual(node):
-            return []
-        place = self._union.place(node)
-        names = await place.source.call(_list_xattrs, place.ref)
-        return [name for name in names if not name.startswith(_OURS)]
-
     async def read_link(self, node: Node) -> str:
         place = self._union.place(node)
         return await place.source.call(_read_link, place.ref)
@@ -295,11 +265,6 @@ class Changes:
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), name)
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
         return self._at(parent, name)
-
-
-def _refuse_ours(name: str) -> None:
-    if name.startswith(_OURS):
-        raise PermissionError(errno.EPERM, f"{name} is cachefs's own", name)
 
 
 def _below(key: FileKey) -> Targets:
@@ -376,26 +341,6 @@ def _set_attributes(ref: Ref, wanted: Attributes) -> Stat:
 
 def _or_same(number: int | None) -> int:
     return -1 if number is None else number
-
-
-def _set_xattr(ref: Ref, name: str, value: bytes) -> None:
-    with reach.place_of(ref) as place:
-        os.setxattr(reach.proc_path(place), name, value)
-
-
-def _remove_xattr(ref: Ref, name: str) -> None:
-    with reach.place_of(ref) as place:
-        os.removexattr(reach.proc_path(place), name)
-
-
-def _get_xattr(ref: Ref, name: str) -> bytes:
-    with reach.place_of(ref) as place:
-        return os.getxattr(reach.proc_path(place), name)
-
-
-def _list_xattrs(ref: Ref) -> list[str]:
-    with reach.place_of(ref) as place:
-        return os.listxattr(reach.proc_path(place))
 
 
 def _read_link(ref: Ref) -> str:

@@ -14,9 +14,12 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar, TypeVarTuple
 
 from cachefs.descriptors import Descriptor
 from cachefs.fs import reach
@@ -25,6 +28,9 @@ from cachefs.fs.source import Source
 from cachefs.fs.stat import Stat, look
 from cachefs.fs.union import Union
 from cachefs.model import FileKey, SourceFile
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 _RENAME_NOREPLACE = 1
 _OTHER_FILESYSTEM = "it is on another file system than its source's root"
@@ -45,9 +51,23 @@ class Homes:
 
     def __init__(self, union: Union) -> None:
         self._union = union
+        self._late: Counter[FileKey] = Counter()
+        """Files of which a thread is changing something at the source, also one that was given up."""
 
-    def is_online(self, key: FileKey) -> bool:
-        return self._source(key).online
+    def is_ready(self, key: FileKey) -> bool:
+        """Whether its source answers, and no earlier change of this file is still under way there."""
+        return self._source(key).online and key not in self._late
+
+    async def change(self, key: FileKey, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        """``function``, which changes something of this file, in a thread of its source. Past its deadline nobody waits
+        for it, but nothing else is done to the file before it has really returned. Raises ``OSError``."""
+        if key in self._late:
+            raise OSError(errno.EBUSY, "an earlier change of it has not come back yet", key.path)
+        self._late[key] += 1
+        return await self._source(key).change(partial(self._returned, key), function, *args)
+
+    def _returned(self, key: FileKey) -> None:
+        del self._late[key]
 
     async def look(self, key: FileKey) -> AtHome | None:
         """What its source has under this name, whatever the mount shows; None when there is nothing. Raises
@@ -65,13 +85,11 @@ class Homes:
         """Let the source give up the file that was ``seen``; whether its inode is kept, as this number. Raises
         ``OSError``: EBUSY when anybody has it open, ESTALE when it is another one by now, EXDEV when it is on another
         file system than the source's root; then nothing has been done."""
-        source = self._source(key)
-        return await source.call_gently(_take_away, source, key.path, kept, seen)
+        return await self.change(key, _take_away, self._source(key), key.path, kept, seen)
 
     async def open_return(self, key: FileKey, kept: int) -> Descriptor:
         """The kept inode, or a new file in its place, open for writing what comes back; ``arrive`` names it."""
-        source = self._source(key)
-        return await source.call_gently(_open_reserved, source, kept)
+        return await self.change(key, _open_reserved, self._source(key), kept)
 
     async def identify(self, key: FileKey, returning: Descriptor) -> SourceFile:
         """What the returning file is, as it will be known under its name."""
@@ -81,13 +99,11 @@ class Homes:
     async def arrive(self, key: FileKey, kept: int) -> None:
         """Give the returned file its name, in folders that are made where they are gone. Raises ``FileExistsError``
         when the name was taken meanwhile: nothing is ever overwritten."""
-        source = self._source(key)
-        await source.call_gently(_arrive, source, key.path, kept)
+        await self.change(key, _arrive, self._source(key), key.path, kept)
 
     async def let_go(self, key: FileKey, kept: int, *, keep: bool) -> None:
         """The file will not come back (or, ``keep``, not now): what is kept of it takes no room any more."""
-        source = self._source(key)
-        await source.call_gently(_trim if keep else _let_go, source, kept)
+        await self.change(key, _trim if keep else _let_go, self._source(key), kept)
 
     async def tidy(self, key: FileKey, keep: frozenset[int]) -> None:
         """Remove what is kept at this file's source of files that are moved no more: all but these numbers. What has

@@ -26,6 +26,7 @@ from cachefs.fs.inodes import Node
 from cachefs.fs.listings import Listings
 from cachefs.fs.routing import Opening, Routing
 from cachefs.fs.union import Union
+from cachefs.fs.xattrs import Xattrs
 
 log = logging.getLogger(__name__)
 
@@ -77,13 +78,14 @@ class Operations(pyfuse3.Operations):
 
     supports_dot_lookup = False
     enable_writeback_cache = False
-    enable_acl = False
 
-    def __init__(self, union: Union, routing: Routing, changes: Changes) -> None:
+    def __init__(self, union: Union, routing: Routing, changes: Changes, xattrs: Xattrs | None = None) -> None:
         super().__init__()
         self._union = union
         self._routing = routing
         self._changes = changes
+        self._xattrs = xattrs if xattrs is not None else Xattrs(union, routing)
+        self.enable_acl = self._xattrs.acls is not None  # FUSE_POSIX_ACL: the kernel asks for ACLs and enforces them
         self.listings = Listings(union)
         self._open_folders: dict[int, _OpenFolder] = {}
         self._issued = 0
@@ -212,23 +214,23 @@ class Operations(pyfuse3.Operations):
             if not st.S_ISREG(node.kind):
                 raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
             return self._routing.state(node).value.encode()
-        return await self._changes.get_xattr(node, text)
+        return await self._xattrs.get(node, text)
 
     @_errors
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         if os.fsdecode(name) == STATE:
             raise pyfuse3.FUSEError(errno.EPERM)
-        await self._changes.set_xattr(self._union.node(inode), os.fsdecode(name), value)
+        await self._xattrs.set(self._union.node(inode), os.fsdecode(name), value, _caller(ctx))
 
     @_errors
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
-        return [os.fsencode(name) for name in await self._changes.list_xattrs(self._union.node(inode))]
+        return [os.fsencode(name) for name in await self._xattrs.names(self._union.node(inode))]
 
     @_errors
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         if os.fsdecode(name) == STATE:
             raise pyfuse3.FUSEError(errno.EPERM)
-        await self._changes.remove_xattr(self._union.node(inode), os.fsdecode(name))
+        await self._xattrs.remove(self._union.node(inode), os.fsdecode(name), _caller(ctx))
 
     @_errors
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:

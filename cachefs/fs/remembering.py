@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Collection
 
 import trio
 
@@ -39,11 +39,18 @@ class Remembering:
         self._due: dict[FileKey, float] = {}
         self._files: dict[FileKey, None] = {}
         self._came = trio.Event()
+        self._tell: Callable[[Collection[FileKey]], object] | None = None
 
-    def cached(self, files: Iterable[FileKey]) -> None:
+    def follow(self, tell: Callable[[Collection[FileKey]], object]) -> None:
+        """``tell`` is called with files that are cached, as this is."""
+        self._tell = tell
+
+    def cached(self, files: Collection[FileKey]) -> None:
         """These are cached: it must be known where they are."""
         self._files.update(dict.fromkeys(files))
         self._came.set()
+        if self._tell is not None:
+            self._tell(files)
 
     def changed(self, folder: FileKey) -> None:
         """Something in this folder is not as it was."""

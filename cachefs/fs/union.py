@@ -552,7 +552,7 @@ class Union:
             seen = known_above.listing.named(name) if known_above is not None else None
         else:
             seen = self._roots.get(key.source)
-        if seen is None or self._number(key.source, seen) != watch.folder:
+        if seen is None or self.number(key.source, seen) != watch.folder:
             return None
         return await self._remembered_as(key, watch)
 
@@ -567,7 +567,7 @@ class Union:
         known = await self.remembered.folder(key)
         return known if self.watched.certain(key) is watch else None
 
-    def _number(self, source: SourceName, seen: Stat) -> int | None:
+    def number(self, source: SourceName, seen: Stat) -> int | None:
         """The number of a folder that was seen; the root's where it is that."""
         root = self._roots.get(source)
         if len(self.sources) == 1 and root is not None and (root.dev, root.ino) == (seen.dev, seen.ino):
@@ -599,7 +599,7 @@ class Union:
         if seen.is_folder:
             key = self.child_key(parent, child.name)
             watch = self.watched.certain(key)
-            ours = watch is not None and watch.folder == self._number(source.name, seen)
+            ours = watch is not None and watch.folder == self.number(source.name, seen)
             inside = await self._remembered_as(key, watch) if watch is not None and ours else None
             holds = inside is not None
             seen = inside.own if inside is not None else seen

@@ -59,6 +59,7 @@ class Lives:
 
     def start(self) -> None:
         """A keeper and a server of its own. ``CachefsFailed``."""
+        self._free_ourselves()
         self._running = start_cachefs(
             self._stage.folder / "cachefs.yaml",
             self.log,
@@ -129,6 +130,13 @@ class Lives:
         else:
             self.start()
         return time.monotonic() - began
+
+    def _free_ourselves(self) -> None:
+        """Where a remnant of the server keeps the dead mount from answering, a new process of ours would hang before it
+        can start anything: it closes its copies of the files that the load has open there. Whoever starts cachefs from
+        elsewhere has none, and its start clears the mount itself (``test_lifecycle``)."""
+        if self._pid and not self.dies(0):
+            unmount(self._stage.mountpoint, force=True)
 
     def _wait_for_another(self) -> None:
         deadline = time.monotonic() + READY_WITHIN_S

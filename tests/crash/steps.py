@@ -34,7 +34,7 @@ PARTS_AND_OTHERS = {
     **dict.fromkeys(("homes._reserved", "homes._make_folders", "homes._rename_to_nothing"), "parts of a return"),
     "homes._tidy": "it follows a move, once for each source",
     "backing.copy_back": "a program writes the file through a mapping; no writer of the rig does",
-    **dict.fromkeys(("changes._set_xattr", "changes._remove_xattr"), "no writer of the rig sets attributes"),
+    **dict.fromkeys(("xattrs._set", "xattrs._remove"), "no writer of the rig sets attributes"),
     "changes._fsync_folder": "no writer of the rig syncs a folder",
 }
 """What else changes a source, and why it is not killed at."""

@@ -84,6 +84,7 @@ async def test_a_good_set_up_can_mount(folders: Folders) -> None:
     assert meaning["socket"] == f"{folders.root}/c.sock"
     assert meaning["source"].endswith("; names and attributes are remembered on a local disk")
     assert meaning["reads"] == "the kernel reads cached files by itself where it can; others are read 1 MiB ahead"
+    assert meaning["rights"].startswith("by owner, group and mode;")
 
 
 async def test_all_faults_are_found_at_once(folders: Folders) -> None:

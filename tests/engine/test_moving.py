@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -255,6 +256,34 @@ async def test_a_lost_index_loses_no_moved_file(tmp_path: Path, expected_warning
         assert await content(fs, FILM) == CONTENT[:1000]
         await fs.movers.restore(fs.key(FILM))
         assert (fs.folder / FILM).read_bytes() == CONTENT[:1000]
+
+
+async def test_a_source_that_takes_a_file_away_late_loses_nothing(tmp_path: Path, expected_warnings: list[str]) -> None:
+    expected_warnings.append("offline")
+    goes_on = threading.Event()
+    async with rooms(tmp_path, timeout_s=0.5) as fs:
+        at = put(fs, FILM, CONTENT)
+        await fs.published(FILM)
+        await fs.give_attributes(FILM)
+        fs.source.gate = lambda name: goes_on.wait(30) if name == "_take_away" else None
+        with pytest.raises(Stays):
+            await fs.movers.move(fs.key(FILM))
+        await fs.source.probe_once()
+        assert fs.source.online
+        for _ in range(3):  # it is not known yet what became of it
+            await fs.movers.round()
+            entry = fs.store.moves.get(fs.key(FILM))
+            assert entry is not None
+            assert entry.home is not None
+            assert entry.home.phase is Phase.LEAVING
+        goes_on.set()
+        with trio.fail_after(10):
+            while at.exists() or not fs.movers._homes.is_ready(fs.key(FILM)):  # noqa: ASYNC110  (a thread is waited for)
+                await trio.sleep(0.01)
+        await fs.movers.settle(fs.key(FILM))
+        assert await content(fs, FILM) == CONTENT
+        await fs.movers.restore(fs.key(FILM))
+        assert at.read_bytes() == CONTENT
 
 
 async def test_a_folder_of_the_ssd_that_was_removed_and_made_again_is_found(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from cachefs.fs.caller import Caller
 from cachefs.fs.changes import Attributes
 from cachefs.fs.inodes import ROOT
 from cachefs.fs.rename import EXCHANGE
+from cachefs.fs.xattrs import Xattrs
 from cachefs.model import FileKey, Visible
 from tests.engine.fskit import TIMEOUT_S, TTL_S, Rooms, rooms
 
@@ -349,7 +350,7 @@ async def test_a_change_demotes_in_memory_and_index_before_it_acts(fs: Rooms, tm
 async def test_what_changes_no_content_leaves_the_entry(fs: Rooms, wanted: Attributes) -> None:
     entry = await fs.published("a")
     await fs.changes.set_attributes(await fs.node("a"), wanted)
-    await fs.changes.set_xattr(await fs.node("a"), "user.x", b"y")
+    await Xattrs(fs.union, fs.routing).set(await fs.node("a"), "user.x", b"y", Caller(os.getuid(), os.getgid()))
     assert fs.store.get(entry.key) == entry
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from cachefs.fs.times import set_times
 from tests.fileops import Seen
+from tests.mount.kit import errno_of
 from tests.standin.running import RunningCachefs, start_cachefs
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -271,3 +272,19 @@ class User:
         except BaseException:  # noqa: BLE001 - the parent raises it
             return traceback.format_exc()
         return ""
+
+
+def entries(
+    user: User, rights: int, *, group: int = 0, mask: int = 7, other: int = 0
+) -> list[tuple[int, int, int | None]]:
+    """An ACL in which the owner may do everything, and one other user is named."""
+    return [(OWNER, 7, None), (USER, rights, user.uid), (GROUP, group, None), (MASK, mask, None), (OTHER, other, None)]
+
+
+def refusal(user: User, path: Path, flags: int = os.O_RDONLY) -> int:
+    """What the user's open fails with; 0 where it does not."""
+    reading, writing = os.pipe()
+    user.does(lambda: os.write(writing, b"%d" % errno_of(os.open, path, flags)))
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        return int(pipe.read())

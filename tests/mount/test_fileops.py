@@ -16,7 +16,20 @@ import pytest
 import yaml
 
 from tests.fileops import MANY, SCENARIOS, Scenario, get, names, put, refused
-from tests.mount.realfiles import GROUP, MASK, OTHER, OWNER, USER, RealFiles, User, mounted, opened_folder, set_acl
+from tests.mount.realfiles import (
+    GROUP,
+    MASK,
+    OTHER,
+    OWNER,
+    USER,
+    RealFiles,
+    User,
+    entries,
+    mounted,
+    opened_folder,
+    refusal,
+    set_acl,
+)
 from tests.standin.running import RunningCachefs, start_cachefs
 
 ANNA = User(7001, 7001, (7100,))
@@ -192,6 +205,20 @@ def test_a_default_acl_and_a_setgid_folder_are_handed_down_as_at_the_source(file
         ANNA.does(lambda folder=folder: makes(folder), umask=0o077)  # type: ignore[misc]
         made.append(shown(folder))
     assert made[0] == made[1] == shown(files.behind / "here")
+
+
+@ROOT_ONLY
+def test_an_acl_does_not_count_unless_it_is_said_to(files: RealFiles) -> None:
+    put(files, "film")
+    here, there = files.folder / "film", files.behind / "film"
+    here.chmod(0o600)
+    set_acl(here, entries(ANNA, 4, mask=4))
+    assert os.getxattr(here, "system.posix_acl_access") == os.getxattr(there, "system.posix_acl_access")
+    assert refusal(ANNA, here) == errno.EACCES
+    set_acl(here, entries(BERT, 0, other=4))
+    assert stat.S_IMODE(os.stat(there).st_mode) == 0o774
+    here.chmod(0o774)
+    assert refusal(BERT, here) == 0
 
 
 @ROOT_ONLY

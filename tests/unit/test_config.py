@@ -56,7 +56,7 @@ def test_smallest_configuration_has_the_promised_defaults(tmp_path: Path) -> Non
     assert (policy.recently_added.enabled, policy.recently_added.max_age) == (False, 7 * 86400)
     assert (policy.keep_watched, policy.sidecars) == (12 * 3600, True)
     assert (config.copying.workers, config.copying.bandwidth, config.copying.hours) == (2, None, None)
-    assert (config.fast_path, config.read_ahead) == ("auto", 1 << 20)
+    assert (config.fast_path, config.read_ahead, config.acl) == ("auto", 1 << 20, "off")
     assert config.warnings == ()
 
 
@@ -434,6 +434,12 @@ def test_any_text_is_a_configuration_or_a_problem(text: str) -> None:
 def test_read_ahead_is_a_size_or_the_kernels_own(tmp_path: Path, written_as: str, size: int | None) -> None:
     assert written(tmp_path, SMALLEST + f"read_ahead: {written_as}\n", {}).read_ahead == size
     assert written(tmp_path, SMALLEST, {"CACHEFS_READ_AHEAD": written_as}).read_ahead == size
+
+
+@pytest.mark.parametrize("acl", ["on", "off"])
+def test_acls_are_switched_by_plain_words(tmp_path: Path, acl: str) -> None:
+    assert written(tmp_path, SMALLEST + f"acl: {acl}\n", {}).acl == acl
+    assert written(tmp_path, SMALLEST, {"CACHEFS_ACL": acl}).acl == acl
 
 
 @pytest.mark.parametrize("text", ["[" * 50_000, "{a: " * 3_000, "- " * 5_000])

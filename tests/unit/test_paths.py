@@ -132,6 +132,36 @@ def test_argument_elsewhere_is_the_users_error(text: str, layout: Layout, told: 
         argument(text, MOUNT, layout)
 
 
+@given(st.sampled_from([ONE, TWO]), any_paths)
+def test_no_path_of_the_union_leads_out_of_its_source(layout: Layout, path: str) -> None:
+    found = layout.key(UnionPath(path))
+    assert found is None or not found.path or is_inside(found.path)
+    assert found is None or found.source in layout.sources
+
+
+@given(
+    st.sampled_from([ONE, TWO]),
+    st.builds(str.__add__, st.sampled_from(["", "/", "/mnt/cachefs/", "/mnt/cachefs/TV/", "TV/", "../"]), any_paths),
+)
+def test_nothing_that_a_person_types_leads_out_of_the_sources(layout: Layout, text: str) -> None:
+    try:
+        path = argument(text, MOUNT, layout)
+    except UserError:
+        return
+    found = layout.key(path)
+    assert path == "" or (found is not None and (not found.path or is_inside(found.path)))
+
+
+@given(st.one_of(any_paths, names), any_paths)
+def test_no_key_leads_out_of_the_cache_folder(source: str, path: str) -> None:
+    try:
+        found = cache_path(key(source, path))
+    except ValueError:
+        return
+    assert found.startswith("files/")
+    assert is_inside(found)
+
+
 # --- Plex → union ----------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,111 @@
+"""Extended attributes: the file's own, at its source or, moved, on the SSD; cachefs's are neither shown nor taken.
+
+Called by ``operations``. An ACL is one of them, and more: it is set as the caller, who may lose the set-group bit by
+that, and it changes the mode, which the next look must show.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from stat import S_ISDIR
+from typing import TypeVarTuple
+
+from cachefs.fs import reach
+from cachefs.fs.acls import ACCESS, Acls
+from cachefs.fs.caller import Caller, acting_as
+from cachefs.fs.inodes import Node
+from cachefs.fs.reach import Ref
+from cachefs.fs.routing import Routing
+from cachefs.fs.stat import Stat, look
+from cachefs.fs.union import Union
+
+Ts = TypeVarTuple("Ts")
+
+_OURS = "user.cachefs."
+_ACLS = "system.posix_acl_"
+
+
+class Xattrs:
+    """The extended attributes of everything in the mount."""
+
+    def __init__(self, union: Union, routing: Routing, acls: Acls | None = None) -> None:
+        """``acls``: where the kernel enforces them."""
+        self._union = union
+        self._routing = routing
+        self.acls = acls
+
+    async def get(self, node: Node, name: str) -> bytes:
+        if self._union.is_virtual(node) or name.startswith(_OURS):
+            raise _none(name)
+        if name == ACCESS and self.acls is not None:
+            value = await self.acls.access(node)
+            if not value:
+                raise _none(name)
+            return value
+        place = self._union.place(node)
+        return await place.source.call(_get, place.ref, name)
+
+    async def names(self, node: Node) -> list[str]:
+        if self._union.is_virtual(node):
+            return []
+        place = self._union.place(node)
+        names = await place.source.call(_list, place.ref)
+        return [name for name in names if not name.startswith(_OURS)]
+
+    async def set(self, node: Node, name: str, value: bytes, caller: Caller) -> None:
+        await self._change(node, name, _set, name, value, caller if name.startswith(_ACLS) else None)
+
+    async def remove(self, node: Node, name: str, caller: Caller) -> None:
+        await self._change(node, name, _remove, name, caller if name.startswith(_ACLS) else None)
+
+    async def _change(self, node: Node, name: str, change: Callable[[Ref, *Ts], Stat], *args: *Ts) -> None:
+        if name.startswith(_OURS):
+            raise PermissionError(errno.EPERM, f"{name} is cachefs's own", name)
+        async with self._routing.changing(self._union.place(node), content=False):
+            place = self._union.place(node)
+            self._union.touched(place.keys)
+            try:
+                seen = await place.source.call(change, place.ref, *args)
+            finally:
+                self._union.touched(place.keys)
+                if S_ISDIR(node.kind):
+                    self._union.watched.touched(node)
+        self._union.seen(node, place, seen)
+
+
+def _none(name: str) -> OSError:
+    return OSError(errno.ENODATA, os.strerror(errno.ENODATA), name)
+
+
+# --- in the source's threads -----------------------------------------------------------------------------------------
+
+
+def _get(ref: Ref, name: str) -> bytes:
+    with reach.place_of(ref) as place:
+        return os.getxattr(reach.proc_path(place), name)
+
+
+def _list(ref: Ref) -> list[str]:
+    with reach.place_of(ref) as place:
+        return os.listxattr(reach.proc_path(place))
+
+
+def _set(ref: Ref, name: str, value: bytes, caller: Caller | None) -> Stat:
+    with reach.place_of(ref) as place:
+        with _as(caller):
+            os.setxattr(reach.proc_path(place), name, value)
+        return look(place)
+
+
+def _remove(ref: Ref, name: str, caller: Caller | None) -> Stat:
+    with reach.place_of(ref) as place:
+        with _as(caller):
+            os.removexattr(reach.proc_path(place), name)
+        return look(place)
+
+
+def _as(caller: Caller | None) -> AbstractContextManager[None]:
+    return acting_as(caller) if caller is not None else nullcontext()
