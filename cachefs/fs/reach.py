@@ -77,10 +77,7 @@ def folder_of(ref: Ref) -> Iterator[int]:
 
 
 def _is(folder: int, ref: Ref) -> bool:
-    if _is_root(ref.paths[0]):
-        return True
-    seen = os.fstat(folder)
-    return (seen.st_dev, seen.st_ino) == (ref.dev, ref.ino)
+    return _is_root(ref.paths[0]) or ref.means(look(folder))
 
 
 def vouch(ref: Ref, folder: int, name: str) -> None:

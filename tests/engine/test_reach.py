@@ -13,7 +13,7 @@ import pytest
 
 from cachefs.descriptors import Descriptor
 from cachefs.fs.folders import Folders
-from cachefs.fs.reach import Ref, open_node, place_of, stat_node
+from cachefs.fs.reach import Ref, folder_of, open_node, place_of, stat_node
 from cachefs.fs.stat import look
 from tests.fileops import refused
 
@@ -55,4 +55,15 @@ def test_another_that_has_its_name_or_its_number_is_not_taken_for_it(
     with refused(errno.ESTALE):
         open_node(was, os.O_RDONLY)
     with refused(errno.ESTALE), place_of(was):
+        pass
+
+
+@pytest.mark.parametrize("field", ["born_ns", "ino", "dev"])
+def test_another_folder_that_has_its_name_or_its_number_is_not_taken_for_it(tmp_path: Path, field: str) -> None:
+    (tmp_path / "folder").mkdir()
+    meant = ref_to(tmp_path, "folder")
+    with folder_of(meant) as folder:
+        assert os.path.samestat(os.fstat(folder), (tmp_path / "folder").stat())
+    was = replace(meant, **{field: getattr(meant, field) + 1})
+    with refused(errno.ESTALE), folder_of(was):
         pass
