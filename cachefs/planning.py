@@ -191,9 +191,13 @@ class Planning:
         now = trio.current_time()
         if not self._ask_plex or now - self._asked_at < _ASK_PLEX_EVERY_S:
             return
-        self._ask_plex = False
+        self._ask_plex, answered = False, False
         self._asked_at = now
-        await self._take_snapshot()
+        try:
+            await self._take_snapshot()
+            answered = True
+        finally:
+            self._ask_plex = self._ask_plex or not answered  # a failure of ours is no answer
 
     async def _take_snapshot(self) -> None:
         if self.plex is None:

@@ -71,6 +71,8 @@ class Behind:
         self._union = union
         self._teller = teller if teller is not None else _Teller()
         self._untold: set[SourceName] = set()
+        self._mounts_untold: set[SourceName] = set()
+        self._passed: dict[bool, list[int]] = {}
 
     async def listen(self, source: Source) -> None:
         """Hear and tell. Ends only when the source is closed.
@@ -80,7 +82,6 @@ class Behind:
         limiter = trio.CapacityLimiter(1)
         while (watches := source.watches) is not None:
             news = None if source.name in self._untold else await self._hear(source, watches)
-            self._untold.add(source.name)
             await self._tell(source, news, limiter)
             self._untold.discard(source.name)
 
@@ -92,16 +93,21 @@ class Behind:
         """What is mounted below a source, or not any more, changes what is there without a word. Runs for ever."""
         limiter = trio.CapacityLimiter(1)
         while True:
-            await self._union.mounts_changed(source)
+            if source.name not in self._mounts_untold:
+                await self._union.mounts_changed(source)
+            self._mounts_untold.add(source.name)
             await self._tell(source, None, limiter)
+            self._mounts_untold.discard(source.name)
 
     async def forget(self, passed: Callable[[], Awaitable[list[int]]], *, pages: bool) -> None:
         """Take from the kernel what it may believe for a while only, of the inodes that ``passed`` waits for. Runs for
         ever."""
         limiter = trio.CapacityLimiter(1)
         while True:
-            wrong = [Wrong(number, pages=pages) for number in await passed()]
+            self._passed[pages] = self._passed.get(pages) or await passed()
+            wrong = [Wrong(number, pages=pages) for number in self._passed[pages]]
             await trio.to_thread.run_sync(self._teller.tell, wrong, abandon_on_cancel=True, limiter=limiter)
+            del self._passed[pages]
 
     async def close(self) -> None:
         """Before the session is destroyed: nobody may be telling the kernel anything through it."""
@@ -112,6 +118,7 @@ class Behind:
         news: dict[int, _News] = {}
         lost = False
         await trio.lowlevel.wait_readable(watches.fileno())
+        self._untold.add(source.name)
         for _ in range(2):
             changes = watches.read()
             for change in changes:

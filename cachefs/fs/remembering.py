@@ -38,6 +38,7 @@ class Remembering:
         self._watched = watched
         self._due: dict[FileKey, float] = {}
         self._files: dict[FileKey, None] = {}
+        self._unknown: dict[FileKey, None] = {}
         self._came = trio.Event()
         self._tell: Callable[[Collection[FileKey]], object] | None = None
 
@@ -74,8 +75,10 @@ class Remembering:
 
     async def _find_unknown(self) -> None:
         """The folders above cached files that are not remembered, or without them."""
-        files, self._files = self._files, {}
-        for file in files:
+        self._unknown.update(self._files)
+        self._files = {}
+        while self._unknown:
+            file = next(iter(self._unknown))
             path = file.path
             while path:
                 path, _, name = path.rpartition("/")
@@ -83,6 +86,7 @@ class Remembering:
                 known = await self._remembered.folder(folder)
                 if known is None or known.listing.named(name) is None:
                     self._due[folder] = trio.current_time()
+            del self._unknown[file]
 
     async def _read(self, folder: FileKey) -> None:
         source = self._sources.get(folder.source)

@@ -161,12 +161,14 @@ class CacheInMemory:
 
 @dataclass(slots=True)
 class PlexByHand:
-    """Says what a test puts into ``snapshot``; counts how often it is asked. ``away``: it does not answer."""
+    """Says what a test puts into ``snapshot``; counts how often it is asked. ``away``: it does not answer. ``bug``:
+    asking it is an error of ours."""
 
     snapshot: Snapshot = field(default_factory=lambda: Snapshot(NOW))
     asked_at: list[float] = field(default_factory=list)
     pinned: list[tuple[str, ...]] = field(default_factory=list)
     away: bool = False
+    bug: bool = False
 
     async def __call__(self, pinned: tuple[str, ...]) -> Snapshot:
         self.asked_at.append(trio.current_time())
@@ -174,6 +176,8 @@ class PlexByHand:
         await trio.lowlevel.checkpoint()
         if self.away:
             raise PlexUnreachable("Plex does not answer")
+        if self.bug:
+            raise ZeroDivisionError("a bug")
         return self.snapshot
 
     def says(

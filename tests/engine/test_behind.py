@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,30 @@ async def test_what_was_heard_and_not_told_is_told_after_a_new_start(tmp_path: P
         assert Wrong(ROOT, "film") in telling.told
     finally:
         source.close()
+
+
+class Once:
+    """Listings of which one has passed, and that no more."""
+
+    def __init__(self) -> None:
+        self._passed = [ROOT]
+
+    async def passed(self) -> list[int]:
+        if not self._passed:
+            await trio.sleep_forever()
+        return [self._passed.pop()]
+
+
+async def test_a_listing_that_passed_is_taken_from_the_kernel_also_after_a_failure(tmp_path: Path) -> None:
+    source = Source(MEDIA, str(tmp_path), timeout_s=20, ttl_s=5)
+    telling = Telling()
+    behind = Behind(Union([source], Layout((MEDIA,)), NoCache(), tag), telling)
+    once = Once()
+    with trio.fail_after(20):
+        with pytest.raises(OSError, match="does not listen"):
+            await behind.forget(once.passed, pages=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(behind.forget, once.passed, pages=True))
+            await telling.done.wait()
+            nursery.cancel_scope.cancel()
+    assert telling.told == [Wrong(ROOT, pages=True)]

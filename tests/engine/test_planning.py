@@ -119,6 +119,20 @@ async def test_an_event_while_plex_answers_is_not_lost(room: Room, autojump_cloc
     assert len(room.plex.asked_at) == 2
 
 
+async def test_an_event_is_not_lost_by_a_failure_of_ours(room: Room, autojump_clock: Clock) -> None:
+    room.plex.says(interest(HEAT))
+    room.plex.bug = True
+    planning = room.planning()
+    with pytest.raises(ZeroDivisionError):
+        await planning.run()
+    room.plex.bug = False
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(planning.run)
+            await room.followed.until(has(HEAT))
+            nursery.cancel_scope.cancel()
+
+
 async def test_nothing_new_is_planned_again_only_now_and_then(room: Room, autojump_clock: Clock) -> None:
     async with room.running():
         await trio.sleep(300)
