@@ -248,16 +248,15 @@ class _Server:
             nursery.start_soon(_stop_on_signals, stop)
             nursery.start_soon(_filesystem, stop)
             engine = DaemonEngine(parts, partial(stop, "cachefs unmount"))
-            await nursery.start(api.serve, engine, self._config.control.socket)
-            tasks = self._background(parts, behind)
-            tasks["passing listings"] = partial(behind.forget, listings.passed, pages=True)
-            for source in parts.union.sources.values():
-                tasks[f"mounts below {source.name}"] = partial(behind.follow_mounts, source)
-            for name, task in tasks.items():
-                nursery.start_soon(supervise, name, self._health, task, PLEX if name == _PLEX_EVENTS else "")
-            log.info("cachefs %s is ready: %s shows %s", __version__, self._config.mountpoint, _shown(parts))
-            logs.detach(os.environ)
-            self._line.say(Word.READY)
+            async with api.listening(self._config.control.socket) as listener, trio.open_nursery() as background:
+                tasks = self._background(parts, behind)
+                tasks["control socket"] = partial(api.serve, engine, listener)
+                tasks["passing listings"] = partial(behind.forget, listings.passed, pages=True)
+                for name, task in tasks.items():
+                    background.start_soon(supervise, name, self._health, task, PLEX if name == _PLEX_EVENTS else "")
+                log.info("cachefs %s is ready: %s shows %s", __version__, self._config.mountpoint, _shown(parts))
+                logs.detach(os.environ)
+                self._line.say(Word.READY)
         with trio.move_on_after(_STOP_WITHIN_S, shield=True):
             await parts.routing.close()
             await behind.close()
@@ -280,6 +279,7 @@ class _Server:
             tasks[f"probe of the SSD for {name}"] = ssd.probe
         for source in parts.union.sources.values():
             tasks[f"probe of {source.name}"] = source.probe
+            tasks[f"mounts below {source.name}"] = partial(behind.follow_mounts, source)
             if not source.in_place:
                 tasks[f"place of {source.name}"] = source.watch_place
             if source.watches is not None:

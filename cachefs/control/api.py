@@ -1,9 +1,9 @@
 """The control API: JSON over HTTP on a unix socket that only its owner can open.
 
-``daemon`` runs ``serve`` under supervision and gives it an ``Engine``; ``control.client`` is its only caller. Shows
-are GET, acts are POST. It decides nothing, and knows neither Plex nor the cache nor the file system: every answer is
-the engine's, as ``control.wire`` writes it. An error the user can understand is 400 with its text; anything else is a
-bug: 500, logged once with its traceback.
+``daemon`` opens the socket, runs ``serve`` under supervision and gives it an ``Engine``; ``control.client`` is its only
+caller. Shows are GET, acts are POST. It decides nothing, and knows neither Plex nor the cache nor the file system:
+every answer is the engine's, as ``control.wire`` writes it. An error the user can understand is 400 with its text;
+anything else is a bug: 500, logged once with its traceback.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import errno
 import logging
 import os
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qs
@@ -91,19 +93,27 @@ class Engine(Protocol):
     def request_stop(self) -> None: ...
 
 
-async def serve(engine: Engine, path: Path, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """Answer on the unix socket at ``path`` until cancelled; started once connections are accepted.
+@asynccontextmanager
+async def listening(path: Path) -> AsyncIterator[socket.socket]:
+    """The unix socket at ``path``, for ``serve``; connections wait while nobody serves. The file goes with the block.
 
-    Cancelling lets answers under way finish for a second, then cuts them. The socket file is removed at the end.
     Raises ``UserError`` when the socket cannot be made or another daemon answers on it.
     """
     listener = await trio.to_thread.run_sync(listen, path)
     with listener:
         identity = _identity(path)
         try:
-            await _serve_until_cancelled(build(engine), listener, path, task_status)
+            yield listener
         finally:
             _remove(path, identity)
+
+
+async def serve(
+    engine: Engine, listener: socket.socket, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Answer until cancelled; may be begun again. Cancelling lets answers under way finish for a second, then cuts
+    them."""
+    await _serve_until_cancelled(build(engine), listener, task_status)
 
 
 def listen(path: Path) -> socket.socket:
@@ -240,12 +250,11 @@ async def _on_bug(request: Request, error: Exception) -> Response:
 # --- the socket ------------------------------------------------------------------------------------------------------
 
 
-async def _serve_until_cancelled(
-    app: Starlette, listener: socket.socket, path: Path, task_status: trio.TaskStatus[None]
-) -> None:
+async def _serve_until_cancelled(app: Starlette, listener: socket.socket, task_status: trio.TaskStatus[None]) -> None:
     """Run hypercorn shielded, and end it its own way when the caller cancels: it shields its writes, so that a
     client that has stopped reading would otherwise hold the daemon's end up for ever."""
     stop, ended = trio.Event(), trio.Event()
+    path = listener.getsockname()
 
     async def stop_when_cancelled() -> None:
         try:
@@ -318,7 +327,7 @@ def _remove(path: Path, identity: tuple[int, int] | None) -> None:
         path.unlink(missing_ok=True)
 
 
-def _cut_connections(path: Path) -> None:
+def _cut_connections(path: str) -> None:
     """End every connection made to the socket at ``path``, found by its name among this process's sockets; hypercorn
     has no way to say it. Only sockets are duplicated: closing a duplicate of a file could wait for its disk."""
     for name in os.listdir("/proc/self/fd"):
@@ -326,5 +335,5 @@ def _cut_connections(path: Path) -> None:
             if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
                 continue
             with socket.socket(fileno=os.dup(int(name))) as connection:
-                if connection.family == socket.AF_UNIX and connection.getsockname() == os.fspath(path):
+                if connection.family == socket.AF_UNIX and connection.getsockname() == path:
                     connection.shutdown(socket.SHUT_RDWR)

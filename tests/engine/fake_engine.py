@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import trio
 
+from cachefs.control import api
 from cachefs.errors import PlexUnreachable, SourceTimeout, UserError
 from cachefs.model import (
     CacheEntry,
@@ -214,3 +216,11 @@ class FakeEngine:
 
     def request_stop(self) -> None:
         self.stopped.set()
+
+
+async def serve(
+    engine: api.Engine, path: Path, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Open the control socket and answer on it, until cancelled."""
+    async with api.listening(path) as listener:
+        await api.serve(engine, listener, task_status=task_status)

@@ -20,11 +20,11 @@ import trio
 from cachefs import cli, fstab, keeper, mounts
 from cachefs.announce import Announcer
 from cachefs.control import wire
-from cachefs.control.api import listen, serve
+from cachefs.control.api import listen
 from cachefs.errors import CannotMount
 from cachefs.model import CacheEntry, Explanation, FileKey, Pin, Plan, Status, Visible
 from cachefs.verification import Finding, Flaw, Report
-from tests.engine.fake_engine import LATIN1, LONG, MEDIA, FakeEngine, FakeVerification
+from tests.engine.fake_engine import LATIN1, LONG, MEDIA, FakeEngine, FakeVerification, serve
 
 ROOT = Path(__file__).parents[2]
 

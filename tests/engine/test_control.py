@@ -16,12 +16,12 @@ from typing import TypeVar
 import pytest
 import trio
 
-from cachefs.control.api import MAX_BODY_BYTES, listen, serve
+from cachefs.control.api import MAX_BODY_BYTES, listen
 from cachefs.control.client import Client
 from cachefs.errors import CacheError, CachefsError, NotRunning, UserError
 from cachefs.model import Evicted, FileKey, Visible
 from cachefs.verification import Finding, Flaw, Progress
-from tests.engine.fake_engine import LATIN1, LONG, MEDIA, FakeEngine, FakeVerification
+from tests.engine.fake_engine import LATIN1, LONG, MEDIA, FakeEngine, FakeVerification, serve
 
 T = TypeVar("T")
 

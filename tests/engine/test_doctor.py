@@ -14,9 +14,8 @@ import trio
 from cachefs import cli, doctor, mounts, probes, readahead
 from cachefs.commands import shared
 from cachefs.config import Config, build
-from cachefs.control.api import serve
 from cachefs.doctor import DoctorReport
-from tests.engine.fake_engine import FakeEngine
+from tests.engine.fake_engine import FakeEngine, serve
 
 ROOT_MOUNT = mounts.Mount(1, 0, 1, Path("/"), "ext4", "/dev/sda1")
 MACHINE = probes.Machine("6.9.0-1-amd64", "3.14.0", True, 0, True, "utf-8", 500_000)

@@ -18,8 +18,8 @@ import trio
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cachefs.control.api import Engine, serve
-from tests.engine.fake_engine import FakeEngine
+from cachefs.control.api import Engine
+from tests.engine.fake_engine import FakeEngine, serve
 from tests.engine.plankit import MEDIA, write
 from tests.engine.test_engine import ALIEN, HEAT, daemon
 
