@@ -39,12 +39,14 @@ _TRY_AGAIN_S = 60.0
 _LOOK_EVERY_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Acl:
-    """The packed ACL of a file, empty where it has none, and the ctime for which that is so."""
+    """The packed ACL of a file, empty where it has none, and the ctime for which that is so. ``until`` (trio time) the
+    ctime is believed to be what was seen last, as the kernel believes it."""
 
     value: bytes
     ctime_ns: int
+    until: float = 0.0
 
 
 class Acls:
@@ -64,7 +66,7 @@ class Acls:
         place = self._union.place(node)
         known = self._known.get(node.number)
         try:
-            if known is not None and known.ctime_ns == (await self._union.attributes(node)).stat.ctime_ns:
+            if known is not None and await self._is_true(node, known, place.source):
                 return known.value
             read = await place.source.call(_read, place.ref)
         except OSError as error:
@@ -75,6 +77,18 @@ class Acls:
             return known.value if known is not None else b""
         self._note(node.number, read)
         return read.value
+
+    async def _is_true(self, node: Node, known: _Acl, source: Source) -> bool:
+        """Whether this is still the file's ACL. The kernel keeps none of the mount's root, which it made before it knew
+        that ACLs count: for that one it asks on each path."""
+        now = trio.current_time()
+        if now < known.until and node.seen is not None and node.seen.ctime_ns == known.ctime_ns:
+            return True
+        found = await self._union.attributes(node)
+        if found.stat.ctime_ns != known.ctime_ns:
+            return False
+        known.until = now + found.attributes_s if found.attributes_s <= source.ttl_s else 0.0
+        return True
 
     def _note(self, number: int, read: _Read) -> None:
         if not read.is_settled:
