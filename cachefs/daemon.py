@@ -29,7 +29,7 @@ from functools import partial
 
 import trio
 
-from cachefs import __version__, leftover, lifeline, logs, mounts, nesting, place, probes, readahead
+from cachefs import __version__, leftover, lifeline, logs, mounts, nesting, place, probes, readahead, secrecy
 from cachefs.cache.folder import holder
 from cachefs.cache.metadata import Metadata, open_metadata
 from cachefs.cache.moving import Movers
@@ -76,6 +76,7 @@ _PLEX_EVENTS = "plex events"
 
 def serve(config: Config) -> int:
     """Mount and serve until stopped; 0 after SIGTERM, SIGINT or an unmount. Raises ``CannotMount``."""
+    secrecy.leave_no_core()
     logs.set_up()
     lifeline.die_with_keeper(os.environ)
     os.umask(0)  # the caller's counts: the kernel has applied it, or fs.caller does

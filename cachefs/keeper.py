@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cachefs import lifeline, logs, mounts, place
+from cachefs import lifeline, logs, mounts, place, secrecy
 from cachefs.announce import Announcer
 from cachefs.config import Config, load
 from cachefs.errors import UserError
@@ -263,5 +263,6 @@ def _how(code: int) -> str:
 
 def run(config_path: Path, announcer: Announcer) -> int:
     """``cachefs mount``: keep a server running until a signal ends it; its exit code. Raises ``ConfigError``."""
+    secrecy.leave_no_core()
     logs.set_up()
     return Keeper(config_path, load(config_path, os.environ), announcer).run()

@@ -35,6 +35,8 @@ from cachefs.paths import cache_path
 
 TREES = ("files", "partial")
 """The folders of which every file is ours, to remove."""
+FILES = ("lock", "keepsake.json", *(f"{n}.sqlite{s}" for n in ("index", "folders") for s in ("", "-wal", "-shm")))
+"""Our files beside them."""
 _PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 NAME_MAX_BYTES = 4095
 """Linux's PATH_MAX without its final zero: the longest path that one system call takes."""
@@ -126,6 +128,7 @@ class Folder:
         with ExitStack() as stack:
             stack.callback(os.close, place)
             refuse_foreign(root)
+            inside.refuse_links(root, FILES)
             token = token or secrets.token_hex(16)
             lock = _lock(root, place, token)
             stack.callback(_close, lock)
@@ -342,7 +345,7 @@ def refuse_foreign(root: str) -> None:
 
 
 def _lock(root: str, place: int, token: str) -> int:
-    number = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=place)
+    number = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=place)
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         ours().give(number)

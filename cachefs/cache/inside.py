@@ -32,6 +32,15 @@ def refuse_foreign(root: str, names: tuple[str, ...]) -> None:
             )
 
 
+def refuse_links(root: str, names: tuple[str, ...]) -> None:
+    """Raise ``CacheError`` if one of our files is a link: it would be written to, wherever that is."""
+    for name in names:
+        if os.path.islink(f"{root}/{name}"):
+            raise CacheError(
+                f"cache.path {root}: '{name}' in it is a symbolic link, which cachefs never makes; remove it"
+            )
+
+
 @contextmanager
 def folder(root: str, path: str) -> Iterator[int]:
     """The folder ``path`` below ``root``, open as a place. OSError (ENOTDIR, ELOOP, ENOENT) when a link or a file is on

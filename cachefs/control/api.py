@@ -119,7 +119,7 @@ async def serve(
 def listen(path: Path) -> socket.socket:
     """A listening unix socket at ``path``, nobody else's from its first moment; a dead daemon's is replaced. Blocks."""
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_folders(path.parent)
         _clear_stale(path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -135,6 +135,13 @@ def listen(path: Path) -> socket.socket:
     except OSError as error:
         raise UserError(f"control.socket: cannot listen on {path}: {error.strerror or error}") from error
     return listener
+
+
+def _make_folders(folder: Path) -> None:
+    """Each of them ours alone, whatever the umask: the server has none."""
+    if not folder.is_dir():
+        _make_folders(folder.parent)
+        folder.mkdir(mode=0o700)
 
 
 def build(engine: Engine) -> Starlette:

@@ -187,12 +187,14 @@ def _refuse_other_filesystem(source: Source, found: Stat) -> None:
 
 
 @contextmanager
-def _reserved(source: Source) -> Iterator[int]:
-    """The folder of what is kept, open."""
+def _reserved(source: Source, *, make: bool = True) -> Iterator[int]:
+    """The folder of what is kept, open; never what a link in its place leads to. ``FileNotFoundError`` where there is
+    none, unless it is to be made."""
     with source.folders.at("") as root:
-        with suppress(FileExistsError):
-            os.mkdir(RESERVED, 0o700, dir_fd=root)
-            _sync(root)
+        if make:
+            with suppress(FileExistsError):
+                os.mkdir(RESERVED, 0o700, dir_fd=root)
+                _sync(root)
         number = os.open(RESERVED, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
     try:
         yield number
@@ -249,8 +251,8 @@ def _make_folders(source: Source, path: str) -> None:
 
 
 def _trim(source: Source, kept: int) -> None:
-    with source.folders.at("") as root, suppress(FileNotFoundError):
-        number = os.open(f"{RESERVED}/{kept}", os.O_WRONLY | _FILE, dir_fd=root)
+    with suppress(FileNotFoundError), _reserved(source, make=False) as folder:
+        number = os.open(str(kept), os.O_WRONLY | _FILE, dir_fd=folder)
         try:
             info = os.fstat(number)
             if info.st_size and info.st_nlink == 1:  # another name would be its own: it is at home
@@ -260,11 +262,10 @@ def _trim(source: Source, kept: int) -> None:
 
 
 def _let_go(source: Source, kept: int) -> None:
-    with source.folders.at("") as root:
-        with suppress(FileNotFoundError):
-            os.unlink(f"{RESERVED}/{kept}", dir_fd=root)
-        with suppress(OSError):  # others are in it
-            os.rmdir(RESERVED, dir_fd=root)
+    with suppress(FileNotFoundError), _reserved(source, make=False) as folder:
+        os.unlink(str(kept), dir_fd=folder)
+    with source.folders.at("") as root, suppress(OSError):  # others are in it
+        os.rmdir(RESERVED, dir_fd=root)
 
 
 def _tidy(source: Source, keep: frozenset[int]) -> None:

@@ -236,11 +236,12 @@ async def test_a_wrong_request_is_answered_not_obeyed(
 
 
 async def test_socket_is_its_owners_only_and_gone_at_the_end(engine: FakeEngine, path: Path) -> None:
+    path = path.parent / "deeper" / "s"
     before = os.umask(0)
     try:
         async with served(engine, path):
             assert mode(path) == 0o600
-            assert mode(path.parent) == 0o700
+            assert [mode(folder) for folder in path.parents][:2] == [0o700, 0o700], "of all that were made for it"
     finally:
         os.umask(before)
     assert os.listdir(path.parent) == []

@@ -21,6 +21,7 @@ from cachefs.cache.store import EvictResult
 from cachefs.cache.verify import Verification, Wish
 from cachefs.errors import CacheError
 from cachefs.fs.found import RESERVED
+from cachefs.fs.homes import Homes
 from cachefs.fs.operations import Operations
 from cachefs.model import EntryState, FileKey, Phase, Visible
 from cachefs.verification import Flaw
@@ -112,6 +113,32 @@ async def test_what_is_kept_of_moved_files_is_shown_nowhere(tmp_path: Path) -> N
                 kernel.setxattr(FILM, "user.cachefs.entry", b"mine")
 
         await trio.to_thread.run_sync(look)
+
+
+async def test_a_link_in_the_place_of_what_is_kept_is_not_followed(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        put(fs, FILM, CONTENT)
+        key = await fs.moved(FILM)
+        (kept,) = (fs.folder / RESERVED).iterdir()
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        (elsewhere / kept.name).write_bytes(b"precious")
+        kept.rename(tmp_path / "kept")
+        kept.parent.rmdir()
+        kept.parent.symlink_to(elsewhere)
+        homes = Homes(fs.union)
+        for act in (
+            partial(homes.let_go, key, int(kept.name), keep=True),
+            partial(homes.let_go, key, int(kept.name), keep=False),
+            partial(homes.open_return, key, int(kept.name)),
+            partial(homes.arrive, key, int(kept.name)),
+            partial(homes.tidy, key, frozenset()),
+        ):
+            with pytest.raises(OSError, match=r"Not a directory|symbolic links"):
+                await act()
+        assert os.listdir(elsewhere) == [kept.name]
+        assert (elsewhere / kept.name).read_bytes() == b"precious"
+        assert await content(fs, FILM) == CONTENT
 
 
 async def test_a_file_of_several_names_is_copied_and_not_moved(tmp_path: Path) -> None:

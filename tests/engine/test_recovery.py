@@ -311,6 +311,18 @@ async def test_a_link_in_the_place_of_our_folder_is_refused(tmp_path: Path, vict
     assert _untouched(victim)
 
 
+@pytest.mark.parametrize("name", ["lock", "index.sqlite", "index.sqlite-wal", "folders.sqlite", "keepsake.json"])
+async def test_a_link_in_the_place_of_our_file_is_refused(tmp_path: Path, victim: Path, name: str) -> None:
+    async with opened(tmp_path / "cache") as store:
+        await cached(store, "a")
+    (tmp_path / "cache" / name).unlink(missing_ok=True)
+    (tmp_path / "cache" / name).symlink_to(victim / "a")
+    with pytest.raises(CacheError, match="symbolic link"):
+        async with opened(tmp_path / "cache"):
+            pass
+    assert (victim / "a").read_bytes() == b"precious"
+
+
 @pytest.mark.parametrize("where", ["files/Media", "files/Media/Show", "partial/7"])
 async def test_recovery_removes_a_link_and_not_what_it_leads_to(tmp_path: Path, victim: Path, where: str) -> None:
     async with opened(tmp_path / "cache"):
