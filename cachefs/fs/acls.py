@@ -133,7 +133,9 @@ class Acls:
 
     async def _read_ahead(self, key: FileKey) -> bool:
         """Whether that is done with."""
-        source = self._union.sources[key.source]
+        source = self._union.sources.get(key.source)
+        if source is None:
+            return True
         if not source.online:
             return False
         try:

@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from cachefs.fs.acls import ACCESS, Acls
+from cachefs.model import FileKey, SourceName
 from tests.engine.fskit import Rooms, rooms
 
 _ENTRIES = ((1, 7, 2**32 - 1), (2, 4, 7001), (4, 0, 2**32 - 1), (16, 7, 2**32 - 1), (32, 0, 2**32 - 1))
@@ -85,7 +86,7 @@ async def test_the_acls_of_cached_files_and_their_folders_are_known_before_anybo
     (fs.folder / "folder").mkdir()
     (fs.folder / "film").rename(fs.folder / "folder" / "film")
     acls = Acls(fs.union)
-    fs.union.remembering.cached([fs.key("folder/film")])
+    fs.union.remembering.cached([FileKey(SourceName("gone"), "film"), fs.key("folder/film")])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(acls.run)
         for _ in range(1000):
