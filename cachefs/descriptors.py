@@ -67,6 +67,23 @@ class Descriptor:
         return not self._open
 
 
+def open_below(path: str, flags: int) -> int:
+    """Open a file that is named from a place of ours (``/proc/self/fd/7/files/Media/a``): no link on the way from there
+    is followed. Raises ``OSError``: ENOTDIR or ELOOP for one."""
+    if not path.startswith("/proc/self/fd/"):
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
+    number, *above, name = path.split("/")[4:]
+    place = os.open(f"/proc/self/fd/{number}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for folder in above:
+            deeper = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
+            os.close(place)
+            place = deeper
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
+    finally:
+        os.close(place)
+
+
 def raise_limit() -> None:
     """Let this process have as many descriptors as it may: open files and folders need some each, and the usual limit
     of 1,024 is one for programs that call select(2)."""

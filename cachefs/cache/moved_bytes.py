@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cachefs.cache.copying import Attributes, Chunk, read_chunk, write_chunk
-from cachefs.descriptors import Descriptor
+from cachefs.descriptors import Descriptor, open_below
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,10 @@ class Digest(Protocol):
 
 
 def open_file(path: str, flags: int) -> Descriptor:
-    kept = flags | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        return Descriptor(os.open(path, kept | os.O_NOATIME))  # to look at a film is not to watch it
+        return Descriptor(open_below(path, flags | os.O_NOATIME))  # to look at a film is not to watch it
     except PermissionError:
-        return Descriptor(os.open(path, kept))
+        return Descriptor(open_below(path, flags))
 
 
 def state_of(file: Descriptor) -> State:

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar, TypeVarTuple
 
 import trio
 
-from cachefs.descriptors import Descriptor
+from cachefs.descriptors import Descriptor, open_below
 from cachefs.fs import reach
 from cachefs.fs.jobs import Job
 from cachefs.fs.openfiles import OpenInode, SsdSide
@@ -143,7 +143,7 @@ def read_at_once(descriptor: Descriptor, offset: int, size: int) -> bytearray | 
 
 
 def _open_file(path: str) -> Descriptor:
-    return Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+    return Descriptor(open_below(path, os.O_RDONLY))
 
 
 def _seen(descriptor: Descriptor) -> Stat:

@@ -6,10 +6,11 @@ import errno
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from cachefs.descriptors import Descriptor
+from cachefs.descriptors import Descriptor, open_below
 
 
 @pytest.fixture
@@ -87,3 +88,20 @@ def test_many_threads_close_it_exactly_once(descriptor: Descriptor) -> None:
         thread.join()
     assert all(seen)
     assert not is_open(descriptor.number)
+
+
+def test_a_file_below_a_place_is_opened_through_no_link(tmp_path: Path) -> None:
+    (tmp_path / "ours" / "deep").mkdir(parents=True)
+    (tmp_path / "ours" / "deep" / "a").write_bytes(b"ours")
+    (tmp_path / "ours" / "folder").symlink_to("deep")
+    (tmp_path / "ours" / "deep" / "link").symlink_to("a")
+    place = os.open(tmp_path / "ours", os.O_PATH | os.O_DIRECTORY)
+    try:
+        number = open_below(f"/proc/self/fd/{place}/deep/a", os.O_RDONLY)
+        assert os.read(number, 10) == b"ours"
+        os.close(number)
+        for name in ("folder/a", "deep/link"):
+            with pytest.raises(OSError, match=r"Not a directory|symbolic links"):
+                open_below(f"/proc/self/fd/{place}/{name}", os.O_RDONLY)
+    finally:
+        os.close(place)
