@@ -41,6 +41,9 @@ _REAPED_WITHIN_S = 0.2
 """From the end of its first thread to that of a process of which no thread hangs."""
 _STEADY_S = 60.0
 """A server that ran so long did not fail at its start: begin again with the first delay."""
+_ARENAS = {"MALLOC_ARENA_MAX": "2"}
+"""For the server, unless the environment says otherwise. By itself glibc has a heap for every thread, up to eight for
+each processor, and never makes them smaller. Measured after 20 minutes with 200 readers on two: 16 heaps of 4 MiB."""
 
 
 @dataclass(slots=True)
@@ -112,7 +115,7 @@ class Keeper:
 
     def _start(self) -> _Server:
         out, into = os.pipe2(os.O_CLOEXEC)
-        environment = {**os.environ, lifeline.DESCRIPTOR: str(into), lifeline.KEEPER: str(os.getpid())}
+        environment = {**_ARENAS, **os.environ, lifeline.DESCRIPTOR: str(into), lifeline.KEEPER: str(os.getpid())}
         command = [sys.executable, "-P", "-m", "cachefs", "serve", "-c", str(self._config_path)]
         process = subprocess.Popen(command, env=environment, pass_fds=(into,))
         os.close(into)

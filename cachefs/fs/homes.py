@@ -100,6 +100,7 @@ class Homes:
         """Give the returned file its name, in folders that are made where they are gone. Raises ``FileExistsError``
         when the name was taken meanwhile: nothing is ever overwritten."""
         await self.change(key, _arrive, self._source(key), key.path, kept)
+        self._union.touched((key,))  # what is remembered of its folder is without it
 
     async def let_go(self, key: FileKey, kept: int, *, keep: bool) -> None:
         """The file will not come back (or, ``keep``, not now): what is kept of it takes no room any more."""

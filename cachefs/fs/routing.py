@@ -167,10 +167,14 @@ class Routing:
 
     async def open(self, node: Node, flags: int) -> Opening:
         """Open a file for reading, writing or both."""
-        place = self._union.place(node)
-        if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
-            return await self._open_for_writing(node, place, flags)
-        return await self._open_for_reading(node, place)
+
+        async def opened() -> Opening:
+            place = self._union.place(node)
+            if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
+                return await self._open_for_writing(node, place, flags)
+            return await self._open_for_reading(node, place)
+
+        return await self._union.wherever(self._union.keys(node), opened)
 
     async def _open_for_reading(self, node: Node, place: Place) -> Opening:
         entry = await self._fresh_entry(node, place)

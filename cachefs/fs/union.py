@@ -11,7 +11,7 @@ import errno
 import os
 import stat as st
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar, TypeVarTuple
@@ -184,9 +184,32 @@ class Union:
         place = self.place(parent)
         if name == RESERVED:
             raise not_there(name)
-        moved = self.elsewhere.place(FileKey(place.keys[0].source, below(place.keys[0], name))) if place.keys else None
-        if moved is not None:
-            return await self._found_moved(moved, Link(parent.number, name))
+        if not place.keys:
+            return await self._look_at_source(place, parent, name)
+        key = FileKey(place.keys[0].source, below(place.keys[0], name))
+
+        async def look() -> Found:
+            moved = self.elsewhere.place(key)
+            if moved is not None:
+                return await self._found_moved(moved, Link(parent.number, name))
+            return await self._look_at_source(place, parent, name)
+
+        return await self.wherever((key,), look)
+
+    async def wherever(self, keys: Sequence[FileKey], act: Callable[[], Awaitable[T]]) -> T:
+        """Do it again when it did not find a file that has moved, or come home, meanwhile."""
+        while True:
+            before = self._moved_ids(keys)
+            try:
+                return await act()
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ESTALE) or self._moved_ids(keys) == before:
+                    raise
+
+    def _moved_ids(self, keys: Sequence[FileKey]) -> list[int]:
+        return [entry.id for key in keys if (entry := self.elsewhere.files.get(key)) is not None]
+
+    async def _look_at_source(self, place: Place, parent: Node, name: str) -> Found:
         asked = self._ask(place.source, parent)
         certain = await self._certain_child(place, parent, name)
         if certain is not None:
@@ -214,8 +237,7 @@ class Union:
             return await self._remembered_child(place, parent, name, error)
         if looked.stat is None:
             raise not_there(name)
-        (found,) = (await self._found_all(place.source, (Child(name, looked.stat),), parent, steady=steady)).values()
-        return found
+        return await self.found(place.source, Child(name, looked.stat), parent, steady=steady)
 
     async def _found_moved(self, place: Place, link: Link | None) -> Found:
         """The node of a moved file, as it is now."""
@@ -344,8 +366,11 @@ class Union:
         self, source: Source, child: Child, parent: Node, *, steady: bool = False, remembered: bool = False
     ) -> Found:
         """The node of a file that was just seen in ``parent``; tells the witness, unless it is only remembered."""
-        (found,) = (await self._found_all(source, (child,), parent, steady=steady, remembered=remembered)).values()
-        return found
+        found = await self._found_all(source, (child,), parent, steady=steady, remembered=remembered)
+        await self._add_moved(parent, found, () if found else (child.name,))
+        if child.name not in found:
+            raise not_there(child.name)
+        return found[child.name]
 
     async def _found_all(
         self, source: Source, children: Iterable[Child], parent: Node, *, steady: bool, remembered: bool = False
@@ -396,6 +421,9 @@ class Union:
         """The node's attributes now; tells the witness."""
         if self.is_virtual(node):
             return Found(node, self._virtual, VIRTUAL_S, VIRTUAL_S)
+        return await self.wherever(self.keys(node), partial(self._attributes, node))
+
+    async def _attributes(self, node: Node) -> Found:
         place = self.place(node)
         if place.moved is not None:
             return self.seen(node, place, await place.source.call(reach.stat_node, place.ref))
@@ -491,9 +519,13 @@ class Union:
         return Listing(own, [*moved, *names], children)
 
     async def read_folder(self, folder: Node, start: int, most: int) -> Reading:
-        """What is in a folder from a place on, in one hop; ``start`` and the rest as in ``listing``."""
+        """What is in a folder from a place on, in one hop; ``start`` and the rest as in ``listing``. Read again when a
+        file came home meanwhile: it would be nowhere."""
+        before = moved = self.moved_in(folder)
         reading = await self._read_folder(folder, 0 if start >= ADDED else start, most)
-        moved = self.moved_in(folder)
+        while not before.keys() <= (moved := self.moved_in(folder)).keys():
+            before = moved
+            reading = await self._read_folder(folder, 0 if start >= ADDED else start, most)
         if not moved:
             return reading
         listing = reading.listing.copy() if reading.kind is not Told.SEEN else reading.listing

@@ -211,6 +211,60 @@ async def test_what_took_a_moved_files_place_is_never_overwritten(tmp_path: Path
         assert at.read_bytes() == OTHER
 
 
+async def test_a_file_that_moves_while_it_is_looked_up_is_found(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        put(fs, FILM, CONTENT)
+        await fs.published(FILM)
+        await fs.give_attributes(FILM)
+        folder, reached, go_on = await fs.node("Films"), trio.Event(), threading.Event()
+
+        def gate(name: str) -> None:
+            if name == "look_up" and not go_on.is_set():
+                trio.from_thread.run_sync(reached.set)
+                go_on.wait(20)
+
+        fs.source.gate = gate
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fs.union.lookup, folder, "Heat.mkv")
+            await reached.wait()
+            await fs.movers.move(fs.key(FILM))
+            go_on.set()
+
+
+async def test_a_file_that_comes_home_while_its_folder_is_read_is_listed(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        put(fs, FILM, CONTENT)
+        key, folder = await fs.moved(FILM), await fs.node("Films")
+        read = fs.union._read_folder
+
+        async def late(*args: Any) -> Any:
+            reading = await read(*args)
+            await fs.movers.restore(key)
+            return reading
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fs.union, "_read_folder", late)
+            reading = await fs.union.read_folder(folder, 0, 100)
+        assert reading.listing.named("Heat.mkv") is not None
+
+
+async def test_a_file_that_comes_home_while_it_is_opened_is_read_there(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        put(fs, FILM, CONTENT)
+        key = await fs.moved(FILM)
+        opened = fs.routing._ssd.open_moved
+
+        async def late(*args: Any) -> tuple[int, int]:
+            await fs.movers.restore(key)
+            assert await fs.store.evict(key, force=True) is EvictResult.EVICTED
+            await fs.store.remove_doomed()
+            return await opened(*args)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fs.routing._ssd, "open_moved", late)
+            assert await content(fs, FILM) == CONTENT
+
+
 async def test_a_moved_file_takes_the_place_of_a_cached_one(tmp_path: Path) -> None:
     async with rooms(tmp_path) as fs:
         put(fs, FILM, CONTENT)
