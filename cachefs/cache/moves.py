@@ -70,7 +70,11 @@ class Moves:
             current = self._current(entry.id)
             if current is None or current.state is not EntryState.CACHED:
                 return None
-            return await self._write(current, replace(current, state=EntryState.MOVED, home=home))
+            moved = await self._write(current, replace(current, state=EntryState.MOVED, home=home))
+            if moved is not None and self._current(entry.id) is not moved:  # dropped on the way: the source has it
+                await self._label(current)
+                return None
+            return moved
 
     async def set_home(self, entry: CacheEntry, home: Home) -> CacheEntry | None:
         """A moved file's home is another one, or in another phase. None when it is moved no more."""

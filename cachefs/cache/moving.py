@@ -15,14 +15,15 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar, TypeVarTuple
 
 import trio
 
 from cachefs.cache import moved_bytes
+from cachefs.cache.bars import folders_above
 from cachefs.cache.copying import read_attributes, read_chunk
 from cachefs.cache.filecopy import CHECKPOINT_BYTES, SourceFiles, close_at_source
 from cachefs.cache.pacing import CHUNK_BYTES, READING_WINDOW_S, chunk_bytes, pause_after
@@ -121,6 +122,7 @@ class Movers:
         self._stays: dict[FileKey, str] = {}
         self._tidied: set[SourceName] = set()
         self._restoring: dict[FileKey, RestoreProgress] = {}
+        self._leaving: dict[FileKey, trio.Event] = {}
 
     def problems(self) -> tuple[tuple[FileKey, str], ...]:
         """Moved files that cannot be settled or restored as they should, and why."""
@@ -187,12 +189,32 @@ class Movers:
             if at_home.file.links != 1:
                 raise Stays("it has several names at its source (hard links)")
             digest = await self._compare(entry)
-            with self._store.bar(Targets(keys=frozenset((key,)), inodes=frozenset((entry.source_file.inode,)))):
+            if self._store.is_barred(entry):
+                raise Stays("somebody changes it")
+            with self._leaves(entry):
                 async with self._hold(key) as free:
                     if not free:
                         raise Stays("somebody writes it")
                     self._refuse_to_move(entry)
                     await self._give_up(entry, at_home, digest)
+
+    @contextmanager
+    def _leaves(self, entry: CacheEntry) -> Iterator[None]:
+        """No copy of it begins meanwhile, and whoever is about to change it can wait."""
+        left = self._leaving[entry.key] = trio.Event()
+        try:
+            with self._store.bar(Targets(keys=frozenset((entry.key,)), inodes=frozenset((entry.source_file.inode,)))):
+                yield
+        finally:
+            del self._leaving[entry.key]
+            left.set()
+
+    async def left(self, key: FileKey) -> None:
+        """Wait until neither this file nor one below this folder is just giving up its place at its source. That no
+        further one begins is for the bar of whoever waits."""
+        for file, left in list(self._leaving.items()):
+            if key == file or key in folders_above(file):
+                await left.wait()
 
     def _refuse_to_move(self, entry: CacheEntry) -> None:
         if self._store.in_use(entry.key):

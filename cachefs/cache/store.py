@@ -198,6 +198,10 @@ class Store:
         """Refuse to begin or publish copies of these, from now until the bar is released."""
         return self._shelf.bars.bar(targets)
 
+    def is_barred(self, entry: CacheEntry) -> bool:
+        """Whether somebody is changing this file, or a folder that it is in."""
+        return self._shelf.bars.forbids(entry.key, entry.source_file.inode)
+
     def demote(self, targets: Targets, cause: DropCause) -> tuple[CacheEntry, ...]:
         """The memory half of ``drop``: no read that begins later goes to the SSD. Returns what was dropped."""
         entries = self._shelf.holdings.matching(targets)

@@ -93,13 +93,14 @@ class Changes:
     async def link(self, node: Node, parent: Node, name: str) -> Found:
         """One more name for a file, on the same source."""
         place, targets = self._at_new(parent, name)
-        target = await self._moved.at_home(node)
-        if target.source is not place.source:
-            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
-        both = _both(targets, self._routing.targets(node, target))
-        seen = await self._routing.change(
-            place.source, both, _link, target.ref, place.ref, name, cause=DropCause.CHANGED
-        )
+        with self._routing.barred(Targets(inodes=frozenset((node.number,)))):
+            target = await self._moved.at_home(node)
+            if target.source is not place.source:
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
+            both = _both(targets, self._routing.targets(node, target))
+            seen = await self._routing.change(
+                place.source, both, _link, target.ref, place.ref, name, cause=DropCause.CHANGED
+            )
         self._union.watched.touched(parent)
         found = await self._union.found(place.source, Child(name, seen), parent)
         self._routing.names_changed()
@@ -176,9 +177,10 @@ class Changes:
             gone, moved = await self._moved.yield_to(old_key, new_key, flags, partial(rename, later=both.folders))
             await self._forget_name(gone, new_link)
         else:
-            await self._moved.bring_home_below(old_key)
-            await self._moved.bring_home_below(new_key)
-            moved = await rename(later=both.folders)
+            with self._routing.barred(both):
+                await self._moved.bring_home_below(old_key)
+                await self._moved.bring_home_below(new_key)
+                moved = await rename(later=both.folders)
         self._union.watched.touched(old_parent)
         self._union.watched.touched(new_parent)
         node = self._union.known(place.source, moved.stat)

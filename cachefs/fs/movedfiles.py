@@ -41,6 +41,10 @@ class Home(Protocol):
         """Wait until a moved file is at its source."""
         ...
 
+    async def left(self, key: FileKey, /) -> None:
+        """Wait until none below it is just giving up its place at its source."""
+        ...
+
     async def let_go(self, key: FileKey, number: int, /) -> None:
         """Its source need not keep its place any more."""
         ...
@@ -144,15 +148,20 @@ class MovedFiles:
         return gone, result
 
     async def at_home(self, node: Node) -> Place:
-        """Where a file is, at its source, brought there if need be."""
+        """Where a file is, at its source, brought there if need be; it stays there while the caller bars it."""
         place = self._union.place(node)
+        if self._homes is not None and place.keys:
+            await self._homes.left(place.keys[0])
+            place = self._union.place(node)
         if place.moved is not None:
             await self._bring_home(place.moved.key)
             place = self._union.place(node)
         return place
 
     async def bring_home_below(self, key: FileKey) -> None:
-        """A file, or all files below a folder."""
+        """A file, or all files below a folder. They stay there while the caller bars them."""
+        if self._homes is not None:
+            await self._homes.left(key)
         moved = self._files.get(key)
         for entry in (moved,) if moved is not None else self._files.below(key):
             await self._bring_home(entry.key)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import trio
 
+from cachefs.cache import moved_disk
 from cachefs.cache.moving import Conflict, Stays
 from cachefs.cache.store import EvictResult
 from cachefs.cache.verify import Verification, Wish
@@ -23,7 +24,7 @@ from cachefs.errors import CacheError
 from cachefs.fs.found import RESERVED
 from cachefs.fs.homes import Homes
 from cachefs.fs.operations import Operations
-from cachefs.model import EntryState, FileKey, Phase, Visible
+from cachefs.model import DropCause, EntryState, FileKey, Phase, Targets, Visible
 from cachefs.verification import Flaw
 from tests.engine.fskit import Kernel, Rooms, rooms
 from tests.fileops import SCENARIOS, Scenario, Seen, refused
@@ -263,6 +264,71 @@ async def test_a_file_that_comes_home_while_it_is_opened_is_read_there(tmp_path:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(fs.routing._ssd, "open_moved", late)
             assert await content(fs, FILM) == CONTENT
+
+
+async def test_a_copy_that_is_dropped_while_it_becomes_the_only_one_leaves_the_source_its_file(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        at = put(fs, FILM, CONTENT)
+        await fs.published(FILM)
+        await fs.give_attributes(FILM)
+        key, shelf = fs.key(FILM), fs.store._shelf
+        on_disk = shelf.on_disk
+
+        async def late(function: Any, *args: Any) -> Any:
+            result = await on_disk(function, *args)
+            if function is moved_disk.relabel:
+                fs.store.demote(Targets(keys=frozenset((key,))), DropCause.CHANGED)
+            return result
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(shelf, "on_disk", late)
+            with pytest.raises(Stays):
+                await fs.movers.move(key)
+        assert at.read_bytes() == CONTENT
+        await fs.store.remove_doomed()
+        assert await shown(fs) == {FILM: CONTENT}
+
+
+async def test_what_a_renamed_folder_brings_home_does_not_move_again_before_it_is_renamed(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        put(fs, FILM, CONTENT)
+        key = await fs.moved(FILM)
+        restore = fs.movers.restore
+
+        async def late(key: FileKey) -> None:
+            await restore(key)
+            with pytest.raises(Stays, match="changes it"):
+                await fs.movers.move(key)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fs.movers, "restore", late)
+            await trio.to_thread.run_sync(kernel_of(fs).rename, "Films", "Old films")
+        assert fs.store.get(key) is None
+        assert await shown(fs) == {"Old films/Heat.mkv": CONTENT}
+
+
+async def test_a_folder_is_renamed_when_its_file_has_left_and_is_home_again(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        put(fs, FILM, CONTENT)
+        await fs.published(FILM)
+        await fs.give_attributes(FILM)
+        leave = fs.store.moves.leave
+
+        async def rename() -> None:
+            await trio.to_thread.run_sync(kernel_of(fs).rename, "Films", "Old films")
+
+        async with trio.open_nursery() as nursery:
+
+            async def late(*args: Any) -> Any:
+                nursery.start_soon(rename)
+                while not fs.store._shelf.bars._folders:
+                    await trio.lowlevel.checkpoint()
+                return await leave(*args)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(fs.store.moves, "leave", late)
+                await fs.movers.move(fs.key(FILM))
+        assert await shown(fs) == {"Old films/Heat.mkv": CONTENT}
 
 
 async def test_a_moved_file_takes_the_place_of_a_cached_one(tmp_path: Path) -> None:
