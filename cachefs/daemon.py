@@ -71,6 +71,8 @@ log = logging.getLogger(__name__)
 _POLL_PLEX_EVERY_S = 60.0
 _CLOSE_IDLE_EVERY_S = 10.0
 _STOP_WITHIN_S = 3.0
+_SETTLE_WITHIN_S = 5.0
+"""A source that does not answer by then is settled with when it does."""
 _PLEX_EVENTS = "plex events"
 
 
@@ -160,6 +162,7 @@ class _Server:
         try:
             async with AsyncExitStack() as stack:
                 parts = await self.build(stack)
+                await parts.movers.settle_all(_SETTLE_WITHIN_S)
                 changes = Changes(parts.union, parts.routing, parts.movers)
                 xattrs = Xattrs(parts.union, parts.routing, parts.acls)
                 operations = Operations(parts.union, parts.routing, changes, xattrs)

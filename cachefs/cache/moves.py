@@ -115,15 +115,16 @@ class Moves:
         """Another name, in the place of whatever file has it; a copy of that one goes first, for it is read by name."""
         shelf = self._shelf
         async with self._turn():
-            entry, replaced = self.get(old), self.get(new)
-            if entry is None or self._current(entry.id) is not entry:
+            entry = self.get(old)
+            if entry is None or self._current(entry.id) is not entry or old == new:
                 return
             copy = shelf.holdings.live.get(new)
-            if copy is not None and copy is not replaced:
+            if copy is not None and copy.state is not EntryState.MOVED:
                 shelf.drop([copy], DropCause.REPLACED)
             await self._on_disk(moved_disk.rename, shelf.folder, old, new)
-            if replaced is not None:
-                shelf.drop([replaced], DropCause.DELETED)
+            there = shelf.holdings.live.get(new)
+            if there is not None and there is not entry:
+                shelf.drop([there], DropCause.DELETED)
             shelf.drop(shelf.holdings.in_the_way(new), DropCause.REPLACED)
             renamed = replace(entry, source_file=replace(entry.source_file, key=new))
             shelf.holdings.rename(entry, renamed)

@@ -151,6 +151,14 @@ class Movers:
             elif self._on and entry.state is EntryState.CACHED:
                 await self._try(entry, self.move)
 
+    async def settle_all(self, within_s: float) -> None:
+        """Before anybody looks: finish what a crash has left, as far as the sources answer by then."""
+        with trio.move_on_after(within_s):
+            async with trio.open_nursery() as nursery:
+                for entry in self._store.moves.all():
+                    if entry.home is not None and entry.home.phase is not Phase.AWAY:
+                        nursery.start_soon(self._try, entry, self.settle)
+
     async def _try(self, entry: CacheEntry, act: Callable[[FileKey], Awaitable[None]]) -> None:
         try:
             await act(entry.key)

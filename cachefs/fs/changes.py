@@ -144,7 +144,7 @@ class Changes:
 
     async def _forget_name(self, gone: Gone, link: Link) -> None:
         """As ``_lost_name``, of a moved file."""
-        node = self._union.inodes.get(gone.number)
+        node = gone.node
         if node is not None and self._is_kept(node, gone.held.descriptor, link):
             node.dev, node.ino = gone.held.stat.dev, gone.held.stat.ino
         else:
@@ -195,9 +195,8 @@ class Changes:
         """A moved file, on the SSD; then what its source has of the new name goes."""
         place, targets = at
         renamed = await self._moved.rename(old[0], new[0], place, replace=not flags & NOREPLACE)
-        node = self._union.inodes.get(renamed.number)
-        if node is not None:
-            self._union.inodes.renamed(node, old[1], new[1])
+        if renamed.node is not None:
+            self._union.inodes.renamed(renamed.node, old[1], new[1])
         if renamed.replaced is not None:
             await self._forget_name(renamed.replaced, new[1])
         if renamed.over:

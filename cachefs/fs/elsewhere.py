@@ -14,7 +14,7 @@ from typing import Protocol
 import trio
 
 from cachefs.fs.found import Place, absent_dev
-from cachefs.fs.inodes import inode_of, tag_of
+from cachefs.fs.inodes import Node, inode_of, tag_of
 from cachefs.fs.reach import Ref
 from cachefs.fs.source import Source
 from cachefs.fs.stat import Stat
@@ -110,17 +110,30 @@ class Elsewhere:
                 except OSError as error:
                     log.debug("%s: %s", source.name, error)  # it is probed
 
-    def place(self, key: FileKey, number: int | None = None) -> Place | None:
-        """Where a moved file is; None for any other, or when it is not the one of this number."""
+    def place(self, key: FileKey, node: Node | None = None) -> Place | None:
+        """Where a moved file is; None for any other, or when it is not this node's."""
         entry = self.files.get(key)
         source = self.sources.get(key.source)
-        if entry is None or source is None or number not in (None, entry.source_file.inode):
+        if entry is None or source is None or (node is not None and not _is(node, entry)):
             return None
         return Place(source, (key,), Ref(source.folders, (key.path,), 0, 0, 0, 0, anything=True), moved=entry)
 
     def any_source(self) -> Source | None:
         """One whose threads may touch files of the SSD that have no name any more."""
         return next(iter(self.sources.values()), None)
+
+
+def identity_of(entry: CacheEntry) -> tuple[int, int]:
+    """The number of a moved file, and when it was born."""
+    return entry.source_file.inode, entry.home.birth_ns if entry.home is not None else 0
+
+
+def _is(node: Node, entry: CacheEntry) -> bool:
+    """The kernel may know the file by another number, while it knows an earlier file by this one."""
+    number, home = entry.source_file.inode, entry.home
+    return node.number == number or (
+        node.ino == inode_of(number) and home is not None and node.born_ns == home.birth_ns
+    )
 
 
 def shown(entry: CacheEntry, seen: Stat) -> Stat:

@@ -64,10 +64,12 @@ class Homes:
         if key in self._late:
             raise OSError(errno.EBUSY, "an earlier change of it has not come back yet", key.path)
         self._late[key] += 1
+        self._union.touched((key,))
         return await self._source(key).change(partial(self._returned, key), function, *args)
 
     def _returned(self, key: FileKey) -> None:
         del self._late[key]
+        self._union.touched((key,))
 
     async def look(self, key: FileKey) -> AtHome | None:
         """What its source has under this name, whatever the mount shows; None when there is nothing. Raises

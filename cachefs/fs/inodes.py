@@ -128,6 +128,14 @@ class Inodes:
             self.leaves.own(number)
         return node
 
+    def find(self, number: int, born_ns: int) -> Node | None:
+        """The node that the kernel knows of the file with this number that was born then, also by a substitute."""
+        node = self.get(number)
+        if node is not None and node.born_ns == born_ns:
+            return node
+        others = (node for node in self._substitutes.get(number, ()) if node.number in self._nodes)
+        return next((node for node in others if node.born_ns == born_ns), None)
+
     def knows(self, number: int) -> bool:
         """Whether the kernel may know this number. A leaf stays one."""
         return number in self._nodes or self.leaves.has(number)

@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar
 from cachefs.descriptors import Descriptor
 from cachefs.errors import CacheError
 from cachefs.fs import reach
-from cachefs.fs.elsewhere import shown
+from cachefs.fs.elsewhere import identity_of, shown
 from cachefs.fs.found import Place
 from cachefs.fs.inodes import Node
 from cachefs.fs.reach import Opened, Ref
@@ -52,19 +52,20 @@ class Home(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """A moved file that has lost its name: its number, and the file, held for those who have it open."""
+    """A moved file that has lost its name: what the kernel knows of it (None: nothing), and the file, held for those
+    who have it open."""
 
-    number: int
+    node: Node | None
     source: Source
     held: Opened
 
 
 @dataclass(frozen=True, slots=True)
 class Renamed:
-    """A moved file that has another name: its number, the moved file that had that name, and whether the source still
-    has a file of it, to be removed."""
+    """A moved file that has another name: what the kernel knows of it, the moved file that had that name, and whether
+    the source still has a file of it, to be removed."""
 
-    number: int
+    node: Node | None
     replaced: Gone | None
     over: bool
 
@@ -100,7 +101,7 @@ class MovedFiles:
         async with self._routing.changing(place, content=False):
             self._routing.withdraw(moved.key)
             await self._files.delete(moved.key)
-        await self._union.when_forgotten(gone.number, partial(self._let_go, moved))
+        await self._union.when_forgotten(gone.node, partial(self._let_go, moved))
         return gone
 
     async def rename(self, old: FileKey, new: FileKey, place: Place, *, replace: bool) -> Renamed:
@@ -121,8 +122,8 @@ class MovedFiles:
                 self._routing.withdraw(new)
                 await self._files.rename(old, new)
         if replaced is not None and gone is not None:
-            await self._union.when_forgotten(gone.number, partial(self._let_go, replaced))
-        return Renamed(moved.source_file.inode, gone, there is not None)
+            await self._union.when_forgotten(gone.node, partial(self._let_go, replaced))
+        return Renamed(self._node(moved), gone, there is not None)
 
     async def yield_to(
         self, coming: FileKey, key: FileKey, flags: int, rename: Callable[[], Awaitable[T]]
@@ -144,7 +145,7 @@ class MovedFiles:
             raise  # what became of it is looked at by whoever settles such files
         self._routing.withdraw(key)
         await self._files.delete(key)
-        await self._union.when_forgotten(gone.number, partial(self._let_go, moved))
+        await self._union.when_forgotten(gone.node, partial(self._let_go, moved))
         return gone, result
 
     async def at_home(self, node: Node) -> Place:
@@ -173,7 +174,7 @@ class MovedFiles:
 
     async def _hold(self, moved: CacheEntry, place: Place) -> Gone:
         held = await place.source.call(_hold, place.ref)
-        return Gone(moved.source_file.inode, place.source, Opened(held.descriptor, shown(moved, held.stat)))
+        return Gone(self._node(moved), place.source, Opened(held.descriptor, shown(moved, held.stat)))
 
     async def _let_go(self, moved: CacheEntry) -> None:
         if self._homes is None:
@@ -182,6 +183,9 @@ class MovedFiles:
             await self._homes.let_go(moved.key, moved.source_file.inode)
         except OSError as error:
             log.info("what source %s keeps of the deleted %s stays there: %s", moved.key.source, moved.key.path, error)
+
+    def _node(self, moved: CacheEntry) -> Node | None:
+        return self._union.inodes.find(*identity_of(moved))
 
     def _place(self, key: FileKey) -> Place:
         place = self._union.elsewhere.place(key)

@@ -85,9 +85,8 @@ class Routing:
             self._union.remembering.cached((key,))
         if entry is not None and entry.state is EntryState.MOVED:
             self._union.inodes.leaves.close_idle(0)  # what is looked up without Python is what the source has
-        for number in (entry.source_file.inode,) if entry is not None else ():
-            if number in self._inodes:
-                self._follow_home(self._inodes[number])
+        for inode in [inode for inode in self._inodes.values() if key in inode.keys]:
+            self._follow_home(inode)
 
     def _follow_home(self, inode: OpenInode) -> None:
         """The file may have moved, or come home: who has it open goes on with it where it is now."""

@@ -21,7 +21,7 @@ import trio
 from cachefs.descriptors import Descriptor
 from cachefs.errors import SourceError
 from cachefs.fs import reach
-from cachefs.fs.elsewhere import Elsewhere, shown
+from cachefs.fs.elsewhere import Elsewhere, identity_of, shown
 from cachefs.fs.files import Files
 from cachefs.fs.found import (
     BELIEVED_S,
@@ -134,7 +134,7 @@ class Union:
         """Where the node lives; EPERM for the virtual root, ESTALE for a file that no name leads to any more."""
         keys = self.keys(node)
         for key in keys:
-            moved = self.elsewhere.place(key, node.number)
+            moved = self.elsewhere.place(key, node)
             if moved is not None:
                 return moved
         if not keys and node.orphan is None:
@@ -206,6 +206,9 @@ class Union:
                 if error.errno not in (errno.ENOENT, errno.ESTALE) or self._moved_ids(keys) == before:
                     raise
 
+    def _moved_child(self, place: Place, name: str) -> Place | None:
+        return self.elsewhere.place(FileKey(place.keys[0].source, below(place.keys[0], name))) if place.keys else None
+
     def _moved_ids(self, keys: Sequence[FileKey]) -> list[int]:
         return [entry.id for key in keys if (entry := self.elsewhere.files.get(key)) is not None]
 
@@ -257,14 +260,15 @@ class Union:
         self.elsewhere.files.observe(moved.key, seen.size, seen.mtime_ns)
         return shown(moved, seen)
 
-    def moved_in(self, folder: Node) -> dict[str, FileKey]:
-        """The moved files in a folder itself, by name."""
-        if self.is_virtual(folder):
-            return {}
-        found: dict[str, FileKey] = {}
-        for key in self.keys(folder)[:1]:
-            found.update(self.elsewhere.files.names_in(key))
-        return found
+    def moved_in(self, folder: Node) -> dict[str, int]:
+        """The names of the moved files in a folder itself, and their numbers."""
+        keys = () if self.is_virtual(folder) else self.keys(folder)[:1]
+        return {
+            name: entry.source_file.inode
+            for folder_key in keys
+            for name, key in self.elsewhere.files.names_in(folder_key).items()
+            if (entry := self.elsewhere.files.get(key)) is not None
+        }
 
     async def _call(self, source: Source, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """As ``source.call``; that a folder is not there is no news where the whole source has become empty."""
@@ -401,9 +405,9 @@ class Union:
 
     async def _add_moved(self, folder: Node, found: dict[str, Found], names: Iterable[str] | None = None) -> None:
         """The moved files in a folder (or those of these names) beside what its source has."""
-        moved = self.moved_in(folder)
+        moved, at = self.moved_in(folder), self.place(folder)
         for name in moved if names is None else [name for name in names if name in moved]:
-            place = self.elsewhere.place(moved[name])
+            place = self._moved_child(at, name)
             if place is not None:
                 found[name] = await self._found_moved(place, Link(folder.number, name))
 
@@ -505,7 +509,7 @@ class Union:
         if self.is_virtual(folder):
             found = {str(name): self._source_root(name) for name in self.sources}
             return Listing(Found(folder, self._virtual, VIRTUAL_S, VIRTUAL_S), list(self.sources), found)
-        place = self.place(folder)
+        place, before = self.place(folder), self.moved_in(folder)
         asked = self._ask(place.source, folder)
         listed = await place.source.call(reach.list_folder, place.ref, most, asked.watcher)
         steady = self.watched.is_steady(asked, listed.watch)
@@ -514,7 +518,7 @@ class Union:
         own = self.seen(folder, place, listed.stat, steady=steady)
         children = await self._found_all(place.source, listed.children, folder, steady=steady)
         await self._add_moved(folder, children)
-        moved = self.moved_in(folder)
+        moved = before | self.moved_in(folder)
         names = [name for name in listed.names if name != RESERVED and name not in moved]
         return Listing(own, [*moved, *names], children)
 
@@ -529,10 +533,8 @@ class Union:
         if not moved:
             return reading
         listing = reading.listing.copy() if reading.kind is not Told.SEEN else reading.listing
-        for name, key in moved.items():
-            entry = self.elsewhere.files.get(key)
-            if entry is not None:
-                listing.add(name, entry.source_file.inode)
+        for name, number in moved.items():
+            listing.add(name, number)
         return replace(reading, listing=listing)
 
     async def _read_folder(self, folder: Node, start: int, most: int) -> Reading:
@@ -656,16 +658,14 @@ class Union:
         before = {child.name: self._known_before(place.source, child, folder) for child in children}
         found = await self._found_all(place.source, children, folder, steady=False)
         for name in self.moved_in(folder).keys() & set(names):
-            node = self.inodes.get(self._moved_number(folder, name))
+            at = self._moved_child(place, name)
+            entry = at.moved if at is not None else None
+            node = self.inodes.find(*identity_of(entry)) if entry is not None else None
             before[name] = (node.seen if node is not None else None, True)
         await self._add_moved(folder, found, names)
         for name in set(names) - set(found):
             await self._missing(place.source, self.child_key(folder, name))
         return {name: Seen(item.node, item.stat, *before[name]) for name, item in found.items()}
-
-    def _moved_number(self, folder: Node, name: str) -> int:
-        entry = self.elsewhere.files.get(self.moved_in(folder)[name])
-        return entry.source_file.inode if entry is not None else 0
 
     def _known_before(self, source: Source, child: Child, folder: Node) -> tuple[Stat | None, bool]:
         device = self._roots.device(source.name, child.stat.dev)
@@ -679,12 +679,12 @@ class Union:
         for key in keys:
             self.watched.touched_below(FileKey(key.source, key.path.rpartition("/")[0]))
 
-    async def when_forgotten(self, number: int, act: Callable[[], Awaitable[None]]) -> None:
-        """``act`` once the kernel does not know this number any more: until then no other file may get it."""
-        if self.inodes.get(number) is None:
+    async def when_forgotten(self, node: Node | None, act: Callable[[], Awaitable[None]]) -> None:
+        """``act`` once the kernel does not know this file any more: until then no other may get its number."""
+        if node is None:
             await act()
         else:
-            self._when_forgotten[number] = act
+            self._when_forgotten[node.number] = act
 
     async def let_go(self, node: Node) -> None:
         """The kernel has forgotten the node: close what was held for it."""
