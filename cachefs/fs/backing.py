@@ -16,6 +16,7 @@ import mmap
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import trio
@@ -26,6 +27,7 @@ from cachefs.fs import channel, reach
 log = logging.getLogger(__name__)
 
 _COMPARE_BYTES = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_DESCRIPTOR = -1
 """The kernel looks at who asks before it looks at this."""
 
@@ -122,26 +124,43 @@ def open_again(descriptor: Descriptor) -> Descriptor:
         return Descriptor(os.open(reach.proc_path(number), os.O_RDWR | os.O_CLOEXEC))
 
 
-def write(home: Descriptor, data: bytes, offset: int, appends: bool) -> None:
-    """Write to the source."""
+def write(home: Descriptor, data: bytes, offset: int, appends: bool) -> int:
+    """Write to the source; returns how much, as write(2)."""
     with home.use() as to_home:
-        write_at(to_home, data, _place(to_home, len(data), offset) if appends else offset)
+        return write_at(to_home, data, _place(to_home, len(data), offset) if appends else offset)
 
 
-def write_itself(home: Descriptor, data: bytes, offset: int, appends: bool) -> None:
+def write_itself(home: Descriptor, data: bytes, offset: int, appends: bool) -> int:
     """As ``write``, for a file that is its own backing file."""
     with home.use() as to_home:
         _drop_set_id(to_home)
-    write(home, data, offset, appends)
+    return write(home, data, offset, appends)
 
 
-def write_both(home: Descriptor, mirror: Descriptor, data: bytes, offset: int, appends: bool) -> None:
-    """Write to the source, then to the backing file at the same place."""
+def write_both(home: Descriptor, mirror: Descriptor, data: bytes, offset: int, appends: bool) -> int:
+    """Write to the backing file, then to the source at the same place. What one of them does not take, none has: the
+    bytes that the source has still are there to bring the backing file back."""
     with home.use() as to_home, mirror.use() as to_mirror:
         _drop_set_id(to_home)
         offset = _place(to_home, len(data), offset) if appends else offset
-        write_at(to_home, data, offset)
-        write_at(to_mirror, data, offset)
+        done = 0
+        try:
+            write_at(to_mirror, data, offset, whole=True)
+            done = write_at(to_home, data, offset)
+        finally:
+            if done < len(data):
+                with suppress(OSError):  # an SSD that fails altogether: its file is given up soon
+                    _bring_back(to_home, to_mirror, offset, len(data))
+    return done
+
+
+def _bring_back(home: int, mirror: int, offset: int, length: int) -> None:
+    there = os.pread(home, length, offset)
+    if there:
+        write_at(mirror, there, offset, whole=True)
+    size = os.fstat(home).st_size
+    if os.fstat(mirror).st_size > size:
+        os.ftruncate(mirror, size)
 
 
 def _place(number: int, length: int, offset: int) -> int:
@@ -159,13 +178,19 @@ def _drop_set_id(number: int) -> None:
         os.fchmod(number, stat.S_IMODE(mode & ~dropped))
 
 
-def write_at(number: int, data: bytes, offset: int) -> None:
-    """All of ``data``, at ``offset``."""
-    view = memoryview(data)
-    while view:
-        done = os.pwrite(number, view, offset)
-        view = view[done:]
-        offset += done
+def write_at(number: int, data: bytes, offset: int, *, whole: bool = False) -> int:
+    """Write ``data`` at ``offset``. Returns how much of it: as with write(2) less only where a file that grows meets a
+    full disk, and not if it must be the ``whole``. Of less than the pages of a mapping the kernel would not tell."""
+    view, done = memoryview(data), 0
+    while done < len(data):
+        try:
+            done += os.pwrite(number, view[done:], offset + done)
+        except OSError as error:
+            grows = done and os.fstat(number).st_size == offset + done
+            if whole or not grows or error.errno not in _FULL:
+                raise
+            break
+    return done
 
 
 def copy_back(source_of_truth: Descriptor, home: Descriptor, clean: int | None, *, always: bool) -> int:

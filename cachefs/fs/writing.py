@@ -43,12 +43,10 @@ class Writing:
         held = inode.backing
         if held is None or held.same:
             write = backing.write if held is None else backing.write_itself
-            await self._change_open(inode, write, own, data, offset, handle.appends)
-        else:
-            async with held.lock:
-                mirror = await self._mirror(held)
-                await self._change_open(inode, backing.write_both, own, mirror, data, offset, handle.appends)
-        return len(data)
+            return await self._change_open(inode, write, own, data, offset, handle.appends)
+        async with held.lock:
+            mirror = await self._mirror(held)
+            return await self._change_open(inode, backing.write_both, own, mirror, data, offset, handle.appends)
 
     async def truncate(self, handle: Handle, size: int) -> None:
         """ftruncate(2)."""

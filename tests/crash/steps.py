@@ -28,7 +28,7 @@ AT_SOURCE = {
 """What changes a source, in its threads."""
 
 PARTS_AND_OTHERS = {
-    **dict.fromkeys(("backing.write_at", "backing._drop_set_id"), "a part of a write"),
+    **dict.fromkeys(("backing.write_at", "backing._bring_back", "backing._drop_set_id"), "a part of a write"),
     "rename._rename": "a part of carry_out",
     **dict.fromkeys(("homes._reserve", "homes._sync"), "parts of a move"),
     **dict.fromkeys(("homes._reserved", "homes._make_folders", "homes._rename_to_nothing"), "parts of a return"),
