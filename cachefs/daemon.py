@@ -29,7 +29,7 @@ from functools import partial
 
 import trio
 
-from cachefs import __version__, leftover, lifeline, logs, mounts, nesting, place, probes, readahead, secrecy
+from cachefs import __version__, heap, leftover, lifeline, logs, mounts, nesting, place, probes, readahead, secrecy
 from cachefs.cache.folder import holder
 from cachefs.cache.metadata import Metadata, open_metadata
 from cachefs.cache.moving import Movers
@@ -276,6 +276,7 @@ class _Server:
             "folders of cached files": parts.union.remembering.run,
             "housekeeping": parts.store.run_housekeeping,
             "idle folders": partial(_close_idle_folders, parts.union),
+            "free memory": heap.run,
         }
         elsewhere = parts.union.elsewhere
         tasks["moved files"] = partial(elsewhere.follow, lambda: parts.store.back)
