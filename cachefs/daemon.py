@@ -465,6 +465,4 @@ async def _close_idle_folders(union: Union) -> None:
     while True:
         await trio.sleep(_CLOSE_IDLE_EVERY_S)
         union.inodes.leaves.close_idle(_CLOSE_IDLE_EVERY_S)
-        for source in union.sources.values():
-            if source.online:
-                await source.close_idle_folders()
+        await union.close_idle_folders()

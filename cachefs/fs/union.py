@@ -679,6 +679,12 @@ class Union:
         for key in keys:
             self.watched.touched_below(FileKey(key.source, key.path.rpartition("/")[0]))
 
+    async def close_idle_folders(self) -> None:
+        """Of the sources, so that they can be unmounted, and of the SSD, where moved files are."""
+        for source in (*self.sources.values(), *self.elsewhere.sources.values()):
+            if source.online:
+                await source.close_idle_folders()
+
     async def when_forgotten(self, node: Node | None, act: Callable[[], Awaitable[None]]) -> None:
         """``act`` once the kernel does not know this file any more: until then no other may get its number."""
         if node is None:

@@ -331,6 +331,19 @@ async def test_a_folder_is_renamed_when_its_file_has_left_and_is_home_again(tmp_
         assert await shown(fs) == {"Old films/Heat.mkv": CONTENT}
 
 
+async def test_the_folders_of_moved_files_are_closed_when_nobody_needs_them(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        put(fs, FILM, CONTENT)
+        await fs.moved(FILM)
+        assert await content(fs, FILM) == CONTENT
+        folders = [source.folders for source in (fs.source, *fs.union.elsewhere.sources.values())]
+        assert [bool(each._open) for each in folders] == [True, True]
+        for each in folders:
+            each._max_age_s = 0.0
+        await fs.union.close_idle_folders()
+        assert [bool(each._open) for each in folders] == [False, False]
+
+
 async def test_a_moved_file_takes_the_place_of_a_cached_one(tmp_path: Path) -> None:
     async with rooms(tmp_path) as fs:
         put(fs, FILM, CONTENT)
