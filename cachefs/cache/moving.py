@@ -143,6 +143,8 @@ class Movers:
         """Look at everything once."""
         if self._store.away:
             return
+        live = {entry.id for entry in self._store.inventory().entries}
+        self._not_before = {number: at for number, at in self._not_before.items() if number in live}
         for entry in self._store.inventory().entries:
             if trio.current_time() < self._not_before.get(entry.id, 0.0):
                 continue

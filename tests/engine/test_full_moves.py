@@ -15,12 +15,14 @@ import pytest
 import trio
 
 from cachefs.cache import moved_disk
+from cachefs.cache.ledger import Ledger
 from cachefs.cache.moving import Stays
 from cachefs.cache.verify import Verification, Wish
 from cachefs.errors import CacheError, IndexFull
 from cachefs.fs.found import RESERVED
 from cachefs.model import Phase
 from tests.crash.powerloss.replay import quick_folder
+from tests.engine.cachekit import listed
 from tests.engine.fskit import Kernel, Rooms, rooms
 from tests.engine.test_moving import BOTH, CONTENT, FILM, OTHER, kernel_of, put, shown
 
@@ -46,7 +48,7 @@ class Full:
             if self.ssd:
                 shelf = fs.store._shelf
                 patch.setattr(shelf, "on_disk", partial(self._on_disk, shelf.on_disk))
-                patch.setattr(shelf.ledger, "call", partial(self._index, shelf.ledger.call))
+                patch.setattr(shelf.ledger, "call", partial(self._index, shelf.ledger, shelf.ledger.call))
             else:
                 patch.setattr(fs.source, "gate", self._gate)
             yield
@@ -60,10 +62,11 @@ class Full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return await run(function, *args)
 
-    async def _index(self, call: Callable[..., Awaitable[object]], function: Any, *args: Any, **named: Any) -> object:
+    async def _index(self, ledger: Ledger, call: Callable[..., Awaitable[object]], *args: Any, **named: Any) -> object:
         if not self._step():
+            ledger.full = True
             raise IndexFull("the index cannot be used: database or disk is full")
-        return await call(function, *args, **named)
+        return await call(*args, **named)
 
     def _gate(self, name: str) -> None:
         if name in AT_SOURCE and not self._step():
@@ -182,13 +185,17 @@ async def _goes_on(fs: Rooms, case: Case, refused: bool) -> None:
     assert await shown(fs) == case.after
     assert not fs.movers.problems()
     assert all(entry.home is None or entry.home.phase is Phase.AWAY for entry in fs.store.moves.all())
-    await fs.store.remove_doomed()
-    report = await Verification(fs.store, fs.union.files_asked, fs.movers, Wish(None, True, False), lambda: None).run()
-    assert report.sound, report.findings
+    await _is_sound(fs)
     for entry in fs.store.moves.all():
         await fs.movers.restore(entry.key)
     assert {path: (fs.folder / path).read_bytes() for path in case.after} == case.after
     assert not [*fs.folder.glob(f"{RESERVED}/*")]
+
+
+async def _is_sound(fs: Rooms) -> None:
+    await fs.store.remove_doomed()
+    report = await Verification(fs.store, fs.union.files_asked, fs.movers, Wish(None, True, False), lambda: None).run()
+    assert report.sound, report.findings
 
 
 @pytest.fixture
@@ -220,4 +227,31 @@ async def test_a_source_that_fills_up_at_any_step_keeps_nothing_of_what_cannot_c
     assert steps > 3
     for at in range(steps):
         full = await _try(place / str(at), case, Full(ssd=False, at=at), restart=restart)
+        assert full.refused
+
+
+async def _copy(place: Path, full: Full) -> Full:
+    async with rooms(place) as fs:
+        put(fs, FILM, CONTENT)
+        with full.over(fs):
+            try:
+                await fs.published(FILM)
+            except CacheError:
+                await fs.store.remove_doomed()
+                assert fs.store.get(fs.key(FILM)) is None
+                assert listed(place / "ssd") == set(), "what was copied so far makes room"
+            assert await shown(fs) == {FILM: CONTENT}
+        await _is_sound(fs)
+        if fs.store.get(fs.key(FILM)) is None:
+            await fs.published(FILM)
+        assert await shown(fs) == {FILM: CONTENT}
+        await _is_sound(fs)
+    return full
+
+
+async def test_an_ssd_that_fills_up_at_any_step_of_a_copy_keeps_no_part_of_it(place: Path) -> None:
+    steps = (await _copy(place / "whole", Full(ssd=True))).steps
+    assert steps > 5
+    for at in range(steps):
+        full = await _copy(place / str(at), Full(ssd=True, at=at))
         assert full.refused

@@ -24,6 +24,7 @@ from tests.soak import report
 from tests.soak.figures import Sample
 from tests.soak.soak import Outcome, Soak, Wishes
 from tests.soak.stage import set_up
+from tests.standin.running import CachefsFailed
 
 _TOLD_EVERY_S = 30.0
 
@@ -42,7 +43,11 @@ def main(given: Sequence[str]) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     folder = Path(tempfile.mkdtemp(prefix="cachefs-soak-", dir=options.folder))
     console.print(f"Seed {options.seed}, {options.minutes:g} minutes, {options.readers} readers, mode {options.mode}.")
-    outcome = _run(console, folder, options, stop)
+    try:
+        outcome = _run(console, folder, options, stop)
+    except CachefsFailed as error:
+        console.print(f"WRONG: {error}\nEverything is kept in {folder}.", markup=False, soft_wrap=True)
+        return 1
     console.print(report.table(outcome))
     return _conclude(console, outcome, folder, stopped=stop.is_set())
 
