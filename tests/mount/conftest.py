@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -29,6 +30,14 @@ def _fuse_is_here() -> None:
         pytest.fail(f"these tests mount for real, and {probes.FUSE_DEVICE} {fuse.device_problem}")
     if fuse.fusermount_missing:
         pytest.fail("these tests mount for real, and fusermount3 is missing: install the package fuse3")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _a_terminal_may_close() -> Iterator[None]:
+    """Whoever runs the tests under nohup ignores SIGHUP, and what they start would inherit that."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture
