@@ -138,29 +138,29 @@ def write_itself(home: Descriptor, data: bytes, offset: int, appends: bool) -> i
 
 
 def write_both(home: Descriptor, mirror: Descriptor, data: bytes, offset: int, appends: bool) -> int:
-    """Write to the backing file, then to the source at the same place. What one of them does not take, none has: the
-    bytes that the source has still are there to bring the backing file back."""
+    """Write to the source, then to the backing file at the same place: the other way round readers were seen to get
+    what was there before. What one of them does not take, none has."""
     with home.use() as to_home, mirror.use() as to_mirror:
         _drop_set_id(to_home)
         offset = _place(to_home, len(data), offset) if appends else offset
-        done = 0
+        done = write_at(to_home, data, offset)
         try:
-            write_at(to_mirror, data, offset, whole=True)
-            done = write_at(to_home, data, offset)
-        finally:
-            if done < len(data):
-                with suppress(OSError):  # an SSD that fails altogether: its file is given up soon
-                    _bring_back(to_home, to_mirror, offset, len(data))
+            write_at(to_mirror, data[:done], offset, whole=True)
+        except OSError:
+            with suppress(OSError):  # a source that fails, too
+                _bring_back(to_mirror, to_home, offset, done)
+            raise
     return done
 
 
-def _bring_back(home: int, mirror: int, offset: int, length: int) -> None:
-    there = os.pread(home, length, offset)
+def _bring_back(kept: int, changed: int, offset: int, length: int) -> None:
+    """Make a part of one file what it still is in the other."""
+    there = os.pread(kept, length, offset)
     if there:
-        write_at(mirror, there, offset, whole=True)
-    size = os.fstat(home).st_size
-    if os.fstat(mirror).st_size > size:
-        os.ftruncate(mirror, size)
+        write_at(changed, there, offset, whole=True)
+    size = os.fstat(kept).st_size
+    if os.fstat(changed).st_size > size:
+        os.ftruncate(changed, size)
 
 
 def _place(number: int, length: int, offset: int) -> int:
