@@ -138,8 +138,7 @@ def write_itself(home: Descriptor, data: bytes, offset: int, appends: bool) -> i
 
 
 def write_both(home: Descriptor, mirror: Descriptor, data: bytes, offset: int, appends: bool) -> int:
-    """Write to the source, then to the backing file at the same place: the other way round readers were seen to get
-    what was there before. What one of them does not take, none has."""
+    """Write to the source, then to the backing file at the same place. What one of them does not take, none has."""
     with home.use() as to_home, mirror.use() as to_mirror:
         _drop_set_id(to_home)
         offset = _place(to_home, len(data), offset) if appends else offset

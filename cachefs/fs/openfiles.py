@@ -13,6 +13,7 @@ from cachefs.fs.inodes import Node
 from cachefs.fs.modes import Mode
 from cachefs.fs.offers import Offer
 from cachefs.fs.source import Source
+from cachefs.fs.underway import Underway
 from cachefs.model import FileKey
 
 
@@ -45,6 +46,7 @@ class OpenInode:
     changed: bool = False
     """Through the mount, since it was opened: what the SSD had of it is its content no more."""
     opening: trio.Lock = field(default_factory=trio.Lock)
+    underway: Underway = field(default_factory=Underway)
 
     @property
     def kept_by_ssd(self) -> Descriptor | None:

@@ -195,11 +195,16 @@ class Routing:
         if entry is not None:
             self._touch(inode, entry)
         wish = self._reading_wish(inode, entry)
-        if entry is not None and not self._in_force(entry):
-            version = None  # somebody began to write meanwhile
-        keep = version is not None and node.version == version
+        if inode.writers or (entry is not None and not self._in_force(entry)):
+            version = None  # somebody writes, or began to meanwhile
+        keep = self._has_pages_under_way(inode) or (version is not None and node.version == version)
         node.version = version
         return self._answer_reader(inode, wish, entry, keep_cache=keep)
+
+    @staticmethod
+    def _has_pages_under_way(inode: OpenInode, but: int = 0) -> bool:
+        """Whether the kernel may have pages of writers (of more than ``but``) that the source has not yet."""
+        return inode.mode is Mode.CACHING and inode.writers > but
 
     def _in_force(self, entry: CacheEntry) -> bool:
         current = self._store.get(entry.key)
@@ -299,7 +304,7 @@ class Routing:
         inode, held = handle.inode, handle.inode.backing
         if held is not None and not held.same and flags & os.O_RDWR and held.home is None:
             held.home = await inode.source.call(backing.open_again, opened.descriptor)
-        return self._answer(handle, Wish.WRITE)
+        return self._answer(handle, Wish.WRITE, keep_cache=self._has_pages_under_way(inode, but=1))
 
     def adopt(self, node: Node, opened: reach.Opened, flags: int) -> Opening:
         """A handle for a file that was just created and is open already."""
@@ -394,6 +399,8 @@ class Routing:
         """``size`` bytes at ``offset``; fewer only at the end of the file."""
         handle = self._handles[number]
         inode = handle.inode
+        if inode.writers:
+            await inode.underway.settled(offset, offset + size)
         if inode.backing is not None and inode.backing.is_truth:
             return await self._read_truth(inode, inode.backing, offset, size)
         entry = self._entry(inode.node, inode.keys)
@@ -479,7 +486,9 @@ class Routing:
 
     async def write(self, number: int, offset: int, data: bytes) -> int:
         """As ``Writing.write``."""
-        return await self._writing.write(self._handles[number], offset, data)
+        handle = self._handles[number]
+        with handle.inode.underway.writing(offset, offset + len(data)):
+            return await self._writing.write(handle, offset, data)
 
     async def truncate(self, number: int, size: int) -> None:
         """As ``Writing.truncate``."""

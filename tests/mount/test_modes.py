@@ -13,7 +13,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -287,3 +287,71 @@ def test_a_mapping_of_a_handle_that_appends_writes_where_it_lies(
     os.write(handle, b"appended")
     os.close(handle)
     assert (slow_disk.backing / "log").read_bytes() == b"mapped" + bytes(9_994) + b"appended"
+
+
+class WriteUnderWay:
+    """A page was written that the source has not taken yet: ``film``, of one page, is all ``new`` in the kernel."""
+
+    def __init__(self, running: RunningCachefs, slow_disk: SlowDisk) -> None:
+        self.film = running.mountpoint / "film"
+        self.new = b"new!" * (BLOCK // 4)
+        self._slow_disk = slow_disk
+        self._threads = ThreadPoolExecutor(2)
+        self._writer = os.open(self.film, os.O_RDWR)
+        slow_disk.hang("film", ["write"])
+        self._written = self._threads.submit(os.pwrite, self._writer, self.new, 0)
+        slow_disk.wait_held()
+
+    def reading(self, handle: int) -> Future[bytes]:
+        """Begin to read; returns once the kernel waits for an answer, or has one."""
+        thread = list[int]()
+
+        def read() -> bytes:
+            thread.append(threading.get_native_id())
+            return os.pread(handle, BLOCK, 0)
+
+        reading = self._threads.submit(read)
+        while not reading.done() and not (thread and _waits_in_kernel(thread[0])):
+            time.sleep(0)
+        return reading
+
+    def let_go(self) -> None:
+        """The source takes it."""
+        self._slow_disk.release("film", ["write"])
+        assert self._written.result(timeout=20) == BLOCK
+        os.close(self._writer)
+        self._threads.shutdown()
+
+
+def _waits_in_kernel(thread: int) -> bool:
+    return Path(f"/proc/self/task/{thread}/stat").read_text().rpartition(")")[2].split()[0] == "D"
+
+
+@pytest.fixture
+def write_under_way(
+    cachefs_settings: dict[str, Any], slow_disk: SlowDisk, start_mount: Callable[[dict[str, Any]], RunningCachefs]
+) -> WriteUnderWay:
+    (slow_disk.backing / "film").write_bytes(bytes(BLOCK))
+    slow_disk.settings(direct_io=True)  # else its own pages know of the write
+    return WriteUnderWay(start_mount(cachefs_settings), slow_disk)
+
+
+def test_who_opens_a_file_while_a_write_is_under_way_sees_what_is_written(write_under_way: WriteUnderWay) -> None:
+    for flags in (os.O_RDONLY, os.O_RDWR):
+        handle = os.open(write_under_way.film, flags)
+        reading = write_under_way.reading(handle)
+        assert reading.result(timeout=20) == write_under_way.new  # from the kernel: the source has not answered yet
+        os.close(handle)
+    write_under_way.let_go()
+    assert write_under_way.film.read_bytes() == write_under_way.new
+
+
+def test_a_page_that_is_lost_while_its_write_is_under_way_is_read_after_it(write_under_way: WriteUnderWay) -> None:
+    """As it happens when memory is short. What is read too early would be the page from then on."""
+    handle = os.open(write_under_way.film, os.O_RDONLY)
+    os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    reading = write_under_way.reading(handle)
+    write_under_way.let_go()
+    assert reading.result() == write_under_way.new
+    assert os.pread(handle, BLOCK, 0) == write_under_way.new
+    os.close(handle)
