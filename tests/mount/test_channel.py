@@ -95,6 +95,7 @@ def test_a_slow_lookup_does_not_hold_up_its_folder(running: RunningCachefs, slow
         assert looking.wait(ENDS_WITHIN_S) == 0
 
 
+@pytest.mark.alone
 def test_readers_of_a_hung_source_leave_others_their_read_ahead(
     running: RunningCachefs, slow_disk: SlowDisk, expected_warnings: list[str]
 ) -> None:

@@ -17,6 +17,8 @@ import pytest
 
 from tests.standin.slowdisk_process import REPOSITORY
 
+pytestmark = pytest.mark.alone
+
 MARK = "CHECKED_DEMO"
 LONGEST_S = 120
 

@@ -107,6 +107,7 @@ MEASURED: dict[str, Callable[[Scene], Callable[[], object]]] = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("what", MEASURED)
 def test_a_hung_source_slows_nobody_else(scene: Scene, hung_callers: Callable[[], None], what: str) -> None:
     function = MEASURED[what](scene)

@@ -12,7 +12,10 @@ import pytest
 from tests.soak.soak import Soak, Wishes
 from tests.soak.stage import set_up
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes the kernel forget names")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root makes the kernel forget names"),
+]
 
 SEED = 7
 
