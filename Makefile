@@ -38,7 +38,7 @@ soak: setup
 # Three at a time, since most of them wait for something; what measures, alone.
 test: setup
 ifeq ($(strip $(ARGS)),)
-	.venv/bin/python -m pytest -n 3 -m "not alone"
+	.venv/bin/python -m pytest -n 3 --dist loadscope -m "not alone"
 	.venv/bin/python -m pytest -m alone
 else
 	.venv/bin/python -m pytest $(ARGS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from cachefs.cache.store import EvictResult, Limits
 from cachefs.errors import CacheError
 from cachefs.model import Pin
 from tests.engine.cachekit import Bytes, cached, content, key, listed, opened
+from tests.smalldisk import small_disk
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a small file system is mounted by root only")
 
@@ -28,11 +28,8 @@ def ssd(tmp_path: Path) -> Iterator[Path]:
     """A cache folder on a file system of 12 MiB."""
     place = tmp_path / "ssd"
     place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "cachefs-test", place], check=True)
-    try:
+    with small_disk(place, "size=12m"):
         yield place / "cache"
-    finally:
-        subprocess.run(["umount", place], check=True)
 
 
 def fill(ssd: Path) -> Path:

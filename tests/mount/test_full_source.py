@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from tests.mount.kit import STATE, errno_of, read
 from tests.mount.lives import settings_in, wait_until
+from tests.smalldisk import small_disk
 from tests.standin.running import RunningCachefs
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a small file system is mounted by root only")
@@ -31,8 +31,7 @@ def settings(tmp_path: Path) -> Iterator[dict[str, Any]]:
     """A source of 4 MiB and 40 files, and an SSD of 6 MiB; the same files in ``native`` and ``through``."""
     with settings_in(tmp_path) as made, ExitStack() as stack:
         for name, options in (("media", "size=4m,nr_inodes=40"), ("ssd", "size=6m")):
-            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "small", tmp_path / name], check=True)
-            stack.callback(subprocess.check_call, ["umount", tmp_path / name])
+            stack.enter_context(small_disk(tmp_path / name, options))
         for folder in ("native", "through"):
             (tmp_path / "media" / folder).mkdir()
             for name in FILES:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 
 from tests.mount.kit import MIB, STATE, read
 from tests.mount.lives import settings_in, wait_until
+from tests.smalldisk import small_disk
 from tests.standin.running import RunningCachefs
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a small file system is mounted by root only")
@@ -24,15 +24,11 @@ CACHED, OTHER = random.Random(1).randbytes(MIB), random.Random(2).randbytes(MIB)
 @pytest.fixture
 def settings(tmp_path: Path) -> Iterator[dict[str, Any]]:
     """Two films, and an SSD of 8 MiB."""
-    with settings_in(tmp_path) as made:
+    with settings_in(tmp_path) as made, small_disk(tmp_path / "ssd", "size=8m"):
         (tmp_path / "media" / "cached.mkv").write_bytes(CACHED)
         (tmp_path / "media" / "other.mkv").write_bytes(OTHER)
         made["cache"]["path"] = str(tmp_path / "ssd" / "cache")
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "small", tmp_path / "ssd"], check=True)
-        try:
-            yield made
-        finally:
-            subprocess.run(["umount", tmp_path / "ssd"], check=True)
+        yield made
 
 
 def _fill(filler: Path) -> None:
