@@ -5,10 +5,8 @@ takes the cached copy out of service *before* it acts. An open file that the dae
 read asks the store anew, so a handle moves to the SSD in mid-stream when its file is published, and back when the entry
 goes. A complete entry opened for reading is handed to the kernel (passthrough), by the table in ``modes``.
 
-Concurrency: everything here runs on the event loop. Between the store's answer and the use of a descriptor lies at
-most one ``await`` for opening it; an SSD descriptor belongs to one entry id and its bytes never change, so a late use
-yields the bytes of the moment the read began. An open decides the kernel's mode and counts itself in one synchronous
-block, after everything that waits.
+Concurrency: everything here runs on the event loop. An open decides the kernel's mode and counts itself in one
+synchronous block, after everything that waits.
 """
 
 from __future__ import annotations
@@ -34,9 +32,10 @@ from cachefs.fs.inodes import Node
 from cachefs.fs.modes import TABLE, Answer, Mode, Wish
 from cachefs.fs.offered import Offered
 from cachefs.fs.openfiles import Handle, Opening, OpenInode
-from cachefs.fs.segments import Segment, route, visible
+from cachefs.fs.reading import Reading
+from cachefs.fs.segments import visible
 from cachefs.fs.source import Source
-from cachefs.fs.ssd import Ssd, read_at_once
+from cachefs.fs.ssd import Ssd
 from cachefs.fs.stat import Stat, look
 from cachefs.fs.turns import Turns
 from cachefs.fs.union import Union
@@ -68,6 +67,7 @@ class Routing:
         self._store = store
         self._counters = counters
         self._ssd = Ssd(store)
+        self._reading = Reading(union, self._ssd, counters, self._entry_of, self._touch)
         self._writing = Writing(self._ssd, self.change)
         self._inodes: dict[int, OpenInode] = {}
         self._handles: dict[int, Handle] = {}
@@ -187,7 +187,7 @@ class Routing:
                 version = (entry.size, entry.fingerprint.mtime_ns)
             if version is None:
                 entry = None
-                version = await self._open_source(inode)
+                version = await self._reading.open_source(inode)
         except BaseException:
             inode.readers -= 1
             self._let_go(inode)
@@ -331,18 +331,6 @@ class Routing:
         inode.node = node
         return inode
 
-    async def _open_source(self, inode: OpenInode) -> tuple[int, int]:
-        """Make sure that the inode can be read from its source; returns its size and mtime as now open."""
-        async with inode.opening:
-            place = self._union.place(inode.node)
-            opened = await inode.source.call(reach.open_node, place.ref, os.O_RDONLY)
-            spare: Descriptor | None = opened.descriptor
-            if inode.from_source is None:
-                inode.from_source, spare = spare, None
-        if spare is not None:
-            await inode.source.discard(spare)
-        return (opened.stat.size, opened.stat.mtime_ns)
-
     # --- close ---------------------------------------------------------------------------------------------------
 
     async def release(self, number: int) -> None:
@@ -396,35 +384,8 @@ class Routing:
     # --- read ----------------------------------------------------------------------------------------------------
 
     async def read(self, number: int, offset: int, size: int) -> bytes | bytearray:
-        """``size`` bytes at ``offset``; fewer only at the end of the file."""
-        handle = self._handles[number]
-        inode = handle.inode
-        if inode.writers:
-            await inode.underway.settled(offset, offset + size)
-        if inode.backing is not None and inode.backing.is_truth:
-            return await self._read_truth(inode, inode.backing, offset, size)
-        entry = self._entry(inode.node, inode.keys)
-        if entry is not None and entry.state is EntryState.MOVED:
-            return await self._read_moved(inode, entry, offset, size)
-        segments = route(entry, offset, offset + size)
-        if entry is not None:
-            self._touch(inode, entry)
-        if len(segments) == 1:
-            return await self._read_segment(handle, entry, segments[0])
-        parts = bytearray()
-        for segment in segments:
-            part = await self._read_segment(handle, entry, segment)
-            parts += part
-            if len(part) < segment.end - segment.start:
-                break
-        return parts
-
-    async def _read_moved(self, inode: OpenInode, entry: CacheEntry, offset: int, size: int) -> bytes | bytearray:
-        self._touch(inode, entry)
-        data = await self._ssd.read_moved(inode, entry, offset, size)
-        inode.cache_bytes += len(data)
-        self._counters.add_cache_read(len(data))
-        return data
+        """As ``Reading.read``."""
+        return await self._reading.read(self._handles[number], offset, size)
 
     def barred(self, targets: Targets) -> AbstractContextManager[object]:
         """No copy of these begins or is published within."""
@@ -437,50 +398,6 @@ class Routing:
     def changing(self, place: Place, *, content: bool) -> AbstractAsyncContextManager[None]:
         """Around a change of the file at a place."""
         return self.turns.changing(place.keys[0], content=content) if place.keys else nullcontext()
-
-    async def _read_truth(self, inode: OpenInode, held: backing.Backing, offset: int, size: int) -> bytes:
-        data = await self._ssd.run(reach.read_exactly, held.descriptor, size, offset)
-        inode.cache_bytes += len(data)
-        self._counters.add_cache_read(len(data))
-        return data
-
-    async def _read_segment(self, handle: Handle, entry: CacheEntry | None, segment: Segment) -> bytes | bytearray:
-        inode = handle.inode
-        start, size = segment.start, segment.end - segment.start
-        if segment.cached and entry is not None:
-            data = await self._ssd.read(inode, entry, start, size)
-            if data is not None:
-                inode.cache_bytes += size
-                self._counters.add_cache_read(size)
-                return data
-            self._counters.add_fallback()
-        found = await self._read_source(handle, start, size)
-        inode.source_bytes += len(found)
-        self._counters.add_source_read(len(found))
-        return found
-
-    async def _read_source(self, handle: Handle, start: int, size: int) -> bytes | bytearray:
-        inode = handle.inode
-        descriptor = handle.own if handle.own is not None else inode.from_source
-        if descriptor is None:
-            try:
-                await self._open_source(inode)
-            except OSError as error:
-                kept = inode.kept_by_ssd
-                if error.errno != errno.ESTALE or kept is None:
-                    raise
-                return await self._ssd.run(reach.read_exactly, kept, size, start)
-            descriptor = inode.from_source
-        if descriptor is None:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        data = read_at_once(descriptor, start, size)
-        if data is not None:
-            return data
-        inode.source.note_read()
-        try:
-            return await inode.source.call(reach.read_exactly, descriptor, size, start)
-        finally:
-            inode.source.note_read()
 
     # --- write ---------------------------------------------------------------------------------------------------
 
@@ -538,6 +455,9 @@ class Routing:
                 return entry
         return None
 
+    def _entry_of(self, inode: OpenInode) -> CacheEntry | None:
+        return self._entry(inode.node, inode.keys)
+
     def _touch(self, inode: OpenInode, entry: CacheEntry) -> None:
         now = trio.current_time()
         if now - inode.touched_at >= _TOUCH_EVERY_S:
@@ -545,7 +465,7 @@ class Routing:
             self._store.touch(entry.key, time.time())
 
     def _touch_entry(self, inode: OpenInode) -> None:
-        entry = self._entry(inode.node, inode.keys)
+        entry = self._entry_of(inode)
         if entry is not None:
             self._touch(inode, entry)
 
@@ -609,7 +529,7 @@ class Routing:
             paths = self._union.inodes.paths(inode.node)
             yield OpenFile(
                 path=UnionPath(paths[0] if paths else "(deleted)"),
-                served_from=visible(self._entry(inode.node, inode.keys)),
+                served_from=visible(self._entry_of(inode)),
                 readers=readers,
                 writers=inode.writers,
                 cache_bytes=inode.cache_bytes,
