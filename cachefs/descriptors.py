@@ -84,6 +84,18 @@ def open_below(path: str, flags: int) -> int:
         os.close(place)
 
 
+def sync_names(folder: int) -> None:
+    """Make the names in an open folder (also one of O_PATH) durable."""
+    number = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # file systems that keep names durable by themselves say so
+            raise
+    finally:
+        os.close(number)
+
+
 def raise_limit() -> None:
     """Let this process have as many descriptors as it may: open files and folders need some each, and the usual limit
     of 1,024 is one for programs that call select(2)."""

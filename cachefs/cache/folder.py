@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from cachefs.cache import inside
 from cachefs.cache.label import Label
 from cachefs.cache.label import write as write_label
+from cachefs.descriptors import sync_names
 from cachefs.errors import CacheBusy, CacheError
 from cachefs.model import FileKey
 from cachefs.ownership import ours
@@ -197,7 +198,7 @@ class Folder:
         finally:
             os.close(number)
         with inside.folder(self.place, "partial") as place:
-            _sync_place(place)
+            sync_names(place)
 
     def sync_data(self, entry_id: int) -> None:
         """Make the bytes written so far durable."""
@@ -263,7 +264,7 @@ class Folder:
     def sync_folders(self, folders: tuple[str, ...]) -> None:
         for folder in dict.fromkeys(folders):
             with inside.folder(self.place, folder) as place:
-                _sync_place(place)
+                sync_names(place)
 
     def remove_partial(self, entry_id: int) -> None:
         with suppress(FileNotFoundError):
@@ -397,16 +398,5 @@ def _opened(path: str) -> Iterator[int]:
     number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # the original may be one that nobody may write
     try:
         yield number
-    finally:
-        os.close(number)
-
-
-def _sync_place(place: int) -> None:
-    number = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
-    try:
-        os.fsync(number)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # file systems that keep names durable by themselves say so
-            raise
     finally:
         os.close(number)

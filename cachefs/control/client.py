@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Protocol, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -22,11 +22,26 @@ from cachefs.restoration import HomeProgress, HomeReport
 from cachefs.verification import Progress, Report
 
 T = TypeVar("T")
+P = TypeVar("P", covariant=True)
+R = TypeVar("R", covariant=True)
 
 _QUICK_S = 30.0
 """For answers that the daemon has in memory."""
 _PATIENT_S = 300.0
 """For answers that wait for Plex (a whole snapshot has a minute) and for disks that wake up."""
+
+
+class _Line(Protocol[P, R]):
+    """One line of an answer that takes long, as in ``messages``."""
+
+    @property
+    def progress(self) -> P | None: ...
+
+    @property
+    def report(self) -> R | None: ...
+
+    @property
+    def failure(self) -> Failure | None: ...
 
 
 class Client:
@@ -85,20 +100,16 @@ class Client:
     def verify(self, text: str, content: bool, repair: bool, show: Callable[[Progress], None]) -> Report:
         """Verify and wait for the report, however long it takes; ``show`` is told how far it is about twice a second.
         The daemon stops when this is interrupted."""
-        for line in self._follow("verify", wire.dumps(VerifyWish(text, content, repair))):
-            told = self._understood(VerifyLine, line)
-            if told.failure is not None:
-                raise UserError(told.failure.error)
-            if told.report is not None:
-                return told.report
-            if told.progress is not None:
-                show(told.progress)
-        raise CachefsError(f"the daemon on {self._socket} ended before it answered")
+        return self._report(VerifyLine, "verify", VerifyWish(text, content, repair), show)
 
     def restore(self, text: str, show: Callable[[HomeProgress], None]) -> HomeReport:
         """Bring moved files home; as ``verify``."""
-        for line in self._follow("restore", wire.dumps(Target(text))):
-            told = self._understood(RestoreLine, line)
+        return self._report(RestoreLine, "restore", Target(text), show)
+
+    def _report(self, kind: type[_Line[P, R]], route: str, wish: object, show: Callable[[P], None]) -> R:
+        """The report at the end of an answer that takes long."""
+        for line in self._follow(route, wire.dumps(wish)):
+            told = self._understood(kind, line)
             if told.failure is not None:
                 raise UserError(told.failure.error)
             if told.report is not None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar, TypeVarTuple
 
-from cachefs.descriptors import Descriptor
+from cachefs.descriptors import Descriptor, sync_names
 from cachefs.fs import reach
 from cachefs.fs.found import RESERVED
 from cachefs.fs.source import Source
@@ -155,7 +155,7 @@ def _take_away(source: Source, path: str, kept: int | None, seen: SourceFile) ->
                 os.unlink(name, dir_fd=folder)
         finally:
             os.close(number)  # and with it goes the lease
-        _sync(folder)
+        sync_names(folder)
     return reserved
 
 
@@ -179,7 +179,7 @@ def _reserve(source: Source, folder: int, name: str, kept: int | None) -> None:
             if error.errno == errno.EXDEV:
                 raise OSError(errno.EXDEV, _OTHER_FILESYSTEM, name) from error
             raise
-        _sync(reserved)
+        sync_names(reserved)
 
 
 def _refuse_other_filesystem(source: Source, found: Stat) -> None:
@@ -197,7 +197,7 @@ def _reserved(source: Source, *, make: bool = True) -> Iterator[int]:
         if make:
             with suppress(FileExistsError):
                 os.mkdir(RESERVED, 0o700, dir_fd=root)
-                _sync(root)
+                sync_names(root)
         number = os.open(RESERVED, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
     try:
         yield number
@@ -224,8 +224,8 @@ def _arrive(source: Source, path: str, kept: int) -> None:
             if error.errno != errno.EXDEV:
                 raise
             raise OSError(errno.EXDEV, _OTHER_FILESYSTEM, path) from error
-        _sync(folder)
-        _sync(reserved)
+        sync_names(folder)
+        sync_names(reserved)
     with source.folders.at("") as root, suppress(OSError):  # others are in it
         os.rmdir(RESERVED, dir_fd=root)
 
@@ -248,7 +248,7 @@ def _make_folders(source: Source, path: str) -> None:
         below = f"{above}/{name}" if above else name
         with source.folders.at(above) as folder, suppress(FileExistsError):
             os.mkdir(name, 0o777, dir_fd=folder)
-            _sync(folder)
+            sync_names(folder)
             source.folders.forget(below)  # what may be open is one that was deleted
         above = below
 
@@ -279,14 +279,3 @@ def _tidy(source: Source, keep: frozenset[int]) -> None:
                 os.unlink(name, dir_fd=folder)
     with source.folders.at("") as root, suppress(OSError):  # there is something in it
         os.rmdir(RESERVED, dir_fd=root)
-
-
-def _sync(folder: int) -> None:
-    number = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
-    try:
-        os.fsync(number)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # file systems that keep names durable by themselves say so
-            raise
-    finally:
-        os.close(number)

@@ -165,7 +165,7 @@ class Union:
         place = self.place(parent)
         if not place.keys:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-        return FileKey(place.keys[0].source, below(place.keys[0], name))
+        return named(place.keys[0], name)
 
     def known(self, source: Source, seen: Stat) -> Node | None:
         """The node of a file that was just seen, if the kernel knows it."""
@@ -186,7 +186,7 @@ class Union:
             raise not_there(name)
         if not place.keys:
             return await self._look_at_source(place, parent, name)
-        key = FileKey(place.keys[0].source, below(place.keys[0], name))
+        key = named(place.keys[0], name)
 
         async def look() -> Found:
             moved = self.elsewhere.place(key)
@@ -205,9 +205,6 @@ class Union:
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ESTALE) or self._moved_ids(keys) == before:
                     raise
-
-    def _moved_child(self, place: Place, name: str) -> Place | None:
-        return self.elsewhere.place(FileKey(place.keys[0].source, below(place.keys[0], name))) if place.keys else None
 
     def _moved_ids(self, keys: Sequence[FileKey]) -> list[int]:
         return [entry.id for key in keys if (entry := self.elsewhere.files.get(key)) is not None]
@@ -407,7 +404,7 @@ class Union:
         """The moved files in a folder (or those of these names) beside what its source has."""
         moved, at = self.moved_in(folder), self.place(folder)
         for name in moved if names is None else [name for name in names if name in moved]:
-            place = self._moved_child(at, name)
+            place = self.elsewhere.place(named(at.keys[0], name))
             if place is not None:
                 found[name] = await self._found_moved(place, Link(folder.number, name))
 
@@ -658,7 +655,7 @@ class Union:
         before = {child.name: self._known_before(place.source, child, folder) for child in children}
         found = await self._found_all(place.source, children, folder, steady=False)
         for name in self.moved_in(folder).keys() & set(names):
-            at = self._moved_child(place, name)
+            at = self.elsewhere.place(named(place.keys[0], name))
             entry = at.moved if at is not None else None
             node = self.inodes.find(*identity_of(entry)) if entry is not None else None
             before[name] = (node.seen if node is not None else None, True)
@@ -720,9 +717,9 @@ class Union:
         return total([await source.call(_statvfs, source) for source in online])
 
 
-def below(folder: FileKey, name: str) -> str:
-    """The path of a name in a folder."""
-    return f"{folder.path}/{name}" if folder.path else name
+def named(folder: FileKey, name: str) -> FileKey:
+    """The key of a name in a folder."""
+    return FileKey(folder.source, f"{folder.path}/{name}" if folder.path else name)
 
 
 async def _nothing_is_certain(folder: FileKey) -> Known | None:

@@ -176,13 +176,17 @@ def test_no_folder_is_removed_that_is_not_empty(two_folders: RealFiles, cached_o
     assert (tree(files.folder), tree(files.behind)) == before
 
 
-def test_a_folder_whose_cached_files_were_removed_behind_the_mount_is_empty(
-    running: RunningCachefs, two_folders: RealFiles
-) -> None:
-    files = two_folders
-    for path in list((files.behind / "new").iterdir()):
+@pytest.fixture
+def new_is_empty(running: RunningCachefs, two_folders: RealFiles) -> RealFiles:
+    """``two_folders``, where everything in ``new`` was removed behind the mount."""
+    for path in list((two_folders.behind / "new").iterdir()):
         path.unlink()
-    wait_until(running, lambda: not os.listdir(files.folder / "new"), "they are gone", SEEN_WITHIN_S)
+    wait_until(running, lambda: not os.listdir(two_folders.folder / "new"), "they are gone", SEEN_WITHIN_S)
+    return two_folders
+
+
+def test_a_folder_whose_cached_files_were_removed_behind_the_mount_is_empty(new_is_empty: RealFiles) -> None:
+    files = new_is_empty
     files.rmdir("new")
     files.mkdir("new")
     assert tree(files.folder / "new") == {}
@@ -303,13 +307,8 @@ def test_to_copy_a_film_is_not_to_watch_it(running: RunningCachefs, files: RealF
     assert (files.behind / "film").stat().st_atime_ns == LONG_AGO_NS
 
 
-def test_a_folder_that_replaces_one_emptied_behind_the_mount_has_its_own_files(
-    running: RunningCachefs, two_folders: RealFiles
-) -> None:
-    files = two_folders
-    for path in list((files.behind / "new").iterdir()):
-        path.unlink()
-    wait_until(running, lambda: not os.listdir(files.folder / "new"), "they are gone", SEEN_WITHIN_S)
+def test_a_folder_that_replaces_one_emptied_behind_the_mount_has_its_own_files(new_is_empty: RealFiles) -> None:
+    files = new_is_empty
     files.rename("old", "new")
     assert tree(files.folder / "new") == {"cached": b"old cached", "not cached": b"old not cached"}
 
