@@ -64,7 +64,7 @@ def _parse(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=500, help="at least so many, and every step's")
     parser.add_argument("--seed", type=int, default=None, help="of an earlier run, to repeat it")
     parser.add_argument("--folder", type=Path, help="where to work (1 GiB); the default is the temporary folder")
-    parser.add_argument("--mode", choices=("copy", "move"), default="copy", help="cache.mode")
+    parser.add_argument("--mode", choices=("copy", "move", "both"), default="both", help="cache.mode")
     options = parser.parse_args(given)
     options.seed = random.SystemRandom().randrange(1 << 32) if options.seed is None else options.seed
     return options

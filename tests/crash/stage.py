@@ -24,7 +24,8 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Where everything is. ``library``: the content of each of its files, by name below the mount."""
+    """Where everything is. ``library``: the content of each of its files, by name below the mount; ``mode``:
+    ``cache.mode``, or ``both``: another at every start."""
 
     folder: Path
     seed: int
@@ -68,7 +69,12 @@ class Stage:
                     "metadata": chance.choice(("auto", "asked")),
                 }
             ],
-            "cache": {"path": os.fspath(self.ssd), "mode": self.mode, "max_size": "256MiB", "min_free": "1MiB"},
+            "cache": {
+                "path": os.fspath(self.ssd),
+                "mode": chance.choice(("copy", "move")) if self.mode == "both" else self.mode,
+                "max_size": "256MiB",
+                "min_free": "1MiB",
+            },
             "copying": {"bandwidth": chance.choice(("20MiB/s", None))},
             "fast_path": chance.choice(("auto", "off")),
             "control": {"socket": os.fspath(self.socket)},

@@ -99,5 +99,5 @@ def all_steps(mode: str = "copy") -> tuple[str, ...]:
     """Every step that the rig kills at with this ``cache.mode``, in the order of the modules."""
     modules = (*MODULES, *AT_SOURCE)
     found = (found.name for name in modules for found in steps_of(importlib.import_module(name)))
-    moves = mode == "move"
+    moves = mode != "copy"
     return tuple(name for name in found if name not in OUT_OF_REACH and (moves or not name.startswith(_ONLY_MOVING)))
