@@ -7,20 +7,25 @@ what the SSD's file is, but for the inode number, the device and the birth, whic
 
 from __future__ import annotations
 
+import errno
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 import trio
 
-from cachefs.fs.found import Place, absent_dev
-from cachefs.fs.inodes import Node, inode_of, tag_of
+from cachefs.fs import reach
+from cachefs.fs.found import BELIEVED_S, Found, Place, absent_dev
+from cachefs.fs.inodes import Inodes, Link, Node, inode_of, tag_of
 from cachefs.fs.reach import Ref
 from cachefs.fs.source import Source
 from cachefs.fs.stat import Stat
 from cachefs.model import CacheEntry, FileKey, Fingerprint, SourceName
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _TIMEOUT_S = 10.0
 
@@ -117,6 +122,36 @@ class Elsewhere:
         if entry is None or source is None or (node is not None and not _is(node, entry)):
             return None
         return Place(source, (key,), Ref(source.folders, (key.path,), 0, 0, 0, 0, anything=True), moved=entry)
+
+    def names_in(self, folder: FileKey) -> dict[str, int]:
+        """The names of the moved files in a folder itself, and their numbers."""
+        found = ((name, self.files.get(key)) for name, key in self.files.names_in(folder).items())
+        return {name: entry.source_file.inode for name, entry in found if entry is not None}
+
+    async def wherever(self, keys: Sequence[FileKey], act: Callable[[], Awaitable[T]]) -> T:
+        """Do it again when it did not find a file that has moved, or come home, meanwhile."""
+        while True:
+            before = self._ids(keys)
+            try:
+                return await act()
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ESTALE) or self._ids(keys) == before:
+                    raise
+
+    def _ids(self, keys: Sequence[FileKey]) -> list[int]:
+        return [entry.id for key in keys if (entry := self.files.get(key)) is not None]
+
+    async def find(self, place: Place, inodes: Inodes, link: Link) -> Found:
+        """The node of a moved file, as it is now; ESTALE for another."""
+        if place.moved is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        seen = self.noted(place.moved, await place.source.call(reach.stat_node, place.ref))
+        return Found(inodes.meet(place.moved.source_file.inode, seen, link), seen, BELIEVED_S, BELIEVED_S)
+
+    def noted(self, moved: CacheEntry, seen: Stat) -> Stat:
+        """A moved file was seen on the SSD; returns what is shown of it."""
+        self.files.observe(moved.key, seen.size, seen.mtime_ns)
+        return shown(moved, seen)
 
     def any_source(self) -> Source | None:
         """One whose threads may touch files of the SSD that have no name any more."""

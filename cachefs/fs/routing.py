@@ -173,7 +173,7 @@ class Routing:
                 return await self._open_for_writing(node, place, flags)
             return await self._open_for_reading(node, place)
 
-        return await self._union.wherever(self._union.keys(node), opened)
+        return await self._union.elsewhere.wherever(self._union.keys(node), opened)
 
     async def _open_for_reading(self, node: Node, place: Place) -> Opening:
         entry = await self._fresh_entry(node, place)

@@ -11,7 +11,7 @@ import errno
 import os
 import stat as st
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar, TypeVarTuple
@@ -21,7 +21,8 @@ import trio
 from cachefs.descriptors import Descriptor
 from cachefs.errors import SourceError
 from cachefs.fs import reach
-from cachefs.fs.elsewhere import Elsewhere, identity_of, shown
+from cachefs.fs.certain import Certain
+from cachefs.fs.elsewhere import Elsewhere, identity_of
 from cachefs.fs.files import Files
 from cachefs.fs.found import (
     BELIEVED_S,
@@ -51,7 +52,7 @@ from cachefs.fs.source import Metadata, Source
 from cachefs.fs.space import Space, total
 from cachefs.fs.stat import Stat
 from cachefs.fs.watched import Asked, Watched
-from cachefs.model import CacheEntry, FileKey, SourceName, UnionPath
+from cachefs.model import FileKey, SourceName, UnionPath
 from cachefs.paths import Layout
 
 _ROOM_FOR_WATCHES = 256
@@ -79,12 +80,13 @@ class Union:
         self._witness = witness
         self.remembered = Remembered(memory if memory is not None else NoMemory())
         self._roots = Roots(self.sources, self.remembered, self.inodes, tag_of)
-        self.files = Files(self.sources, self._roots, witness, self._certain, self.elsewhere)
+        self.watched = Watched(self.inodes.leaves.close_folder, self._changed)
+        self._certain = Certain(self.sources, self._roots, self.remembered, self.watched)
+        self.files = Files(self.sources, self._roots, witness, self._certain.under, self.elsewhere)
         self.files_asked = Files(self.sources, self._roots, witness, _nothing_is_certain, self.elsewhere)
         """As ``files``, and the sources are asked whatever is known of them."""
         self._patience = Patience()
         self._when_forgotten: dict[int, Callable[[], Awaitable[None]]] = {}
-        self.watched = Watched(self.inodes.leaves.close_folder, self._changed)
         self.remembering = Remembering(self.sources, self.remembered, self.watched)
         self._virtual = Stat(st.S_IFDIR | 0o755, ROOT, 0, 2, os.geteuid(), os.getegid(), 0, 0, 0, 4096, *_now4())
 
@@ -191,23 +193,10 @@ class Union:
         async def look() -> Found:
             moved = self.elsewhere.place(key)
             if moved is not None:
-                return await self._found_moved(moved, Link(parent.number, name))
+                return await self.elsewhere.find(moved, self.inodes, Link(parent.number, name))
             return await self._look_at_source(place, parent, name)
 
-        return await self.wherever((key,), look)
-
-    async def wherever(self, keys: Sequence[FileKey], act: Callable[[], Awaitable[T]]) -> T:
-        """Do it again when it did not find a file that has moved, or come home, meanwhile."""
-        while True:
-            before = self._moved_ids(keys)
-            try:
-                return await act()
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ESTALE) or self._moved_ids(keys) == before:
-                    raise
-
-    def _moved_ids(self, keys: Sequence[FileKey]) -> list[int]:
-        return [entry.id for key in keys if (entry := self.elsewhere.files.get(key)) is not None]
+        return await self.elsewhere.wherever((key,), look)
 
     async def _look_at_source(self, place: Place, parent: Node, name: str) -> Found:
         asked = self._ask(place.source, parent)
@@ -239,33 +228,10 @@ class Union:
             raise not_there(name)
         return await self.found(place.source, Child(name, looked.stat), parent, steady=steady)
 
-    async def _found_moved(self, place: Place, link: Link | None) -> Found:
-        """The node of a moved file, as it is now."""
-        seen = await self._seen_moved(place)
-        node = self.inodes.meet(place.moved.source_file.inode, seen, link) if place.moved is not None else None
-        if node is None:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        return Found(node, seen, BELIEVED_S, BELIEVED_S)
-
-    async def _seen_moved(self, place: Place) -> Stat:
-        if place.moved is None:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        return self._noted(place.moved, await place.source.call(reach.stat_node, place.ref))
-
-    def _noted(self, moved: CacheEntry, seen: Stat) -> Stat:
-        """A moved file was seen on the SSD; returns what is shown of it."""
-        self.elsewhere.files.observe(moved.key, seen.size, seen.mtime_ns)
-        return shown(moved, seen)
-
     def moved_in(self, folder: Node) -> dict[str, int]:
         """The names of the moved files in a folder itself, and their numbers."""
         keys = () if self.is_virtual(folder) else self.keys(folder)[:1]
-        return {
-            name: entry.source_file.inode
-            for folder_key in keys
-            for name, key in self.elsewhere.files.names_in(folder_key).items()
-            if (entry := self.elsewhere.files.get(key)) is not None
-        }
+        return {name: number for key in keys for name, number in self.elsewhere.names_in(key).items()}
 
     async def _call(self, source: Source, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """As ``source.call``; that a folder is not there is no news where the whole source has become empty."""
@@ -406,7 +372,7 @@ class Union:
         for name in moved if names is None else [name for name in names if name in moved]:
             place = self.elsewhere.place(named(at.keys[0], name))
             if place is not None:
-                found[name] = await self._found_moved(place, Link(folder.number, name))
+                found[name] = await self.elsewhere.find(place, self.inodes, Link(folder.number, name))
 
     async def _meet_device(self, source: Source, parent: Node, child: Child) -> Tagged:
         """A file system below a source that was not seen before: a nested mount, a btrfs subvolume."""
@@ -422,7 +388,7 @@ class Union:
         """The node's attributes now; tells the witness."""
         if self.is_virtual(node):
             return Found(node, self._virtual, VIRTUAL_S, VIRTUAL_S)
-        return await self.wherever(self.keys(node), partial(self._attributes, node))
+        return await self.elsewhere.wherever(self.keys(node), partial(self._attributes, node))
 
     async def _attributes(self, node: Node) -> Found:
         place = self.place(node)
@@ -466,11 +432,11 @@ class Union:
             return None
         (key,) = place.keys
         if st.S_ISDIR(node.kind):
-            known = await self._certain_of(node, place)
+            known = await self._certain.inside(node, place)
             seen = known.own if known is not None else None
         else:
             parent = self.inodes.get(node.links[-1].parent)
-            known = await self._certain_of(parent, self.place(parent)) if parent is not None else None
+            known = await self._certain.inside(parent, self.place(parent)) if parent is not None else None
             seen = known.listing.named(key.path.rpartition("/")[2]) if known is not None else None
             seen = seen if seen is not None and seen.nlink == 1 else None
         if seen is None or not place.ref.means(seen):
@@ -490,7 +456,7 @@ class Union:
     def seen(self, node: Node, place: Place, seen: Stat, *, steady: bool = False) -> Found:
         """A known node was just seen at its source; tells the witness."""
         if place.moved is not None:
-            node.seen = self._noted(place.moved, seen)
+            node.seen = self.elsewhere.noted(place.moved, seen)
             return Found(node, node.seen, BELIEVED_S, BELIEVED_S)
         node.seen = seen
         device = self._roots.device(place.source.name, seen.dev)
@@ -538,7 +504,7 @@ class Union:
         """As its source has it, or as it is remembered."""
         place = self.place(folder)
         asked = self._ask(place.source, folder)
-        certain = await self._certain_of(folder, place)
+        certain = await self._certain.inside(folder, place)
         if certain is not None and folder.watch is not None and certain.listing.find(start) is not None:
             return Reading(place.source, certain.listing, folder.watch.changes, Told.CERTAIN)
         keep = self._keeps(asked, place)
@@ -571,44 +537,13 @@ class Union:
             if place.source.metadata is not Metadata.ASKED:
                 self.watched.learned(folder, place.keys[0], changes)
 
-    async def _certain(self, key: FileKey) -> Known | None:
-        """What is in the folder under this key, without asking its source; None where that is not certain: every folder
-        on the way must certainly be the one that was read under its name."""
-        watch = self.watched.certain(key)
-        if watch is None:
-            return None
-        if key.path:
-            above, _, name = key.path.rpartition("/")
-            known_above = await self._certain(FileKey(key.source, above))
-            seen = known_above.listing.named(name) if known_above is not None else None
-        else:
-            seen = self._roots.get(key.source)
-        if seen is None or self.number(key.source, seen) != watch.folder:
-            return None
-        return await self._remembered_as(key, watch)
-
-    async def _certain_of(self, folder: Node, place: Place) -> Known | None:
-        """What is in this very folder, without asking its source; None where that is not certain."""
-        watch = folder.watch if folder.watch is not None else self.watched.wake(folder)
-        if not place.keys or watch is None or self.watched.certain(place.keys[0]) is not watch:
-            return None
-        return await self._remembered_as(place.keys[0], watch)
-
-    async def _remembered_as(self, key: FileKey, watch: FolderWatch) -> Known | None:
-        known = await self.remembered.folder(key)
-        return known if self.watched.certain(key) is watch else None
-
     def number(self, source: SourceName, seen: Stat) -> int | None:
-        """The number of a folder that was seen; the root's where it is that."""
-        root = self._roots.get(source)
-        if len(self.sources) == 1 and root is not None and (root.dev, root.ino) == (seen.dev, seen.ino):
-            return ROOT
-        device = self._roots.device(source, seen.dev)
-        return number_of(device.tag, seen.ino) if device is not None else None
+        """As ``Certain.number``."""
+        return self._certain.number(source, seen)
 
     async def _certain_child(self, place: Place, parent: Node, name: str) -> Found | None:
         """A name in a folder, without asking the source; None where that is not certain."""
-        known = await self._certain_of(parent, place)
+        known = await self._certain.inside(parent, place)
         if known is None:
             return None
         seen = known.listing.named(name)
@@ -628,10 +563,7 @@ class Union:
         seen = child.stat
         holds = seen.is_folder or seen.nlink == 1
         if seen.is_folder:
-            key = self.child_key(parent, child.name)
-            watch = self.watched.certain(key)
-            ours = watch is not None and watch.folder == self.number(source.name, seen)
-            inside = await self._remembered_as(key, watch) if watch is not None and ours else None
+            inside = await self._certain.seen(self.child_key(parent, child.name), seen)
             holds = inside is not None
             seen = inside.own if inside is not None else seen
         found = await self.found(source, Child(child.name, seen), parent, steady=True)
