@@ -92,6 +92,7 @@ class Rig:
             befall(self._stage, strike.mishap)
         if strike.phase is Phase.START:
             reached = self._die_at_start(strike)
+        failpoints.withdraw(self._stage.orders)
         back_s = self._lives.revive()
         self.load.end(died=True)
         found = audit(self._stage, self.load)
