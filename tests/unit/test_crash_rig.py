@@ -273,6 +273,14 @@ def test_before_a_step_it_is_not_taken(tmp_path: Path, armed: Failpoints) -> Non
     assert done == []
 
 
+def test_orders_that_were_withdrawn_kill_nobody(tmp_path: Path, armed: Failpoints) -> None:
+    orders = Orders(1, "a.step", "before")
+    failpoints.give(tmp_path / "orders", orders)
+    failpoints.withdraw(tmp_path / "orders")
+    armed.around("a.step", lambda: None)()
+    assert not failpoints.were_carried_out(tmp_path / "orders", orders)
+
+
 def test_every_step_is_found_where_it_can_be_replaced() -> None:
     for name in (*MODULES, *AT_SOURCE):
         for found in steps_of(importlib.import_module(name)):
