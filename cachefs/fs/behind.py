@@ -86,7 +86,12 @@ class Behind:
             self._untold.discard(source.name)
 
     async def _tell(self, source: Source, news: list[_News] | None, limiter: trio.CapacityLimiter) -> None:
-        wrong = [item for item in await self._judge(source, news) if self._union.inodes.knows(item.inode)]
+        inodes = self._union.inodes
+        wrong = [
+            item
+            for item in await self._judge(source, news)
+            if (inodes.knows_folder(item.inode) if item.name else inodes.knows(item.inode))
+        ]
         await trio.to_thread.run_sync(self._teller.tell, wrong, abandon_on_cancel=True, limiter=limiter)
 
     async def follow_mounts(self, source: Source) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from stat import S_IFMT
+from stat import S_IFMT, S_ISDIR
 
 from cachefs.descriptors import Descriptor
 from cachefs.fs.leaves import Leaves
@@ -139,6 +139,11 @@ class Inodes:
     def knows(self, number: int) -> bool:
         """Whether the kernel may know this number. A leaf stays one."""
         return number in self._nodes or self.leaves.has(number)
+
+    def knows_folder(self, number: int) -> bool:
+        """Whether the kernel may know this number as that of a folder."""
+        node = self._nodes.get(number)
+        return node is not None and S_ISDIR(node.kind)
 
     def begin(self, seen: Stat) -> None:
         """This is the mount's root, now and for as long as the source does not become another folder."""
