@@ -15,6 +15,7 @@ Concurrency, for whoever adds an ``await``:
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -129,7 +130,9 @@ class Shelf:
         current = self.holdings.by_id(entry.id)
         if current is not None and not self.presence.is_stopping:  # then it may only be that it was not waited for
             self.drop([current], DropCause.FAILED)
-        text = (isinstance(error, OSError) and error.strerror) or error
+        text = (isinstance(error, OSError) and error.strerror) or str(error)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            text = f"{text}: neither for bytes (df -h) nor for files (df -i) may it be full"
         return CacheError(f"the cache folder {self.folder.root} failed on {entry.key}: {text}")
 
     def change(self, entry: CacheEntry) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Iterator
@@ -24,12 +25,31 @@ FULL = "the SSD is full: the cache folder"
 
 
 @pytest.fixture
-def ssd(tmp_path: Path) -> Iterator[Path]:
-    """A cache folder on a file system of 12 MiB."""
+def options() -> str:
+    """Of the file system; tests override it by parametrizing."""
+    return "size=12m"
+
+
+@pytest.fixture
+def ssd(tmp_path: Path, options: str) -> Iterator[Path]:
+    """A cache folder on a small file system."""
     place = tmp_path / "ssd"
     place.mkdir()
-    with small_disk(place, "size=12m"):
+    with small_disk(place, options):
         yield place / "cache"
+
+
+def fill_with_files(ssd: Path) -> list[Path]:
+    """Leave not one inode free; returns the files that take them."""
+    fillers: list[Path] = []
+    for number in itertools.count():
+        filler = ssd.with_name(f"filler-{number}")
+        try:
+            filler.touch()
+        except OSError:
+            break
+        fillers.append(filler)
+    return fillers
 
 
 def fill(ssd: Path) -> Path:
@@ -91,6 +111,21 @@ async def test_a_cache_on_a_full_ssd_is_used_as_before_once_there_is_room(ssd: P
             await store.add_pin(Pin("a.mkv"))
         filler.unlink()
         await store.add_pin(Pin("a.mkv"))
+        await cached(store, "b.mkv")
+    async with opened(ssd) as store:
+        assert {entry.key for entry in store.inventory().entries} == {key("a.mkv"), key("b.mkv")}
+
+
+@pytest.mark.parametrize("options", ["size=12m,nr_inodes=60"])
+async def test_an_ssd_that_has_room_for_bytes_but_for_no_file_says_where_to_look_and_is_used_again(ssd: Path) -> None:
+    async with opened(ssd) as store:
+        await cached(store, "a.mkv")
+        fillers = fill_with_files(ssd)
+        with pytest.raises(CacheError, match=r"No space left on device: .*\(df -i\)"):
+            await cached(store, "b.mkv")
+        assert [entry.key for entry in store.inventory().entries] == [key("a.mkv")]
+        for filler in fillers:
+            filler.unlink()
         await cached(store, "b.mkv")
     async with opened(ssd) as store:
         assert {entry.key for entry in store.inventory().entries} == {key("a.mkv"), key("b.mkv")}
