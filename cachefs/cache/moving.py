@@ -69,7 +69,7 @@ class Homes(Protocol):
 
     async def change(self, key: FileKey, function: Callable[[*Ts], T], /, *args: *Ts) -> T: ...
 
-    async def look(self, key: FileKey, /) -> AtHome | None: ...
+    async def look(self, key: FileKey, /, *, durable: bool = False) -> AtHome | None: ...
 
     async def take_away(self, key: FileKey, kept: int | None, seen: SourceFile, /) -> bool: ...
 
@@ -487,10 +487,11 @@ class Movers:
                     raise
 
     async def _settle(self, entry: CacheEntry, home: Home) -> bool:
-        """Whether it turned out to be at home. Raises ``Conflict`` when another file is."""
+        """Whether it turned out to be at home. Raises ``Conflict`` when another file is. What a killed server has done
+        there may not be durable yet, and the SSD is about to rely on it."""
         key, kept = entry.key, entry.source_file.inode
         try:
-            at_home = await self._homes.look(key)
+            at_home = await self._homes.look(key, durable=True)
         except FileExistsError as error:
             raise Conflict(_TAKEN) from error
         if at_home is None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from cachefs.descriptors import Descriptor
+from cachefs.descriptors import Descriptor, sync_names
 from cachefs.fs import reach, times
 from cachefs.fs.caller import Caller, acting_as
 from cachefs.fs.found import RESERVED, Found, Place
@@ -171,9 +171,10 @@ class Changes:
             await self._rename_moved((old_key, old_link), (new_key, new_link), (new_place, new_targets), flags)
             return
         both = _both(targets, new_targets)
-        step = Step(place.ref, old, new_place.ref, new, flags)
+        over_moved = not flags & EXCHANGE and self._moved.get(new_key) is not None
+        step = Step(place.ref, old, new_place.ref, new, flags, durable=over_moved)
         rename = partial(self._routing.change, place.source, both, carry_out, step, cause=DropCause.CHANGED)
-        if not flags & EXCHANGE and self._moved.get(new_key) is not None:
+        if over_moved:
             gone, moved = await self._moved.yield_to(old_key, new_key, flags, partial(rename, later=both.folders))
             await self._forget_name(gone, new_link)
         else:
@@ -202,7 +203,7 @@ class Changes:
         if renamed.over:
             name = new[1].name
             removed = await self._routing.change(
-                place.source, targets, _remove, place.ref, name, os.unlink, cause=DropCause.GONE
+                place.source, targets, _remove, place.ref, name, _unlink_for_good, cause=DropCause.GONE
             )
             await self._lost_name(place, removed, new[1])
             await self._moved.settled(new[0])
@@ -324,6 +325,12 @@ def _remove(parent: Ref, name: str, remove: Callable[..., None]) -> Removed:
     if seen.is_folder and parent.paths:
         parent.folders.forget(f"{parent.paths[0]}/{name}".lstrip("/"))
     return Removed(held, seen, emptied_root)
+
+
+def _unlink_for_good(name: str, *, dir_fd: int) -> None:
+    """The SSD's file of this name says next that the source has none."""
+    os.unlink(name, dir_fd=dir_fd)
+    sync_names(dir_fd)
 
 
 def _set_attributes(ref: Ref, wanted: Attributes) -> Stat:

@@ -71,12 +71,12 @@ class Homes:
         del self._late[key]
         self._union.touched((key,))
 
-    async def look(self, key: FileKey) -> AtHome | None:
-        """What its source has under this name, whatever the mount shows; None when there is nothing. Raises
-        ``OSError``; EEXIST for anything but a regular file."""
+    async def look(self, key: FileKey, *, durable: bool = False) -> AtHome | None:
+        """What its source has under this name, whatever the mount shows; None when there is nothing. ``durable``: it
+        outlives a power cut, whoever made it so. Raises ``OSError``; EEXIST for anything but a regular file."""
         source = self._source(key)
         try:
-            seen = await source.call_gently(_look, source, key.path)
+            seen = await source.call_gently(_look_durably if durable else _look, source, key.path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         if not seen.is_file:
@@ -130,6 +130,12 @@ def _look(source: Source, path: str) -> Stat:
         return look(folder, name)
 
 
+def _look_durably(source: Source, path: str) -> Stat:
+    with source.folders.at(reach.split(path)[0]) as folder:
+        sync_names(folder)
+    return _look(source, path)
+
+
 def _look_at(descriptor: Descriptor) -> Stat:
     with descriptor.use() as number:
         return look(number)
@@ -150,6 +156,7 @@ def _take_away(source: Source, path: str, kept: int | None, seen: SourceFile) ->
             if reserved:
                 _reserve(source, folder, name, kept)
                 os.ftruncate(number, 0)
+                os.fsync(number)  # what comes back with its bytes after a power cut takes room for ever
             else:
                 _refuse_other_filesystem(source, found)
                 os.unlink(name, dir_fd=folder)
@@ -260,6 +267,7 @@ def _trim(source: Source, kept: int) -> None:
             info = os.fstat(number)
             if info.st_size and info.st_nlink == 1:  # another name would be its own: it is at home
                 os.ftruncate(number, 0)
+                os.fsync(number)
         finally:
             os.close(number)
 
@@ -267,6 +275,7 @@ def _trim(source: Source, kept: int) -> None:
 def _let_go(source: Source, kept: int) -> None:
     with suppress(FileNotFoundError), _reserved(source, make=False) as folder:
         os.unlink(str(kept), dir_fd=folder)
+        sync_names(folder)
     with source.folders.at("") as root, suppress(OSError):  # others are in it
         os.rmdir(RESERVED, dir_fd=root)
 

@@ -7,7 +7,7 @@ import errno
 import os
 from dataclasses import dataclass
 
-from cachefs.descriptors import Descriptor
+from cachefs.descriptors import Descriptor, sync_names
 from cachefs.fs import reach
 from cachefs.fs.reach import Opened, Ref
 from cachefs.fs.stat import Stat, look
@@ -28,6 +28,8 @@ class Step:
     new_parent: Ref
     new: str
     flags: int
+    durable: bool = False
+    """Somebody else acts on it at once, on another disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,9 @@ def carry_out(step: Step) -> Moved:
         try:
             moved = look(old_folder, step.old)
             _rename(old_folder, step.old, new_folder, step.new, step.flags)
+            if step.durable:
+                sync_names(new_folder)
+                sync_names(old_folder)
         except OSError:
             if displaced is not None:
                 displaced.close()

@@ -15,7 +15,8 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -23,8 +24,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cachefs import probes
 from tests.crash.failures import Lost
+from tests.crash.powerloss import rebuilt, replay
+from tests.crash.powerloss.house import begin
 from tests.crash.powerloss.recording import record
-from tests.crash.powerloss.replay import SCENARIO, cuts, examine, quick_folder
 from tests.crash.recovering import measure
 from tests.crash.report import table
 from tests.crash.rig import Result, Rig, Round
@@ -94,17 +96,24 @@ def _run(console: Console, folder: Path, options: argparse.Namespace, stop: thre
 def _cut_power(
     console: Console, result: Result, folder: Path, options: argparse.Namespace, stop: threading.Event
 ) -> str:
-    """Every power cut of the recording. What was lost; empty when nothing was."""
+    """Every power cut of both recordings. What was lost; empty when nothing was."""
     logging.disable(logging.WARNING)  # a lost index is told of, thousands of times
-    (folder / "recorded").mkdir()
-    calls = record(folder / "recorded", folder, SCENARIO)
-    chosen = list(cuts(calls, options.seed, _SAMPLES))
-    with _progress(console) as progress, quick_folder() as place:
-        for cut in progress.track(chosen, description=f"{'power cuts':40}"):
+    recorded = folder / "recorded"
+    (recorded / "ssd").mkdir(parents=True)
+    calls = record(recorded / "ssd", recorded, replay.SCENARIO)
+    every = replay.cuts(calls, options.seed, _SAMPLES)
+    moved = folder / "moved"
+    begin(moved / "root")
+    moves = record(moved / "root", moved, rebuilt.SCENARIO)
+    different = rebuilt.different(moves, replay.cuts(moves, options.seed, _SAMPLES))
+    acts: list[Callable[[Path], None]] = [partial(replay.examine, calls, cut) for cut in every]
+    acts += [partial(rebuilt.examine, moves, cut) for cut in different]
+    with _progress(console) as progress, replay.quick_folder() as place:
+        for act in progress.track(acts, description=f"{'power cuts':40}"):
             if stop.is_set():
                 break
             try:
-                examine(calls, cut, place)
+                act(place)
             except Lost as error:
                 return str(error)
             result.power_cuts += 1

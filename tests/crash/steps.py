@@ -30,6 +30,7 @@ AT_SOURCE = {
 PARTS_AND_OTHERS = {
     **dict.fromkeys(("backing.write_at", "backing._bring_back", "backing._drop_set_id"), "a part of a write"),
     "rename._rename": "a part of carry_out",
+    "changes._unlink_for_good": "a part of _remove",
     "homes._reserve": "a part of a move",
     **dict.fromkeys(("homes._reserved", "homes._make_folders", "homes._rename_to_nothing"), "parts of a return"),
     "homes._tidy": "it follows a move, once for each source",

@@ -7,9 +7,10 @@ import struct
 
 import pytest
 
-from tests.crash.powerloss.disk import PAGE, Choice, Stored, choices, left
+from tests.crash.powerloss.disk import PAGE, REMOVED, Choice, Stored, choices, left
 from tests.crash.powerloss.facts import Fact, What, fact, promised
 from tests.crash.powerloss.recording import Call, Kind, parse
+from tests.crash.powerloss.worlds import Change, World, decode, encode, worlds
 
 ALL = Choice("all", lambda _: True, lambda _: True)
 NOTHING = Choice("nothing", lambda _: False, lambda _: False)
@@ -124,3 +125,25 @@ def test_number_of_a_file_is_its_own_although_its_inode_is_used_again() -> None:
 def test_call_that_cannot_be_described_is_refused() -> None:
     with pytest.raises(ValueError, match="linkat /ssd/a"):
         list(parse(recorded(Kind.UNKNOWN, b"/ssd/a", b"linkat"), "/ssd"))
+
+
+def test_an_attribute_that_was_taken_away_is_none() -> None:
+    taken = Call(Kind.XATTR, "user.x", file=1, number=REMOVED)
+    (found,) = left((CREATE, LABEL, taken), ALL).files.values()
+    assert found.xattrs == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "possible"),
+    [
+        ((), [{}]),
+        ((Change({"a": 1}, sure=False),), [{}, {"a": 1}]),
+        ((Change({"a": 1}, sure=False), Change({"a": 1}, sure=True)), [{"a": 1}]),
+        ((Change({"a": 1}, sure=True), Change({"a": None, "b": 1}, sure=False)), [{"a": 1}, {"b": 1}]),
+        ((Change({"a": 1}, sure=True), Change({"a": None}, sure=True)), [{}]),
+    ],
+)
+def test_what_is_under_way_may_be_there_and_what_was_acknowledged_is(
+    changes: tuple[Change, ...], possible: list[World]
+) -> None:
+    assert list(worlds(decode(encode(change).decode()) for change in changes)) == possible

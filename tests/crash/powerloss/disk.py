@@ -21,6 +21,8 @@ from tests.crash.powerloss.recording import Call, Kind
 PAGE = 4096
 SHARED_MEMORY = "-shm"
 """Whoever opens a database alone makes this file of SQLite's anew, whatever is in it."""
+REMOVED = 1
+"""The number of an attribute's call that takes it away."""
 _NAMES = (Kind.CREATE, Kind.MKDIR, Kind.RENAME, Kind.UNLINK, Kind.RMDIR)
 _IN_ORDER = (Kind.TRUNCATE, Kind.XATTR, Kind.TIMES)
 
@@ -183,6 +185,7 @@ def _applied(file: Stored, call: Call, pages: int | None) -> Stored:
             return Stored(file.data[: call.number].ljust(call.number, b"\0"), file.xattrs, file.mtime_ns)
         case Kind.XATTR:
             others = tuple(pair for pair in file.xattrs if pair[0] != call.path)
-            return Stored(file.data, (*others, (call.path, call.data)), file.mtime_ns)
+            now = others if call.number == REMOVED else (*others, (call.path, call.data))
+            return Stored(file.data, now, file.mtime_ns)
         case _:
             return Stored(file.data, file.xattrs, call.number)

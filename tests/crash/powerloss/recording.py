@@ -1,4 +1,4 @@
-"""What was done to the cache folder, call by call: made by ``scenario`` under ``shim.c``, read back as values."""
+"""What was done to a folder, call by call: made by ``scenario`` or ``moving`` under ``shim.c``, read back as values."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Kind(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call. ``path`` and ``new`` are below the cache folder (empty: itself); ``file`` is a number that no other
+    """One call. ``path`` and ``new`` are below the recorded folder (empty: itself); ``file`` is a number that no other
     file of the recording has. ``number``: offset, size or time."""
 
     kind: Kind
@@ -47,14 +47,15 @@ class Call:
     data: bytes = b""
 
 
-def record(ssd: Path, folder: Path, scenario: str) -> tuple[Call, ...]:
-    """Run a module under the shim, with the empty cache folder ``ssd`` as its argument."""
+def record(root: Path, folder: Path, scenario: str) -> tuple[Call, ...]:
+    """Run a module under the shim, with the folder ``root`` as its argument: the empty cache folder, or what holds it
+    and a source. The recording stays in ``folder``."""
     shim = build_shim(folder)
     out = folder / "recording"
-    environ = {**os.environ, "LD_PRELOAD": os.fspath(shim), "CRASH_RECORD": os.fspath(out), "CRASH_ROOT": str(ssd)}
+    environ = {**os.environ, "LD_PRELOAD": os.fspath(shim), "CRASH_RECORD": os.fspath(out), "CRASH_ROOT": str(root)}
     environ["PYTHONPATH"] = os.fspath(REPOSITORY)
     done = subprocess.run(
-        [sys.executable, "-m", scenario, os.fspath(ssd)],
+        [sys.executable, "-m", scenario, os.fspath(root)],
         env=environ,
         cwd=REPOSITORY,
         capture_output=True,
@@ -63,7 +64,7 @@ def record(ssd: Path, folder: Path, scenario: str) -> tuple[Call, ...]:
     )
     if done.returncode:
         raise RuntimeError(f"{scenario} ended with {done.returncode}:\n{done.stderr}")
-    return tuple(parse(out.read_bytes(), os.fspath(ssd)))
+    return tuple(parse(out.read_bytes(), os.fspath(root)))
 
 
 def build_shim(folder: Path) -> Path:

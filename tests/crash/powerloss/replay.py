@@ -88,7 +88,7 @@ def lose_index(ssd: Path) -> None:
 
 def make(state: Left, ssd: Path) -> None:
     """Write a state down."""
-    ssd.mkdir()
+    ssd.mkdir(exist_ok=True)
     for name in sorted(state.folders):
         (ssd / name).mkdir()
     for name, file in state.files.items():

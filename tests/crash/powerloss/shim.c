@@ -107,6 +107,20 @@ void crash_mark(const char *text) {
     pthread_mutex_unlock(&turn);
 }
 
+/* The process is killed where it would make this folder's names durable for the so-manieth time. */
+static char fatal[PATH_MAX];
+static int lives;
+void crash_kill_at(const char *path, int times) {
+    snprintf(fatal, sizeof fatal, "%s", path);
+    lives = times;
+}
+
+static int synced(int number) {
+    char path[PATH_MAX];
+    if (fatal[0] && named(number, path) && !strcmp(path, fatal) && !--lives)
+        syscall(SYS_exit_group, 9);
+    return syscall(SYS_fsync, number);
+}
 
 static int opened(int folder, const char *path, int flags, mode_t mode) {
     char full[PATH_MAX];
@@ -182,7 +196,7 @@ int ftruncate(int number, off_t size) { return cut(number, size); }
 int ftruncate64(int number, off_t size) { return cut(number, size); }
 
 int fsync(int number) {
-    ON_FILE(number, (int)syscall(SYS_fsync, number),
+    ON_FILE(number, synced(number),
             note(is_folder ? SYNC_FOLDER : SYNC, inode, 0, full, NULL, NULL, 0));
 }
 int fdatasync(int number) {
@@ -192,6 +206,9 @@ int fdatasync(int number) {
 int fsetxattr(int number, const char *name, const void *value, size_t length, int flags) {
     ON_FILE(number, (int)syscall(SYS_fsetxattr, number, name, value, length, flags),
             note(XATTR, inode, 0, name, NULL, value, length));
+}
+int fremovexattr(int number, const char *name) {
+    ON_FILE(number, (int)syscall(SYS_fremovexattr, number, name), note(XATTR, inode, 1, name, NULL, NULL, 0));
 }
 
 int futimens(int number, const struct timespec times[2]) {
@@ -233,7 +250,7 @@ static int renamed(int old_folder, const char *old, int new_folder, const char *
     if (record >= 0)
         placed(new_folder, new, target);
     ON_NAME(old_folder, old, (int)syscall(SYS_renameat2, old_folder, old, new_folder, new, flags),
-            note(flags ? UNKNOWN : RENAME, 0, 0, full, target, NULL, 0));
+            note(flags & ~RENAME_NOREPLACE ? UNKNOWN : RENAME, 0, 0, full, target, NULL, 0));
 }
 int rename(const char *old, const char *new) { return renamed(AT_FDCWD, old, AT_FDCWD, new, 0); }
 int renameat(int old_folder, const char *old, int new_folder, const char *new) {
@@ -265,7 +282,42 @@ ssize_t copy_file_range(int from, off_t *from_at, int to, off_t *to_at, size_t l
     unknown("copy_file_range", to);
     return syscall(SYS_copy_file_range, from, from_at, to, to_at, length, flags);
 }
+
+/* The same, of calls that give a file a further name. */
+#define UNKNOWN_NAME(what, folder, path, call) \
+    ON_NAME(folder, path, call, note(UNKNOWN, 0, 0, full, what, NULL, 0))
+
 int linkat(int old_folder, const char *old, int new_folder, const char *new, int flags) {
-    unknown("linkat", new_folder);
-    return syscall(SYS_linkat, old_folder, old, new_folder, new, flags);
+    UNKNOWN_NAME("linkat", new_folder, new, (int)syscall(SYS_linkat, old_folder, old, new_folder, new, flags));
+}
+int link(const char *old, const char *new) { return linkat(AT_FDCWD, old, AT_FDCWD, new, 0); }
+int symlinkat(const char *target, int folder, const char *path) {
+    UNKNOWN_NAME("symlinkat", folder, path, (int)syscall(SYS_symlinkat, target, folder, path));
+}
+int symlink(const char *target, const char *path) { return symlinkat(target, AT_FDCWD, path); }
+
+/* The same, of calls that change the file that a path leads to, by links, too. */
+static void unknown_at(const char *what, int folder, const char *path) {
+    int number = record < 0 ? -1 : syscall(SYS_openat, folder, path, O_PATH | O_CLOEXEC, 0);
+    if (number < 0)
+        return;
+    unknown(what, number);
+    syscall(SYS_close, number);
+}
+int truncate(const char *path, off_t size) {
+    unknown_at("truncate", AT_FDCWD, path);
+    return syscall(SYS_truncate, path, size);
+}
+int truncate64(const char *path, off_t size) { return truncate(path, size); }
+int utimensat(int folder, const char *path, const struct timespec times[2], int flags) {
+    unknown_at("utimensat", folder, path);
+    return syscall(SYS_utimensat, folder, path, times, flags);
+}
+int setxattr(const char *path, const char *name, const void *value, size_t length, int flags) {
+    unknown_at("setxattr", AT_FDCWD, path);
+    return syscall(SYS_setxattr, path, name, value, length, flags);
+}
+int removexattr(const char *path, const char *name) {
+    unknown_at("removexattr", AT_FDCWD, path);
+    return syscall(SYS_removexattr, path, name);
 }
