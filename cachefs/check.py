@@ -17,9 +17,9 @@ import trio
 
 from cachefs import leftover, nesting, probes
 from cachefs import place as place_of_mount
+from cachefs.cache.belonging import Moved, moved_in, refusal
 from cachefs.cache.folder import holder
 from cachefs.cache.metadata import has_seen
-from cachefs.cache.recovery import refusal
 from cachefs.config import Config, PlexConfig, SourceConfig
 from cachefs.errors import ConfigError, PlexError, PlexRefused, Problem, UserError
 from cachefs.model import UserReport
@@ -223,7 +223,10 @@ async def _look_at_cache(config: Config, looks: _Looks) -> None:
 async def _look_at_owner(config: Config, looks: _Looks) -> None:
     """Whose cache folder it is: of these sources, and of no other daemon."""
     root = str(config.cache.path)
-    refused = await within(LOCAL_S, refusal, root, {source.name: str(source.path) for source in config.sources})
+    moved = await within(LOCAL_S, moved_in, root)
+    sources = {source.name: str(source.path) for source in config.sources}
+    refused = await within(LOCAL_S, refusal, root, sources, moved or Moved({}, all_known=False))
+    _judge_moved(config, moved, looks)
     if refused:
         looks.add(Severity.ERROR, "cache.path", refused)
     holding = await within(LOCAL_S, holder, root)
@@ -232,6 +235,17 @@ async def _look_at_owner(config: Config, looks: _Looks) -> None:
             f"the cache folder {root} is in use by another cachefs (process {holding}); stop it, or choose another"
         )
         looks.add(Severity.ERROR, "cache.path", message)
+
+
+def _judge_moved(config: Config, moved: Moved | None, looks: _Looks) -> None:
+    """Say what is on the SSD alone, whatever the mode is now."""
+    if moved is None:
+        looks.add(Severity.WARNING, "cache.path", f"it took too long to look for moved files in {config.cache.path}")
+    elif moved.sizes:
+        files = "one file" if len(moved.sizes) == 1 else f"{len(moved.sizes)} files"
+        message = f"the SSD holds the only copy of {files} ({format_size(sum(moved.sizes.values()))})"
+        stays = "" if config.cache.mode == "move" else ", moved earlier: that stays so in mode copy, too"
+        looks.add(Severity.NOTE, "cache.mode", f"{message}{stays}; cachefs restore --all brings all of it home")
 
 
 async def _look_at_sharing(config: Config, looks: _Looks) -> None:

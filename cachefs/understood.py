@@ -20,6 +20,13 @@ _RIGHTS = {
 }
 
 
+_MODES = {
+    "copy": "copy: the source keeps its file, the SSD holds a second one",
+    "move": "move: the SSD will hold the only file of what it caches, and the source has its room back; "
+    "cachefs restore brings files home",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One thing and what was understood about it."""
@@ -34,6 +41,7 @@ def understood(config: Config, space: tuple[int, int] | None, server: str) -> tu
         Row("mountpoint", _mountpoint(config)),
         *_sources(config),
         Row("cache", _cache(config, space)),
+        Row("mode", _MODES[config.cache.mode]),
         Row("plex", _plex(config.plex, server)),
         *(Row("policy", sentence) for sentence in _policy(config.policy)),
         Row("copying", _copying(config.copying)),

@@ -24,7 +24,7 @@ _MOST_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Keepsake:
-    """``schema``: the version of the index it was taken from. ``identity``: see ``recovery.identity_of``."""
+    """``schema``: the version of the index it was taken from. ``identity``: see ``belonging.identity_of``."""
 
     schema: int
     identity: str

@@ -20,22 +20,20 @@ none, the row follows the file. What its source has of it is asked later (``cach
 from __future__ import annotations
 
 import errno
-import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 
-from cachefs.cache import inside, keepsake
+from cachefs.cache import keepsake
 from cachefs.cache.adoption import adopt, is_moved, key_of, label_of, moved_entry
-from cachefs.cache.folder import TREES, Contents, Folder, Mark, refuse_foreign
+from cachefs.cache.belonging import Moved, check_identity, identity_of, moved_files, moved_rows, refuse_strangers
+from cachefs.cache.folder import Contents, Folder, Mark
 from cachefs.cache.index import Index
 from cachefs.cache.keepsake import Keepsake
 from cachefs.cache.label import Label
-from cachefs.cache.schema import SCHEMA_VERSION, newer
 from cachefs.errors import CacheError, IndexDamaged, IndexFull
 from cachefs.model import CacheEntry, EntryState, Pin, SourceName
 from cachefs.paths import cache_path
@@ -120,60 +118,33 @@ def _open(folder: Folder, sources: Mapping[SourceName, str], gone: Iterable[int]
             stack.callback(index.close)
             kept = keepsake.read(folder.place)
             identity = index.identity()
-            check_identity(root, identity if identity is not None or kept is None else kept.identity, sources)
+            stored = identity if identity is not None or kept is None else kept.identity
+            check_identity(root, stored, sources, lambda: _moved(folder, index, identity is not None))
             if identity is None:
                 _rebuild(folder, index, sources, kept, damage)
-            _refuse_strangers(root, index, frozenset(sources))
+            contents = folder.contents()
+            refuse_strangers(root, _moved_beside(folder, index, contents, frozenset(sources)), sources)
             if identity != identity_of(sources):
                 _if_room(index, partial(index.set_identity, identity_of(sources)))
-            opened = _recover(folder, index, frozenset(sources), frozenset(gone))
+            opened = _recover(folder, index, contents, frozenset(sources), frozenset(gone))
         except OSError as error:
             raise CacheError(f"cache.path {root} cannot be used: {error}") from error
         stack.pop_all()
         return opened
 
 
-def identity_of(sources: Mapping[SourceName, str]) -> str:
-    """What a cache folder remembers of its configuration: each source's name and path. JSON, since a path may hold
-    any character."""
-    return json.dumps(sources, sort_keys=True)
+def _moved(folder: Folder, index: Index, has_rows: bool) -> Moved:
+    """What the folder holds the only copy of. An index that is new has no rows; then the files alone can say it."""
+    files = moved_files(folder.place, folder.contents().published)
+    rows = moved_rows(index.entries())
+    return Moved({**files.sizes, **rows.sizes}, all_known=has_rows or files.all_known)
 
 
-def check_identity(root: str, stored: str | None, sources: Mapping[SourceName, str]) -> None:
-    """Refuse a folder whose copies were made from other sources. A source may come or go beside one that stays."""
-    if stored is None or stored == identity_of(sources):
-        return
-    before: dict[SourceName, str] = json.loads(stored)
-    moved = [name for name in before if name in sources and before[name] != sources[name]]
-    if moved or not before.keys() & sources.keys():
-        was = ", ".join(f"{name} at {before[name]}" for name in (moved or sorted(before)))
-        now = ", ".join(f"{name} at {sources[name]}" for name in (moved or sorted(sources)))
-        raise CacheError(
-            f"the cache folder {root} belongs to another configuration: it holds copies of {was}, not of {now}. "
-            f"{_old_names(before, sources)}hoose another cache.path, or delete that folder: it holds nothing but copies"
-        )
-
-
-def _old_names(before: Mapping[SourceName, str], sources: Mapping[SourceName, str]) -> str:
-    """What to do about sources that only have another name now."""
-    names = {path: name for name, path in before.items()}
-    renamed = [f"name {path} {names[path]} again" for name, path in sources.items() if names.get(path, name) != name]
-    return f"Either {', '.join(renamed)}, or c" if renamed else "C"
-
-
-def refusal(root: str, sources: Mapping[SourceName, str]) -> str:
-    """Why a start would refuse this cache folder, or an empty text. Takes no lock and does not open the index, so that
-    it can be asked at any time; what only the index knows is found by the start."""
-    kept = keepsake.read(root)
-    try:
-        refuse_foreign(root)
-        inside.refuse_foreign(root, tuple(name for name in TREES if os.path.lexists(f"{root}/{name}")))
-        if kept is not None and kept.schema > SCHEMA_VERSION:
-            return newer(f"{root}/index.sqlite", kept.schema)
-        check_identity(root, kept.identity if kept is not None else None, sources)
-    except (CacheError, OSError) as error:
-        return str(error)
-    return ""
+def _moved_beside(folder: Folder, index: Index, contents: Contents, sources: frozenset[SourceName]) -> Moved:
+    """As ``_moved``, of what is no source of ours."""
+    strange = [name for name in contents.published if (key := key_of(name)) is None or key.source not in sources]
+    rows = moved_rows(index.entries())
+    return Moved({**moved_files(folder.place, strange).sizes, **rows.sizes})
 
 
 def _open_index(folder: Folder) -> tuple[Index, str]:
@@ -216,8 +187,9 @@ def _rebuild(
     )
 
 
-def _recover(folder: Folder, index: Index, sources: frozenset[SourceName], gone: frozenset[int]) -> Opened:
-    contents = folder.contents()
+def _recover(
+    folder: Folder, index: Index, contents: Contents, sources: frozenset[SourceName], gone: frozenset[int]
+) -> Opened:
     _if_room(index, partial(find_moved, folder.place, index, contents))
     verdict = reconcile((entry for entry in index.entries() if entry.id not in gone), contents, sources)
     rows = gone.union(verdict.rows)
@@ -267,16 +239,6 @@ def _as_found(entry: CacheEntry, contents: Contents) -> CacheEntry:
     return replace(
         entry, source_file=replace(entry.source_file, fingerprint=fingerprint), ranges=Ranges.of([(0, size)])
     )
-
-
-def _refuse_strangers(root: str, index: Index, sources: frozenset[SourceName]) -> None:
-    """Never leave the only copies of a source behind that nobody asks for any more."""
-    lost = [entry.key for entry in index.entries() if entry.home is not None and entry.key.source not in sources]
-    if lost:
-        raise CacheError(
-            f"the cache folder {root} holds the only copy of {len(lost)} files of source {lost[0].source}, such as "
-            f"{lost[0].path}, and that source is not in the configuration. Put it back and run cachefs restore --all"
-        )
 
 
 def find_moved(root: str, index: Index, contents: Contents) -> None:

@@ -22,9 +22,9 @@ from cachefs.check import CheckReport, Finding, Severity
 from cachefs.commands import machine, shared
 from cachefs.config import Config, PlexConfig, build
 from cachefs.errors import CacheError, PlexRefused, PlexUnreachable
-from cachefs.model import FileKey, SourceName, UserName, UserReport
+from cachefs.model import FileKey, Home, Phase, SourceName, UserName, UserReport
 from cachefs.plex.values import ServerFacts
-from tests.engine.cachekit import ROOMY
+from tests.engine.cachekit import MEDIA, ROOMY, cached
 from tests.standin.plex import run_stand_in_plex
 
 ERROR, WARNING, NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
@@ -139,6 +139,28 @@ async def test_a_cache_folder_of_other_sources_is_refused_as_by_mount(folders: F
             pass
     assert said == str(refused.value)
     assert f"copies of media at {folders.root}/media, not of media at {folders.root}/other" in said
+
+
+async def test_moved_files_are_counted_and_hold_a_source_that_is_gone(folders: Folders) -> None:
+    (folders.root / "more").mkdir()
+    paths = {MEDIA: f"{folders.root}/media", SourceName("more"): f"{folders.root}/more"}
+    media, more = ({"name": name, "path": path} for name, path in paths.items())
+    async with open_store(folders.root / "ssd", ROOMY, paths) as store:
+        entry = await cached(store, "film.mkv", b"film")
+        home = Home(entry.fingerprint, Phase.LEAVING, 0, reserved=False)
+        assert await store.moves.leave(entry, home) is not None
+    report = await examined(folders.config(sources=[media, more]))
+    assert report.can_mount
+    assert only(report, NOTE, "cache.mode") == (
+        "the SSD holds the only copy of one file (4 B), moved earlier: that stays so in mode copy, too; "
+        "cachefs restore --all brings all of it home"
+    )
+    cache = {"path": f"{folders.root}/ssd", "min_free": "1", "mode": "move"}
+    report = await examined(folders.config(sources=[more], cache=cache))
+    assert "there is no source Media in the configuration" in only(report, ERROR, "cache.path")
+    assert "the SSD holds the only copy of one file (4 B); cachefs restore" in only(report, NOTE, "cache.mode")
+    [mode] = [row.meaning for row in report.understood if row.what == "mode"]
+    assert mode.startswith("move: the SSD will hold the only file of what it caches")
 
 
 async def test_a_cache_folder_of_a_newer_cachefs_is_refused_as_by_mount(folders: Folders) -> None:

@@ -17,16 +17,19 @@ import pytest
 import trio
 
 from cachefs.cache import moved_disk
+from cachefs.cache.belonging import moved_in, refusal
+from cachefs.cache.label import NAME
 from cachefs.cache.moving import Conflict, Stays
-from cachefs.cache.store import EvictResult
+from cachefs.cache.store import EvictResult, open_store
 from cachefs.cache.verify import Verification, Wish
 from cachefs.errors import CacheError
 from cachefs.fs.found import RESERVED
 from cachefs.fs.homes import Homes
 from cachefs.fs.operations import Operations
-from cachefs.model import DropCause, EntryState, FileKey, Phase, Targets, Visible
+from cachefs.model import DropCause, EntryState, FileKey, Phase, SourceName, Targets, Visible
 from cachefs.verification import Flaw
-from tests.engine.fskit import Kernel, Rooms, rooms
+from tests.engine.cachekit import ROOMY
+from tests.engine.fskit import MEDIA, Kernel, Rooms, rooms
 from tests.fileops import SCENARIOS, Scenario, Seen, refused
 
 CONTENT = os.urandom(300_000)
@@ -395,9 +398,50 @@ async def test_a_source_that_is_not_configured_any_more_does_not_take_its_moved_
     async with rooms(tmp_path, "Media", "More") as fs:
         put(fs, FILM, CONTENT)
         await fs.moved(f"Media/{FILM}")
-    with pytest.raises(CacheError, match="the only copy of 1 files of source Media"):
-        async with rooms(tmp_path, "More"):
+    more = {SourceName("More"): str(tmp_path / "sources/More")}
+    assert "the only copy of one file, Films/Heat.mkv of source Media" in await refused_start(tmp_path, more)
+
+
+async def refused_start(tmp_path: Path, sources: dict[SourceName, str]) -> str:
+    """What a start says that is refused; ``check`` says the same, without the index."""
+    with pytest.raises(CacheError) as refused:
+        async with open_store(tmp_path / "ssd", ROOMY, sources):
             pass
+    root = str(tmp_path / "ssd")
+    assert refusal(root, sources, moved_in(root)) == str(refused.value)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("lost", ["nothing", "the index", "the labels"])
+@pytest.mark.parametrize("changed", ["path", "name"])
+async def test_nobody_is_told_to_delete_a_folder_that_may_hold_the_only_copy(
+    tmp_path: Path, changed: str, lost: str
+) -> None:
+    async with rooms(tmp_path) as fs:
+        for name in (FILM, NEW):
+            put(fs, name, CONTENT)
+            await fs.moved(name)
+    here = str(tmp_path / "sources/Media")
+    sources = {MEDIA: f"{here}2"} if changed == "path" else {SourceName("Films"): here}
+    if lost == "the index":
+        for path in (tmp_path / "ssd").glob("index.sqlite*"):
+            path.unlink()
+    if lost == "the labels":  # as by a copy without extended attributes
+        for name in (FILM, NEW):
+            os.removexattr(tmp_path / "ssd/files/Media" / name, NAME)
+        root = str(tmp_path / "ssd")
+        assert refusal(root, sources, moved_in(root)).endswith("hoose another cache.path")
+        with pytest.raises(CacheError) as refused:
+            async with open_store(tmp_path / "ssd", ROOMY, sources):
+                pass
+        said = str(refused.value)
+    else:
+        said = await refused_start(tmp_path, sources)
+    assert "the only copy of 2 files, such as Films/Heat (1995).mkv of source Media: the folder must not go." in said
+    again = f" (name {here} Media again)" if changed == "name" else ""
+    assert said.endswith(
+        f"Write the old configuration again{again}, mount, run cachefs restore --all, and then change it"
+    )
 
 
 async def test_a_lost_index_loses_no_moved_file(tmp_path: Path, expected_warnings: list[str]) -> None:
