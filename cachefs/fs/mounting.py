@@ -11,7 +11,8 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from cachefs.errors import CannotMount
+from cachefs import mounts
+from cachefs.errors import CannotMount, UserError
 from cachefs.fs import caller, channel
 from cachefs.fs.operations import Operations
 
@@ -43,11 +44,28 @@ async def mounted(operations: Operations, mountpoint: Path, *, for_others: bool,
         raise CannotMount(f"cannot mount at {mountpoint}: {error}; libfuse has said why above") from error
     if channel.problem():
         log.warning("%s", channel.problem())
+    made = await trio.to_thread.run_sync(mounts.mounted_at, mountpoint) if unmounts else None
     try:
         yield
     finally:
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(pyfuse3.close, unmounts)
+            await trio.to_thread.run_sync(_close, made)
+
+
+def _close(made: mounts.Mount | None) -> None:
+    """End the session, and take its mount away if it is still there.
+
+    Not by libfuse: since 3.17 it runs umount(8) and keeps the whole process waiting, and that child closes its copies
+    of our files first, which hangs where a disk does. The closed session ends what still waits for the mount.
+    """
+    now = mounts.topmost(mounts.all_now(), made.path) if made is not None else None
+    pyfuse3.close(unmount=False)
+    if made is None or now is None or (now.id, now.device_minor) != (made.id, made.device_minor):
+        return  # unmounted from outside; in place, what is seen there now is the disk's own
+    try:
+        mounts.unmount(made.path, force=False)
+    except UserError as error:
+        log.warning("%s", error)
 
 
 async def answer() -> None:

@@ -36,6 +36,11 @@ for folder, _, names in os.walk(sys.argv[1]):
                 print(os.path.relpath(file.name, sys.argv[1]), len(mapped))
 """
 
+_HANGING_UNMOUNT = """
+#include <unistd.h>
+void fuse_session_unmount(void *session) { (void)session; for (;;) pause(); }
+"""
+
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Iterator[dict[str, Any]]:
@@ -111,6 +116,20 @@ def test_a_folder_in_use_before_the_mount_is_left_when_it_ends(settings: dict[st
             assert running.terminate() == 0
             assert second.poll() is None
         assert os.listdir(inside) == ["A Film.mkv"]
+
+
+def test_it_takes_its_mount_away_itself_for_libfuse_may_hang(
+    tmp_path: Path, settings: dict[str, Any], start_mount: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libfuse 3.17 starts umount(8) for it, whose process hangs while one of the server's open files does."""
+    hanging = tmp_path / "hanging.so"
+    command = ["gcc", "-shared", "-fPIC", "-o", str(hanging), "-x", "c", "-"]
+    subprocess.run(command, input=_HANGING_UNMOUNT, text=True, check=True)
+    monkeypatch.setenv("LD_PRELOAD", str(hanging))
+    running = start_mount(settings)
+    assert running.terminate() == 0
+    assert is_clean(running)
+    assert read(_film(Path(settings["mountpoint"]))) == CONTENT
 
 
 def test_a_killed_server_does_not_mount_over_itself(running: RunningCachefs, expected_warnings: list[str]) -> None:
