@@ -209,6 +209,7 @@ class _Server:
             policy=config.policy,
             health=self._health,
             follow=copiers.follow,
+            missing=copiers.take_missing,
         )
         return Parts(
             mountpoint=config.mountpoint,

@@ -87,6 +87,8 @@ class Planning:
     policy: PolicyConfig
     health: HealthRegistry
     follow: Callable[[Plan], None]
+    missing: Callable[[], frozenset[FileKey]] = frozenset
+    """What could not be copied since the last plan, for it is not there."""
     now: Callable[[], float] = time.time
     plan: Plan = field(default_factory=lambda: Plan(0.0))
     snapshot: Snapshot = field(default_factory=lambda: Snapshot(0.0, complete=False))
@@ -232,6 +234,8 @@ class Planning:
         """Everything the planner decides from, of this moment."""
         now = self.now()
         snapshot = self.snapshot
+        missing = self.missing()
+        self.resolver.look_again(missing)
         await self.resolver.settle_paths(snapshot.folders)
         many = len(snapshot.interests) + len(snapshot.views)
         items = await aside(many, wanted_items, snapshot, _policy(self.policy), now)
@@ -241,7 +245,7 @@ class Planning:
         pinned |= {want.key for want in resolved.wants if want.follows in pinned}
         self.pinned = pinned
         self._forget_wishes(now)
-        asked = await self._asked()
+        asked = await self._asked(missing)
         by_hand = {want.key for want in asked}
         others = tuple(want for want in resolved.wants if want.key not in by_hand)
         wants = tuple(want for want in resolved.wants if not self._is_held_back(want))
@@ -283,15 +287,18 @@ class Planning:
             if want.key in self._held_back and self._is_held_back(want)
         ]
 
-    async def _asked(self) -> list[Want]:
-        """What a person asked for, as it is now: it may have been rewritten since; with what goes along."""
+    async def _asked(self, missing: frozenset[FileKey]) -> list[Want]:
+        """What a person asked for, as it is now: it may have been rewritten since; with what goes along. A wish ends
+        with its file."""
         held = Held(self.store.inventory().entries)
         found: list[Want] = []
         for want in list(self._asked_for.values()):
-            file = await self.resolver.known(want.key, held)
+            file = await self.resolver.known(want.key, held if want.key not in missing else Held())
             if file is not None:
                 asked = replace(want, file=file)
                 found += (asked, *await self.resolver.going_along(asked, held))
+            elif self.resolver.is_gone(want.key) and self._asked_for.pop(want.key, None) is not None:
+                log.info("%s is not there any more: what cachefs copy asked for ends with it", want.key)
         return found
 
     def _forget_wishes(self, now: float) -> None:

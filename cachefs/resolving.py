@@ -138,6 +138,16 @@ class Resolver:
         """Somebody has just looked at this file."""
         self._files[file.key] = _Seen(file, trio.current_time())
 
+    def look_again(self, keys: Iterable[FileKey]) -> None:
+        """Somebody looked for these files and did not find them."""
+        for key in keys:
+            self._files.pop(key, None)
+
+    def is_gone(self, key: FileKey) -> bool:
+        """Whether the source had no such file when it was asked the last time."""
+        seen = self._files.get(key)
+        return seen is not None and seen.value is None
+
     async def look_beside(self, video: SourceFile) -> None:
         """A person wants this video now: see what goes with it, though a disk may have to wake up for that."""
         folder = FileKey(video.key.source, video.key.path.rpartition("/")[0])

@@ -10,6 +10,7 @@ file this plan, an SSD that fails costs half a minute.
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -89,6 +90,7 @@ class Copiers:
         self._now = now
         self._agenda = Agenda()
         self._active: dict[FileKey, _Job] = {}
+        self._missing: set[FileKey] = set()
         self._paused_until = -inf
         self._making_room = trio.Lock()
 
@@ -102,6 +104,12 @@ class Copiers:
         what was copied stays until an eviction."""
         self._agenda.follow(plan)
         self._note_change()
+
+    def take_missing(self) -> frozenset[FileKey]:
+        """The files that were to be copied and are not there, each said once."""
+        missing = frozenset(self._missing)
+        self._missing.clear()
+        return missing
 
     def progress(self) -> tuple[CopyProgress, ...]:
         """The copies in flight."""
@@ -197,6 +205,8 @@ class Copiers:
             await self._pause(error)
         except OSError as error:
             log.info("%s is not copied with this plan: %s", job.key, error)
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                self._missing.add(job.key)
             self._agenda.finish(job.key, f"its source: {error.strerror or error}")
         finally:
             del self._active[job.key]

@@ -16,6 +16,7 @@ from cachefs.config import Config, PolicyConfig, build
 from cachefs.errors import SourceOffline, UserError
 from cachefs.model import (
     DropCause,
+    FileKey,
     InterestKind,
     Pin,
     Plan,
@@ -371,6 +372,25 @@ async def test_a_copy_by_hand_that_gets_no_room_is_refused_and_forgotten(room: R
     room.store.room = 100
     room.plex.says(interest(HEAT))
     assert "you evicted it" in skips(await planning.dry_run())[HEAT]
+
+
+async def test_a_wish_for_a_file_that_is_gone_ends_and_is_said_once(
+    room: Room, autojump_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    planning = room.planning()
+    missing: set[FileKey] = set()
+    planning.missing = lambda: frozenset(missing)
+    for path in (HEAT, ALIEN):
+        await planning.copy_now(seen(path))
+    room.store.hold(entry_of(seen(HEAT), copied=4))
+    del room.library.files[key(HEAT)]
+    assert set(copies(await planning.dry_run())) == {HEAT, ALIEN}, "nobody has looked for it yet"
+    missing.update((key(HEAT), key(ALIEN)))  # the other is there again
+    assert set(copies(await planning.dry_run())) == {ALIEN}
+    missing.clear()
+    assert set(copies(await planning.dry_run())) == {ALIEN}
+    assert caplog.text.count("Heat.mkv is not there any more: what cachefs copy asked for ends with it") == 1
 
 
 async def test_copy_of_a_file_that_has_only_just_appeared(room: Room, autojump_clock: Clock) -> None:

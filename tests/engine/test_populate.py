@@ -260,6 +260,16 @@ async def test_file_that_fails_waits_for_another_plan_and_holds_nobody_up(root: 
         await until_cached(store, "bad")
 
 
+async def test_file_that_is_not_there_is_reported_once(root: Path, source: FakeSource) -> None:
+    gone, bad, good = (source.write(name, b"data") for name in ("gone", "bad", "good"))
+    source.errors["gone"] = FileNotFoundError(errno.ENOENT, "No such file or directory")
+    source.errors["bad"] = OSError(errno.EIO, "Input/output error")
+    async with opened(root) as store, working(store, source) as copiers:
+        copiers.follow(plan_of(gone, bad, good))
+        await until_cached(store, "good")
+        assert [copiers.take_missing(), copiers.take_missing()] == [{key("gone")}, frozenset()]
+
+
 async def test_source_that_hangs_does_not_keep_copiers_from_stopping(root: Path, source: FakeSource) -> None:
     gate = Gate()
     source.before_read = gate
