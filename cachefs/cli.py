@@ -2,8 +2,8 @@
 ``verify`` in ``commands.verify``. The only part that prints.
 
 Exit codes: 0 fine; 1 a bug (of ours or of the daemon); 2 the user can mend it; 3 cannot mount; 4 `verify` found
-something; 130 interrupted; 141 nobody reads the output any more. Decides nothing about the cache: it asks the daemon,
-or says that none runs.
+something, or `restore` left a file on the SSD; 130 interrupted; 141 nobody reads the output any more. Decides nothing
+about the cache: it asks the daemon, or says that none runs.
 """
 
 from __future__ import annotations

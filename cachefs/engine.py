@@ -87,6 +87,7 @@ class DaemonEngine:
         parts.routing.count_reads()
         inventory = parts.store.inventory()
         states = [entry.state for entry in inventory.entries]
+        moved = parts.store.moves.all()
         return Status(
             version=__version__,
             mountpoint=str(parts.mountpoint),
@@ -100,6 +101,8 @@ class DaemonEngine:
             space=inventory.space,
             entries_cached=sum(state.is_whole for state in states),
             entries_copying=states.count(EntryState.COPYING),
+            entries_moved=len(moved),
+            moved_bytes=sum(entry.size for entry in moved),
             copies=parts.copiers.progress(),
             reads=parts.counters.read_counters(),
             sessions=parts.planning.snapshot.sessions,
@@ -142,6 +145,7 @@ class DaemonEngine:
             wanted=explaining.is_wanted(plan, key),
             waiting=waiting,
             planned_position=explaining.place(plan, key),
+            moved=parts.store.moves.get(key) is not None,
         )
 
     # --- acts ----------------------------------------------------------------------------------------------------
@@ -250,8 +254,9 @@ class DaemonEngine:
             raise UserError(f"{text}: nothing of it is cached")
         return made
 
-    def restoration(self, text: str) -> Restoration:
-        """Of the moved file, of all below the folder, or of all when the text is empty."""
+    async def restoration(self, text: str) -> Restoration:
+        """Of the moved file, of all below the folder, or of all when the text is empty. Refused when there is neither
+        such a file nor such a folder."""
         parts, path = self._parts, self._path(text) if text else UnionPath("")
         layout = parts.union.layout
         below = [
@@ -259,6 +264,8 @@ class DaemonEngine:
             for entry in parts.store.moves.all()
             if not path or layout.union(entry.key) == path or layout.union(entry.key).startswith(f"{path}/")
         ]
+        if path and not below and not await self._exists(text):
+            raise UserError(f"{text}: no such file or folder in the mount")
         return Restoration(parts.movers, below)
 
     def request_stop(self) -> None:

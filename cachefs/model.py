@@ -537,6 +537,8 @@ class Explanation:
     """Its place among the copies that the newest plan still has to make, 1 being next; None when not among them."""
     waiting: str = ""
     """Why its copy has not begun."""
+    moved: bool = False
+    """Whether the SSD holds the only file; ``state`` is as of any other that is cached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -569,3 +571,6 @@ class Status:
     """What keeps the SSD from being used; empty when nothing does."""
     notes: tuple[str, ...] = ()
     """Things worth knowing that are no failure: a path mapping that was learned, a skipped user."""
+    entries_moved: int = 0
+    """Those of the cached ones of which the SSD holds the only file; ``moved_bytes``: their sizes."""
+    moved_bytes: int = 0

@@ -32,7 +32,6 @@ from cachefs.model import (
     Session,
     Skip,
     SourceHealth,
-    Space,
     Status,
     UserReport,
     Visible,
@@ -148,7 +147,8 @@ def explanation(value: Explanation) -> RenderableType:
     facts = _facts()
     facts.add_row("file", _text(value.path or "/"))
     share = _share(value.on_ssd_bytes, value.size)
-    facts.add_row("state", Text(value.state.value, style=_STATE_STYLE[value.state]))
+    state = "moved: the SSD holds the only file" if value.moved else value.state.value
+    facts.add_row("state", Text(state, style=_STATE_STYLE[value.state]))
     facts.add_row("on the SSD", _text(f"{format_size(value.on_ssd_bytes)} of {format_size(value.size)} ({share})"))
     facts.add_row("wanted", "yes" if value.wanted else "no")
     if value.planned_position is not None:
@@ -310,13 +310,17 @@ def _source(source: SourceHealth) -> Text:
 
 def _cache(value: Status) -> Text:
     if not value.cache_problem:
-        return _space(value.space, value.entries_cached, value.entries_copying)
+        return _space(value)
     return Text(printable(value.cache_problem), style=BAD)
 
 
-def _space(space: Space, cached: int, copying: int) -> Text:
+def _space(value: Status) -> Text:
+    space, copying = value.space, value.entries_copying
+    files = _files(value.entries_cached + copying)
     used, limit = format_size(space.used_bytes), format_size(space.max_size_bytes)
-    text = _text(f"{used} of {limit} ({_share(space.used_bytes, space.max_size_bytes)}) in {_files(cached + copying)}")
+    text = _text(f"{used} of {limit} ({_share(space.used_bytes, space.max_size_bytes)}) in {files}")
+    if value.entries_moved:
+        text.append(f", {value.entries_moved} of them moved ({format_size(value.moved_bytes)} only on the SSD)")
     if copying:
         text.append(f", {copying} being copied")
     free, kept = format_size(space.free_bytes), format_size(space.min_free_bytes)

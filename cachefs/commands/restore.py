@@ -23,7 +23,7 @@ def restore(config_file: Path | None, as_json: bool, everything: bool, path: str
 
     PATH, all below it, or --all. The SSD keeps a copy.
 
-    To be run before an uninstall. It can be interrupted and repeated.
+    To be run before an uninstall. It can be interrupted and repeated. It ends with 4 when a file has to stay.
     """
     if everything == (path is not None):
         raise click.UsageError("name a PATH, or say --all")
@@ -57,7 +57,11 @@ def restore(config_file: Path | None, as_json: bool, everything: bool, path: str
         for item in report.left:
             shared.say(f"cachefs: {show.printable(name_of(item.key))} stays on the SSD: {show.printable(item.why)}")
         if not report.restored and not report.left:
-            shared.show_line("nothing is moved: every file is at its source")
+            shared.show_line(
+                "nothing is moved: every file is at its source"
+                if path is None
+                else f"nothing below {show.printable(path)} is moved"
+            )
     return shared.UNSOUND if report.left else 0
 
 

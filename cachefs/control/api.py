@@ -86,8 +86,9 @@ class Engine(Protocol):
         """Of the file, of all below the folder, or of everything when the text is empty; begins with its ``run``."""
         ...
 
-    def restoration(self, text: str) -> Running[HomeProgress, HomeReport]:
-        """Of the moved file, of all below the folder, or of all when the text is empty."""
+    async def restoration(self, text: str) -> Running[HomeProgress, HomeReport]:
+        """Of the moved file, of all below the folder, or of all when the text is empty. Refused when there is neither
+        such a file nor such a folder."""
         ...
 
     def request_stop(self) -> None: ...
@@ -211,7 +212,7 @@ class _Api:
         return Following(self._engine.verification(wish.text, wish.content, wish.repair), VerifyLine)
 
     async def restore(self, request: Request) -> Response:
-        return Following(self._engine.restoration(await _target(request)), RestoreLine)
+        return Following(await self._engine.restoration(await _target(request)), RestoreLine)
 
     async def stop(self, request: Request) -> Response:
         self._engine.request_stop()

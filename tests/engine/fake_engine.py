@@ -210,8 +210,10 @@ class FakeEngine:
             raise UserError("nothing: nothing of it is cached")
         return self.answer_verification
 
-    def restoration(self, text: str) -> FakeRestoration:
+    async def restoration(self, text: str) -> FakeRestoration:
         self.asked.append(("restore", text))
+        if text == "nope":
+            raise UserError("nope: no such file or folder in the mount")
         return self.answer_restoration
 
     def request_stop(self) -> None:

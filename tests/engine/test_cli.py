@@ -23,8 +23,9 @@ from cachefs.control import wire
 from cachefs.control.api import listen
 from cachefs.errors import CannotMount
 from cachefs.model import CacheEntry, Explanation, FileKey, Pin, Plan, Status, Visible
+from cachefs.restoration import HomeReport, NotHome
 from cachefs.verification import Finding, Flaw, Report
-from tests.engine.fake_engine import LATIN1, LONG, MEDIA, FakeEngine, FakeVerification, serve
+from tests.engine.fake_engine import LATIN1, LONG, MEDIA, FakeEngine, FakeRestoration, FakeVerification, serve
 
 ROOT = Path(__file__).parents[2]
 
@@ -395,6 +396,30 @@ async def test_verify_says_what_is_wrong_where_and_what_to_do(engine: FakeEngine
         "  no copy accounts for it: removed",
         "2 files verified in 1.5s, 10 B compared: 2 found, 1 mended",
     ]
+
+
+@pytest.mark.parametrize(
+    ("report", "arguments", "code", "said"),
+    [
+        (HomeReport((), ()), ["--all"], 0, "nothing is moved: every file is at its source\n"),
+        (HomeReport((), ()), ["Films"], 0, "nothing below Films is moved\n"),
+        (HomeReport((), ()), ["nope"], 2, "cachefs: nope: no such file or folder in the mount\n"),
+        (HomeReport((FileKey(MEDIA, "a.mkv"),), ()), ["--all"], 0, "restored: a.mkv\n"),
+        (
+            HomeReport((), (NotHome(FileKey(MEDIA, "a.mkv"), "it is open"),)),
+            ["a.mkv"],
+            4,
+            "cachefs: a.mkv stays on the SSD: it is open\n",
+        ),
+    ],
+)
+async def test_restore_says_what_came_of_it(
+    engine: FakeEngine, place: Place, report: HomeReport, arguments: list[str], code: int, said: str
+) -> None:
+    engine.answer_restoration = FakeRestoration(report)
+    async with daemon(engine, place):
+        done = await ask(place, "restore", *arguments)
+    assert (done.returncode, done.stdout + done.stderr) == (code, said)
 
 
 async def test_unmount_stops_the_daemon(engine: FakeEngine, place: Place) -> None:

@@ -25,6 +25,8 @@ from cachefs.fs.union import Union
 from cachefs.model import (
     CacheEntry,
     FileKey,
+    Home,
+    Phase,
     Plan,
     PlannedEviction,
     Snapshot,
@@ -445,6 +447,26 @@ async def test_copy_of_what_is_cached_is_fine(media: Path) -> None:
         await it.cached(HEAT)
         assert await it.engine.copy(HEAT) == key(HEAT)
         assert (await it.engine.explain(HEAT)).reasons == ("asked for with cachefs copy",)
+
+
+# --- moved files -----------------------------------------------------------------------------------------------------
+
+
+async def test_moved_files_are_named_as_such_and_what_is_none_is_told_apart(media: Path) -> None:
+    async with daemon(media) as it:
+        await it.cached(HEAT, ALIEN)
+        assert (it.engine.status().entries_moved, (await it.engine.explain(HEAT)).moved) == (0, False)
+        assert (await (await it.engine.restoration("Films")).run()).restored == ()
+        entry = it.store.get(key(HEAT))
+        assert entry is not None
+        assert await it.store.moves.leave(entry, Home(entry.fingerprint, Phase.AWAY))
+        status, told = it.engine.status(), await it.engine.explain(HEAT)
+        assert (status.entries_cached, status.entries_moved, status.moved_bytes) == (2, 1, 10)
+        assert (told.state, told.moved, (await it.engine.explain(ALIEN)).moved) == (Visible.CACHED, True, False)
+        for text, count in (("", 1), ("Films/Heat", 1), (ALIEN, 0)):
+            assert (await it.engine.restoration(text)).progress.files == count
+        with pytest.raises(UserError, match="Films/nope: no such file or folder in the mount"):
+            await it.engine.restoration("Films/nope")
 
 
 # --- verify ----------------------------------------------------------------------------------------------------------

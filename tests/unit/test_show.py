@@ -149,6 +149,14 @@ def test_explanation_says_state_and_reasons() -> None:
     assert [cells(line)[1] for line in lines(shown) if line.startswith("because")] == ["on deck", "no room"]
 
 
+def test_moved_files_are_said_to_be_the_only_ones() -> None:
+    value = Explanation(UnionPath("a.mkv"), Visible.CACHED, GIB, GIB, ("on deck",), True, moved=True)
+    assert line_with(show.explanation(value), "state").endswith("moved: the SSD holds the only file")
+    moved = replace(sample_status(NOW), entries_moved=3, moved_bytes=2 * GIB)
+    assert line_with(show.status(moved, NOW), "cache ", "in 62 files, 3 of them moved (2 GiB only on the SSD), 1 being")
+    assert "moved" not in line_with(show.status(sample_status(NOW), NOW), "cache ", "room for")
+
+
 def test_pins_say_whether_they_are_paths_or_titles() -> None:
     shown = show.pins((Pin("Heat", "77", NOW - 60), Pin("", "", NOW - 3600)), NOW)
     assert [line.split()[0] for line in lines(shown)] == ["kind", "path", "title"]
