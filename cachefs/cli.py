@@ -194,7 +194,7 @@ def pin(config_file: Path | None, as_json: bool, list_pins: bool, target: str | 
             shown = show.pins(pins, time.time())
         else:
             made = client.pin(_path_or_title(target, config))
-            pins, shown = (made.pin,), f"pinned: {show.printable(made.pin.target)}"
+            pins, shown = (made.pin,), f"pinned: {show.printable(made.pin.target or '/')}"
             if made.problem:
                 shared.say(f"cachefs: {show.printable(made.problem)}")
     if as_json:

@@ -5,6 +5,7 @@ Called by ``control.api`` through its ``Engine`` protocol. Holds no state of its
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -51,6 +52,8 @@ log = logging.getLogger(__name__)
 
 _FORESIGHT_S = 10.0
 """How long whoever pins waits to hear whether there is room."""
+_ROOT = "/"
+"""The whole mount, as the list of pins shows it."""
 _YEAR = re.compile(r"\s*\(\d{4}\)\s*$")
 
 
@@ -183,7 +186,7 @@ class DaemonEngine:
     def _pins_called(self, text: str) -> list[Pin]:
         """The pins of this path, or of this title, whose year and capitals may be left out."""
         try:
-            path: str = self._path(text)
+            path: str = self._path(text) if text != _ROOT else ""
         except UserError:
             path = text
         title = text.strip().casefold()
@@ -287,6 +290,8 @@ class DaemonEngine:
         try:
             return await self._parts.union.files.stat(key)
         except OSError as error:
+            if error.errno == errno.EINVAL:
+                raise UserError(f"{text}: {error.strerror}; name a file, or pin the folder") from error
             raise UserError(f"{text}: {error.strerror or error}") from error
 
     async def _pin_of(self, text: str) -> Pin:

@@ -316,6 +316,12 @@ async def test_a_bug_of_the_daemon_is_one(engine: FakeEngine, place: Place) -> N
     assert done.stderr == "cachefs: ZeroDivisionError in the daemon; its log has the details\n"
 
 
+async def test_the_whole_mount_is_pinned_under_the_name_that_the_list_shows(engine: FakeEngine, place: Place) -> None:
+    async with daemon(engine, place):
+        pinned = await ask(place, "pin", "")
+    assert pinned.stdout == "pinned: /\n"
+
+
 async def test_unpinning_what_is_not_pinned_is_two(engine: FakeEngine, place: Place) -> None:
     async with daemon(engine, place):
         fine = await ask(place, "unpin", "Series")

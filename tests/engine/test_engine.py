@@ -258,7 +258,7 @@ async def test_explain_why_a_session_does_not_count_yet(media: Path) -> None:
     ("text", "said"),
     [
         ("Films/Nothing.mkv", "Films/Nothing.mkv: No such file or directory"),
-        ("Films", "Films: not a regular file"),
+        ("Films", "Films: not a regular file; name a file, or pin the folder"),
         ("", "name a file or folder below /mnt/cachefs"),
         ("../etc/passwd", "../etc/passwd is not below the mount /mnt/cachefs"),
         ("/etc/passwd", "/etc/passwd is not below the mount /mnt/cachefs"),
@@ -293,6 +293,9 @@ async def test_pin_a_file_a_folder_and_the_root_by_any_of_their_names(media: Pat
         assert set(copies(await it.plan())) == {HEAT, HEAT_SRT, ALIEN}
         for text in (f"{MOUNT}/{HEAT}", "Films/", "Films//Heat", "."):
             assert await it.engine.unpin(text)
+        assert targets(it) == []
+        await it.engine.pin(".")
+        assert await it.engine.unpin("/"), "as the list shows it"
         assert targets(it) == []
         assert copies(await it.plan()) == {}
 
