@@ -10,10 +10,12 @@ import errno
 import fcntl
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from cachefs.cache.copying import Attributes, Chunk, read_chunk, write_chunk
+from cachefs.cache.copying import Attributes, Chunk, read_attributes, read_chunk, write_chunk
+from cachefs.cache.label import PREFIX
 from cachefs.descriptors import Descriptor, open_below
 
 
@@ -116,12 +118,23 @@ def set_attributes(target: Descriptor, attributes: Attributes) -> None:
         os.fchown(number, attributes.uid, attributes.gid)
         wanted = dict(attributes.xattrs)
         for name in set(os.listxattr(number)) - set(wanted):
-            os.removexattr(number, name)
+            if not name.startswith(PREFIX):  # what the SSD's file says of itself
+                os.removexattr(number, name)
         for name, value in wanted.items():
             os.setxattr(number, name, value)
         os.fchmod(number, attributes.mode)
         os.utime(number, ns=(attributes.atime_ns, attributes.mtime_ns))
         os.fsync(number)
+
+
+def take_over(copy: Descriptor, theirs: Attributes) -> str:
+    """Give the copy what the original's attributes are by now; as ``difference``, for what it does not keep."""
+    left = difference(theirs, read_attributes(copy))
+    if left:
+        with suppress(OSError):  # the comparison tells
+            set_attributes(copy, theirs)
+        left = difference(theirs, read_attributes(copy))
+    return left
 
 
 def difference(theirs: Attributes, kept: Attributes) -> str:

@@ -23,6 +23,7 @@ from cachefs.cache.label import Label
 from cachefs.cache.shelf import Shelf
 from cachefs.errors import CacheError, IndexFull
 from cachefs.model import CacheEntry, DropCause, EntryState, FileKey, Fingerprint, Home, Phase, SourceFile
+from cachefs.ranges import Ranges
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -90,7 +91,8 @@ class Moves:
             current = self._current(entry.id)
             if current is None or current.home is None:
                 return None
-            cached = replace(current, source_file=file, state=EntryState.CACHED, home=None)
+            ranges = Ranges.of([(0, file.size)])  # it may have another size than when it moved
+            cached = replace(current, source_file=file, state=EntryState.CACHED, ranges=ranges, home=None)
             self._shelf.seen_at[file.key] = trio.current_time()
             return self._written(await self._write(current, cached))
 
@@ -100,24 +102,28 @@ class Moves:
         if entry is not None and entry.home is not None and entry.home.digest:
             await self.set_home(entry, replace(entry.home, digest=""))
 
-    async def delete(self, key: FileKey) -> None:
-        """A person deletes the file. On a full SSD it makes room for the end of its row."""
+    async def delete(self, key: FileKey) -> bool:
+        """A person deletes the file; False when it is moved no more. On a full SSD it makes room for the end of its
+        row."""
         async with self._turn():
-            entry = self.get(key)
-            if entry is not None and self._current(entry.id) is entry:
-                self._shelf.drop([entry], DropCause.DELETED)
-                with suppress(IndexFull):
-                    await self._shelf.ledger.forget_dead()
-                await self._on_disk(moved_disk.remove, self._shelf.folder, key)
-                await self._shelf.forget_rows()
+            entry = self._present(key)
+            if entry is None:
+                return False
+            self._shelf.drop([entry], DropCause.DELETED)
+            with suppress(IndexFull):
+                await self._shelf.ledger.forget_dead()
+            await self._on_disk(moved_disk.remove, self._shelf.folder, key)
+            await self._shelf.forget_rows()
+            return True
 
-    async def rename(self, old: FileKey, new: FileKey) -> None:
-        """Another name, in the place of whatever file has it; a copy of that one goes first, for it is read by name."""
+    async def rename(self, old: FileKey, new: FileKey) -> bool:
+        """Another name, in the place of whatever file has it; a copy of that one goes first, for it is read by name.
+        False when it is moved no more."""
         shelf = self._shelf
         async with self._turn():
-            entry = self.get(old)
-            if entry is None or self._current(entry.id) is not entry or old == new:
-                return
+            entry = self._present(old)
+            if entry is None or old == new:
+                return entry is not None
             copy = shelf.holdings.live.get(new)
             if copy is not None and copy.state is not EntryState.MOVED:
                 shelf.drop([copy], DropCause.REPLACED)
@@ -134,6 +140,7 @@ class Moves:
                 shelf.tell(key)
             shelf.note_change()
             await shelf.ledger.rename(renamed)
+            return True
 
     async def replacing(self, key: FileKey, there: Fingerprint) -> None:
         """It is about to be renamed over a file of its source."""
@@ -168,6 +175,13 @@ class Moves:
             async with self._shelf.tree:
                 yield
 
+    def _present(self, key: FileKey) -> CacheEntry | None:
+        """As ``get``, of an SSD that is there. Raises ``CacheError`` for one that is away."""
+        entry = self.get(key)
+        if entry is not None and self._current(entry.id) is not entry:
+            raise CacheError(f"the cache folder {self._shelf.folder.root} is away, and with it {key}")
+        return entry
+
     def _current(self, entry_id: int) -> CacheEntry | None:
         return self._shelf.holdings.by_id(entry_id)
 
@@ -198,7 +212,7 @@ class Moves:
         await self._shelf.ledger.call(self._shelf.ledger.index.save_home, entry)
         now = self._shelf.holdings.by_id(entry.id)
         if now is not None:  # what was read and wanted meanwhile stays
-            entry = replace(now, source_file=entry.source_file, state=entry.state, home=entry.home)
+            entry = replace(now, source_file=entry.source_file, state=entry.state, ranges=entry.ranges, home=entry.home)
             self._shelf.holdings.resize(entry)
         self._shelf.tell(entry.key)
         self._shelf.note_change()

@@ -61,6 +61,9 @@ class AtHome(Protocol):
     @property
     def birth_ns(self) -> int: ...
 
+    @property
+    def ctime_ns(self) -> int: ...
+
 
 class Homes(Protocol):
     """The places at the sources; see ``fs.homes``. Everything raises ``OSError``."""
@@ -71,7 +74,7 @@ class Homes(Protocol):
 
     async def look(self, key: FileKey, /, *, durable: bool = False) -> AtHome | None: ...
 
-    async def take_away(self, key: FileKey, kept: int | None, seen: SourceFile, /) -> bool: ...
+    async def take_away(self, key: FileKey, kept: int | None, seen: SourceFile, ctime_ns: int, /) -> bool: ...
 
     async def open_return(self, key: FileKey, kept: int, /) -> Descriptor: ...
 
@@ -240,7 +243,7 @@ class Movers:
         if moved is None:
             raise Stays("the SSD's file system cannot keep extended attributes, or the copy is another one by now")
         try:
-            reserved = await self._homes.take_away(key, file.inode, file)
+            reserved = await self._homes.take_away(key, file.inode, file, at_home.ctime_ns)
         except OSError as error:
             await self._undo(moved, file)
             raise Stays(error.strerror or str(error)) from error
@@ -270,15 +273,14 @@ class Movers:
             await self._store.moves.returned(moved, at_home.file)
 
     async def _compare(self, entry: CacheEntry) -> str:
-        """See that source and SSD have the same bytes and attributes; returns the digest of the bytes. Raises ``Stays``
-        where the SSD cannot keep an attribute."""
+        """See that source and SSD have the same bytes, and give the SSD's file the attributes of now; returns the
+        digest of the bytes. Raises ``Stays`` where the SSD cannot keep an attribute."""
         source = await self._files.open(entry.key)
         try:
             copy = await self._store.on_ssd(moved_bytes.open_file, self._store.file_of(entry), os.O_RDONLY)
             try:
-                kept = await self._store.on_ssd(read_attributes, copy)
                 theirs = await self._files.run(entry.key.source, read_attributes, source)
-                difference = moved_bytes.difference(theirs, kept)
+                difference = await self._store.on_ssd(moved_bytes.take_over, copy, theirs)
                 if difference:
                     raise Stays(f"the SSD does not keep its {difference}")
                 await self._store.on_ssd(moved_bytes.forget_pages, copy)
@@ -307,14 +309,15 @@ class Movers:
         ``Stays``, ``OSError`` when its source has no room or does not answer, ``CacheError``."""
         async with self._turn(key):
             for _ in range(_TRIES):
-                entry = self._store.moves.get(key)
-                if entry is None or entry.home is None:
-                    return
                 try:
                     async with self._hold(key) as free:
+                        entry = self._store.moves.get(key)
+                        if entry is None or entry.home is None:
+                            return
                         if not free:
                             raise Stays("somebody has it open for writing")
-                    if await self._restore(entry, entry.home):
+                        is_home = await self._settle(entry, entry.home)
+                    if is_home or await self._restore(entry, entry.home):
                         self._stays.pop(key, None)
                         log.info("restored %s (%s) to its source", key, format_size(entry.size))
                         return
@@ -327,8 +330,6 @@ class Movers:
 
     async def _restore(self, entry: CacheEntry, home: Home) -> bool:
         """False when the file was written to meanwhile."""
-        if await self._settle(entry, home):
-            return True
         arrived = False
         key, kept = entry.key, entry.source_file.inode
         copy = await self._store.on_ssd(moved_bytes.open_file, self._store.file_of(entry), os.O_RDONLY)
@@ -475,9 +476,9 @@ class Movers:
 
     async def settle(self, key: FileKey) -> None:
         """See how far a file had moved, and finish it one way or the other. Raises as ``restore``."""
-        async with self._turn(key):
+        async with self._turn(key), self._hold(key) as free:
             entry = self._store.moves.get(key)
-            if entry is not None and entry.home is not None and self._homes.is_ready(key):
+            if free and entry is not None and entry.home is not None and self._homes.is_ready(key):
                 try:
                     await self._settle(entry, entry.home)
                 except Conflict as error:
@@ -519,7 +520,7 @@ class Movers:
         # Also what was leaving goes on leaving: a thread of a server that was killed may be about to take it away.
         replaced = home.phase is Phase.REPLACING
         try:
-            reserved = await self._homes.take_away(key, None if replaced else kept, found)
+            reserved = await self._homes.take_away(key, None if replaced else kept, found, at_home.ctime_ns)
         except OSError as error:
             if error.errno != errno.ENOENT:
                 raise

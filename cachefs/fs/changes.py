@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from cachefs.descriptors import Descriptor, sync_names
@@ -110,20 +110,24 @@ class Changes:
 
     async def unlink(self, parent: Node, name: str) -> None:
         """Remove a file's name."""
-        moved = self._moved.get(self._union.child_key(parent, name))
-        if moved is not None:
-            await self._forget_name(await self._moved.delete(moved), Link(parent.number, name))
-        else:
-            await self._remove(parent, name, os.unlink)
+        key = self._union.child_key(parent, name)
+        async with self._routing.turns.changing(key, content=False):
+            moved = self._moved.get(key)
+            if moved is not None:
+                await self._forget_name(await self._moved.delete(moved), Link(parent.number, name))
+            else:
+                await self._remove(parent, name, os.unlink)
 
     async def rmdir(self, parent: Node, name: str) -> None:
         """Remove an empty folder."""
         key = self._union.child_key(parent, name)
-        if self._moved.get(key) is not None:
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
-        if self._moved.holds_below(key):
-            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), name)
-        await self._remove(parent, name, os.rmdir)
+        with self._routing.barred(_below(key)):
+            await self._moved.left(key)
+            if self._moved.get(key) is not None:
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
+            if self._moved.holds_below(key):
+                raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), name)
+            await self._remove(parent, name, os.rmdir)
 
     async def _remove(self, parent: Node, name: str, remove: Callable[..., None]) -> None:
         place, targets = self._at(parent, name)
@@ -167,21 +171,29 @@ class Changes:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), old)
         old_key, new_key = self._union.child_key(old_parent, old), self._union.child_key(new_parent, new)
         old_link, new_link = Link(old_parent.number, old), Link(new_parent.number, new)
-        if not flags & EXCHANGE and self._moved.get(old_key) is not None:
-            await self._rename_moved((old_key, old_link), (new_key, new_link), (new_place, new_targets), flags)
-            return
-        both = _both(targets, new_targets)
-        over_moved = not flags & EXCHANGE and self._moved.get(new_key) is not None
-        step = Step(place.ref, old, new_place.ref, new, flags, durable=over_moved)
-        rename = partial(self._routing.change, place.source, both, carry_out, step, cause=DropCause.CHANGED)
-        if over_moved:
-            gone, moved = await self._moved.yield_to(old_key, new_key, flags, partial(rename, later=both.folders))
-            await self._forget_name(gone, new_link)
-        else:
-            with self._routing.barred(both):
+        both, changing = _both(targets, new_targets), self._routing.turns.changing
+        step = Step(place.ref, old, new_place.ref, new, flags)
+
+        async def rename(step: Step) -> Moved:
+            return await self._routing.change(
+                place.source, both, carry_out, step, cause=DropCause.CHANGED, later=both.folders
+            )
+
+        with self._routing.barred(both):
+            # Within the turns of both nothing moves or comes home: what is where stays so until it is renamed.
+            async with changing(old_key, content=False), changing(new_key, content=False):
+                if not flags & EXCHANGE and self._moved.get(old_key) is not None:
+                    await self._rename_moved((old_key, old_link), (new_key, new_link), (new_place, new_targets), flags)
+                    return
+                over_moved = not flags & EXCHANGE and self._moved.get(new_key) is not None
+                if over_moved:
+                    safely = partial(rename, replace(step, durable=True))
+                    gone, moved = await self._moved.yield_to(old_key, new_key, flags, safely)
+                    await self._forget_name(gone, new_link)
+            if not over_moved:
                 await self._moved.bring_home_below(old_key)
                 await self._moved.bring_home_below(new_key)
-                moved = await rename(later=both.folders)
+                moved = await rename(step)
         self._union.watched.touched(old_parent)
         self._union.watched.touched(new_parent)
         node = self._union.known(place.source, moved.stat)

@@ -43,9 +43,9 @@ class Moved(Protocol):
 
     async def changed(self, key: FileKey, /) -> None: ...
 
-    async def delete(self, key: FileKey, /) -> None: ...
+    async def delete(self, key: FileKey, /) -> bool: ...
 
-    async def rename(self, old: FileKey, new: FileKey, /) -> None: ...
+    async def rename(self, old: FileKey, new: FileKey, /) -> bool: ...
 
     async def replacing(self, key: FileKey, there: Fingerprint, /) -> None: ...
 
@@ -69,9 +69,11 @@ class NothingMoved:
 
     async def changed(self, key: FileKey) -> None: ...
 
-    async def delete(self, key: FileKey) -> None: ...
+    async def delete(self, key: FileKey) -> bool:
+        return False
 
-    async def rename(self, old: FileKey, new: FileKey) -> None: ...
+    async def rename(self, old: FileKey, new: FileKey) -> bool:
+        return False
 
     async def replacing(self, key: FileKey, there: Fingerprint) -> None: ...
 
@@ -129,14 +131,20 @@ class Elsewhere:
         return {name: entry.source_file.inode for name, entry in found if entry is not None}
 
     async def wherever(self, keys: Sequence[FileKey], act: Callable[[], Awaitable[T]]) -> T:
-        """Do it again when it did not find a file that has moved, or come home, meanwhile."""
+        """Do it again when it did not find a file that has moved, or come home, meanwhile; once more also where it is
+        again where it was before."""
+        again = True
         while True:
             before = self._ids(keys)
             try:
                 return await act()
             except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ESTALE) or self._ids(keys) == before:
+                unmoved = self._ids(keys) == before
+                if error.errno != errno.ESTALE and (error.errno != errno.ENOENT or unmoved):
                     raise
+                if unmoved and not again:
+                    raise
+                again = not unmoved
 
     def _ids(self, keys: Sequence[FileKey]) -> list[int]:
         return [entry.id for key in keys if (entry := self.files.get(key)) is not None]

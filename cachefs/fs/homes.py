@@ -40,10 +40,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class AtHome:
-    """A file at its source, as it is now, and its birth time (0 where unknown)."""
+    """A file at its source, as it is now, its birth time (0 where unknown), and when anything of it changed last."""
 
     file: SourceFile
     birth_ns: int
+    ctime_ns: int
 
 
 class Homes:
@@ -81,13 +82,13 @@ class Homes:
             return None
         if not seen.is_file:
             raise OSError(errno.EEXIST, "something that is no file has its place", str(key))
-        return AtHome(await self._union.files.identified(key, seen), seen.birth_ns)
+        return AtHome(await self._union.files.identified(key, seen), seen.birth_ns, seen.ctime_ns)
 
-    async def take_away(self, key: FileKey, kept: int | None, seen: SourceFile) -> bool:
+    async def take_away(self, key: FileKey, kept: int | None, seen: SourceFile, ctime_ns: int) -> bool:
         """Let the source give up the file that was ``seen``; whether its inode is kept, as this number. Raises
-        ``OSError``: EBUSY when anybody has it open, ESTALE when it is another one by now, EXDEV when it is on another
-        file system than the source's root; then nothing has been done."""
-        return await self.change(key, _take_away, self._source(key), key.path, kept, seen)
+        ``OSError``: EBUSY when anybody has it open, ESTALE when anything of it is different by now, EXDEV when it is on
+        another file system than the source's root; then nothing has been done."""
+        return await self.change(key, _take_away, self._source(key), key.path, kept, seen, ctime_ns)
 
     async def open_return(self, key: FileKey, kept: int) -> Descriptor:
         """The kept inode, or a new file in its place, open for writing what comes back; ``arrive`` names it."""
@@ -141,17 +142,17 @@ def _look_at(descriptor: Descriptor) -> Stat:
         return look(number)
 
 
-def _take_away(source: Source, path: str, kept: int | None, seen: SourceFile) -> bool:
+def _take_away(source: Source, path: str, kept: int | None, seen: SourceFile, ctime_ns: int) -> bool:
     folder_path, name = reach.split(path)
     with source.folders.at(folder_path) as folder:
         number = os.open(name, os.O_RDWR | _FILE, dir_fd=folder)
         try:
             found, expected = look(number), seen.fingerprint
             linked = kept is not None and found.nlink != 1  # one that was replaced only loses this name
-            if (found.size, found.mtime_ns) != (expected.size, expected.mtime_ns) or linked:
-                raise OSError(errno.ESTALE, "it is another file by now", path)
-            if expected.inode is not None and found.ino != expected.inode:
-                raise OSError(errno.ESTALE, "it is another file by now", path)
+            other = expected.inode is not None and found.ino != expected.inode
+            changed = (found.size, found.mtime_ns) != (expected.size, expected.mtime_ns)
+            if linked or other or changed or found.ctime_ns != ctime_ns:  # of its attributes, too
+                raise OSError(errno.ESTALE, "it was changed meanwhile", path)
             reserved = kept is not None and _lease(number)
             if reserved:
                 _reserve(source, folder, name, kept)

@@ -95,17 +95,15 @@ class MovedFiles:
             log.debug("%s: %s", key, error)
 
     async def delete(self, moved: CacheEntry) -> Gone:
-        """Remove a moved file. What its source keeps of it goes when it can."""
-        place = self._place(moved.key)
-        gone = await self._hold(moved, place)
-        async with self._routing.changing(place, content=False):
-            self._routing.withdraw(moved.key)
-            await self._files.delete(moved.key)
+        """Remove a moved file, within a turn of its name. What its source keeps of it goes when it can."""
+        gone = await self._hold(moved, self._place(moved.key))
+        self._routing.withdraw(moved.key)
+        await self._really(gone, self._files.delete(moved.key), moved.key)
         await self._union.when_forgotten(gone.node, partial(self._let_go, moved))
         return gone
 
     async def rename(self, old: FileKey, new: FileKey, place: Place, *, replace: bool) -> Renamed:
-        """Give a moved file another name, in the folder that is at ``place``."""
+        """Give a moved file another name, in the folder that is at ``place``, within turns of both."""
         moved, replaced = self._files.get(old), self._files.get(new)
         if moved is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), old.path)
@@ -116,11 +114,10 @@ class MovedFiles:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new.path)
         gone = await self._hold(replaced, self._place(new)) if replaced is not None and new != old else None
         with self._routing.barred(Targets(keys=frozenset((old, new)))):
-            async with self._routing.changing(self._place(old), content=False):
-                if there is not None:
-                    await self._files.replacing(old, (await self._union.files.identified(new, there)).fingerprint)
-                self._routing.withdraw(new)
-                await self._files.rename(old, new)
+            if there is not None:
+                await self._files.replacing(old, (await self._union.files.identified(new, there)).fingerprint)
+            self._routing.withdraw(new)
+            await self._really(gone, self._files.rename(old, new), old)
         if replaced is not None and gone is not None:
             await self._union.when_forgotten(gone.node, partial(self._let_go, replaced))
         return Renamed(self._node(moved), gone, there is not None)
@@ -128,7 +125,7 @@ class MovedFiles:
     async def yield_to(
         self, coming: FileKey, key: FileKey, flags: int, rename: Callable[[], Awaitable[T]]
     ) -> tuple[Gone, T]:
-        """Let a file of the source, ``coming``, take the place of a moved one."""
+        """Let a file of the source, ``coming``, take the place of a moved one, within turns of both."""
         moved = self._files.get(key)
         if flags & NOREPLACE or moved is None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), key.path)
@@ -148,11 +145,28 @@ class MovedFiles:
         await self._union.when_forgotten(gone.node, partial(self._let_go, moved))
         return gone, result
 
+    async def _really(self, gone: Gone | None, change: Awaitable[bool], key: FileKey) -> None:
+        """Nobody is told that something was done that was not: ESTALE for a file that is moved no more."""
+        done = False
+        try:
+            done = await change
+        finally:
+            if not done and gone is not None:
+                await gone.source.discard(gone.held.descriptor)
+        if not done:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), key.path)
+
+    async def left(self, key: FileKey) -> None:
+        """Wait until no file here or below is just giving up its place at its source. No further one begins while the
+        caller bars it."""
+        if self._homes is not None:
+            await self._homes.left(key)
+
     async def at_home(self, node: Node) -> Place:
         """Where a file is, at its source, brought there if need be; it stays there while the caller bars it."""
         place = self._union.place(node)
-        if self._homes is not None and place.keys:
-            await self._homes.left(place.keys[0])
+        if place.keys:
+            await self.left(place.keys[0])
             place = self._union.place(node)
         if place.moved is not None:
             await self._bring_home(place.moved.key)
@@ -161,8 +175,7 @@ class MovedFiles:
 
     async def bring_home_below(self, key: FileKey) -> None:
         """A file, or all files below a folder. They stay there while the caller bars them."""
-        if self._homes is not None:
-            await self._homes.left(key)
+        await self.left(key)
         moved = self._files.get(key)
         for entry in (moved,) if moved is not None else self._files.below(key):
             await self._bring_home(entry.key)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from cachefs.cache import moved_disk
 from cachefs.cache.belonging import moved_in, refusal
@@ -27,6 +28,7 @@ from cachefs.fs.found import RESERVED
 from cachefs.fs.homes import Homes
 from cachefs.fs.operations import Operations
 from cachefs.model import DropCause, EntryState, FileKey, Phase, SourceName, Targets, Visible
+from cachefs.ranges import Ranges
 from cachefs.verification import Flaw
 from tests.engine.cachekit import ROOMY
 from tests.engine.fskit import MEDIA, Kernel, Rooms, rooms
@@ -267,6 +269,103 @@ async def test_a_file_that_comes_home_while_it_is_opened_is_read_there(tmp_path:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(fs.routing._ssd, "open_moved", late)
             assert await content(fs, FILM) == CONTENT
+
+
+TARGET = "Films/Casino.mkv"
+
+
+@dataclass(frozen=True)
+class MetByAReturn:
+    """A change through the mount that meets a file on its way home; ``target``: what is at the other name before, if
+    anything, and whether that has moved; ``left``: what the union holds afterwards."""
+
+    change: Callable[[Kernel], object]
+    target: str = ""
+    left: dict[str, bytes] = field(default_factory=dict)
+
+
+MEETINGS = {
+    "unlink": MetByAReturn(lambda kernel: kernel.unlink(FILM)),
+    "rename": MetByAReturn(lambda kernel: kernel.rename(FILM, NEW), left={NEW: CONTENT}),
+    "rename over a file": MetByAReturn(lambda kernel: kernel.rename(FILM, TARGET), "source", {TARGET: CONTENT}),
+    "rename over a moved file": MetByAReturn(lambda kernel: kernel.rename(FILM, TARGET), "moved", {TARGET: CONTENT}),
+    "a file is renamed over it": MetByAReturn(lambda kernel: kernel.rename(TARGET, FILM), "source", {FILM: OTHER}),
+    "a moved file is renamed over it": MetByAReturn(lambda kernel: kernel.rename(TARGET, FILM), "moved", {FILM: OTHER}),
+}
+
+
+@pytest.mark.parametrize("what", MEETINGS)
+async def test_a_change_that_meets_a_file_on_its_way_home_is_done_when_it_says_so(tmp_path: Path, what: str) -> None:
+    meeting = MEETINGS[what]
+    async with rooms(tmp_path) as fs:
+        put(fs, FILM, CONTENT)
+        key = await fs.moved(FILM)
+        if meeting.target:
+            put(fs, TARGET, OTHER)
+        if meeting.target == "moved":
+            await fs.moved(TARGET)
+        arriving, go_on = trio.Event(), threading.Event()
+
+        def gate(name: str) -> None:
+            if name == "_arrive":
+                trio.from_thread.run_sync(arriving.set)
+                go_on.wait(20)
+
+        fs.source.gate = gate
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fs.movers.restore, key)
+            await arriving.wait()
+            nursery.start_soon(trio.to_thread.run_sync, meeting.change, kernel_of(fs))
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            go_on.set()
+        await fs.store.remove_doomed()
+        assert await shown(fs) == meeting.left
+        for moved in fs.store.moves.all():
+            await fs.movers.restore(moved.key)
+        assert {path: (fs.folder / path).read_bytes() for path in meeting.left} == meeting.left
+        assert await shown(fs) == meeting.left
+
+
+async def test_attributes_that_change_while_a_file_moves_go_along_or_keep_it_at_its_source(tmp_path: Path) -> None:
+    """Its bytes are compared for minutes; a change of then is only seen by its ctime."""
+    async with rooms(tmp_path) as fs:
+        at = put(fs, FILM, CONTENT)
+        await fs.published(FILM)
+        await fs.give_attributes(FILM)
+        os.setxattr(at, "user.who", b"Ben")  # between the copy and the move
+        at.chmod(0o600)
+        key, same_bytes = fs.key(FILM), fs.movers._same_bytes
+
+        async def meanwhile(*args: Any) -> str:
+            digest = await same_bytes(*args)
+            at.chmod(0o604)
+            os.removexattr(at, "user.who")
+            os.setxattr(at, "user.other", b"Eve")
+            return digest
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fs.movers, "_same_bytes", meanwhile)
+            with pytest.raises(Stays, match="changed meanwhile"):
+                await fs.movers.move(key)
+        assert at.read_bytes() == CONTENT
+        await fs.movers.move(key)
+        moved = fs.store.moves.get(key)
+        assert moved is not None
+        await fs.movers.restore(key)
+        assert (stat.S_IMODE(at.stat().st_mode), os.listxattr(at)) == (0o604, ["user.other"])
+
+
+async def test_a_file_that_got_another_size_on_the_ssd_is_copied_as_a_whole_when_it_is_home(
+    tmp_path: Path,
+) -> None:
+    async with rooms(tmp_path) as fs:
+        put(fs, FILM, CONTENT)
+        key = await fs.moved(FILM)
+        await trio.to_thread.run_sync(kernel_of(fs).truncate, FILM, 100)
+        await fs.movers.restore(key)
+        entry = fs.store.get(key)
+        assert entry is not None
+        assert (entry.state, entry.size, entry.ranges.spans) == (EntryState.CACHED, 100, Ranges.of([(0, 100)]).spans)
 
 
 async def test_a_copy_that_is_dropped_while_it_becomes_the_only_one_leaves_the_source_its_file(tmp_path: Path) -> None:
