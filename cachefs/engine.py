@@ -139,16 +139,18 @@ class DaemonEngine:
         plan = parts.planning.plan
         planned = next((copy for copy in plan.copies if copy.key == key), None)
         waiting = parts.copiers.waiting_for(planned) if planned is not None else ""
+        reasons = explaining.reasons(plan, key, entry, parts.planning.why_not(key), waiting)
+        moved = parts.store.moves.get(key) is not None
         return Explanation(
             path=path,
             state=visible(entry),
             size=file.size,
             on_ssd_bytes=entry.ranges.total if entry is not None else 0,
-            reasons=explaining.reasons(plan, key, entry, parts.planning.why_not(key), waiting),
+            reasons=reasons if entry is not None or not moved else (parts.store.problem, *reasons),
             wanted=explaining.is_wanted(plan, key),
             waiting=waiting,
             planned_position=explaining.place(plan, key),
-            moved=parts.store.moves.get(key) is not None,
+            moved=moved,
         )
 
     # --- acts ----------------------------------------------------------------------------------------------------
@@ -261,6 +263,8 @@ class DaemonEngine:
         """Of the moved file, of all below the folder, or of all when the text is empty. Refused when there is neither
         such a file nor such a folder."""
         parts, path = self._parts, self._path(text) if text else UnionPath("")
+        if parts.store.away:
+            raise UserError(f"{parts.store.problem}; what was moved there cannot come home before it is back")
         layout = parts.union.layout
         below = [
             entry

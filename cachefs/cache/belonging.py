@@ -101,8 +101,8 @@ def _way_out(before: Mapping[SourceName, str], sources: Mapping[SourceName, str]
     if moved.sizes:
         again = f" ({', '.join(renamed)})" if renamed else ""
         return (
-            f", and {_only_copies(sorted(moved.sizes))}: the folder must not go. Write the old configuration "
-            f"again{again}, mount, run cachefs restore --all, and then change it"
+            f". It holds {_only_copies(sorted(moved.sizes))}, so keep it: write the old configuration again{again}, "
+            "mount, run cachefs restore --all, and then change it"
         )
     choice = (
         f". Either {', '.join(renamed)}, or choose another cache.path" if renamed else ". Choose another cache.path"

@@ -472,6 +472,25 @@ async def test_moved_files_are_named_as_such_and_what_is_none_is_told_apart(medi
             await it.engine.restoration("Films/nope")
 
 
+async def test_moved_files_of_an_ssd_that_is_away_are_not_said_to_be_at_home(
+    media: Path, expected_warnings: list[str]
+) -> None:
+    expected_warnings.append("is away")
+    async with daemon(media) as it:
+        await it.cached(HEAT)
+        entry = it.store.get(key(HEAT))
+        assert entry is not None
+        assert await it.store.moves.leave(entry, Home(entry.fingerprint, Phase.AWAY))
+        (media / "ssd").rename(media / "unplugged")
+        await it.store.probe()
+        told = await it.engine.explain(HEAT)
+        assert (told.moved, told.reasons[0]) == (True, it.store.problem)
+        for text in ("", HEAT):
+            with pytest.raises(UserError, match=r"is away.*; what was moved there cannot come home before it is back"):
+                await it.engine.restoration(text)
+        (media / "unplugged").rename(media / "ssd")
+
+
 # --- verify ----------------------------------------------------------------------------------------------------------
 
 

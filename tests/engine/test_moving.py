@@ -536,10 +536,10 @@ async def test_nobody_is_told_to_delete_a_folder_that_may_hold_the_only_copy(
         said = str(refused.value)
     else:
         said = await refused_start(tmp_path, sources)
-    assert "the only copy of 2 files, such as Films/Heat (1995).mkv of source Media: the folder must not go." in said
+    assert "It holds the only copy of 2 files, such as Films/Heat (1995).mkv of source Media, so keep it: " in said
     again = f" (name {here} Media again)" if changed == "name" else ""
     assert said.endswith(
-        f"Write the old configuration again{again}, mount, run cachefs restore --all, and then change it"
+        f"write the old configuration again{again}, mount, run cachefs restore --all, and then change it"
     )
 
 
