@@ -24,9 +24,10 @@ import hypercorn.trio
 import trio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from cachefs.control import wire
 from cachefs.control.following import Following, Running
@@ -161,7 +162,12 @@ def build(engine: Engine) -> Starlette:
     }
     routes = [Route(f"/v1/{name}", endpoint, methods=["GET"]) for name, endpoint in shows.items()]
     routes += [Route(f"/v1/{name}", endpoint, methods=["POST"]) for name, endpoint in acts.items()]
-    handlers = {CachefsError: _on_known_error, HTTPException: _on_http_error, Exception: _on_bug}
+    handlers = {
+        CachefsError: _on_known_error,
+        HTTPException: _on_http_error,
+        ClientDisconnect: _on_gone,
+        Exception: _on_bug,
+    }
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False  # to wherever the request says it came to
     return app
@@ -240,6 +246,13 @@ def _answer(value: object, status: int = 200) -> Response:
     return Response(wire.dumps(value), status_code=status, media_type="application/json")
 
 
+class _Unheard(Response):
+    """No answer, not even an empty one: hypercorn may be sending its own just now, and fails on two at once."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        pass
+
+
 async def _on_known_error(request: Request, error: Exception) -> Response:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return _answer(Failure(text), 400)
@@ -248,6 +261,11 @@ async def _on_known_error(request: Request, error: Exception) -> Response:
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return _answer(Failure(error.detail), error.status_code)
+
+
+async def _on_gone(request: Request, error: Exception) -> Response:
+    """Whoever asked has ended before the whole question was here."""
+    return _Unheard()
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:

@@ -235,6 +235,22 @@ async def test_a_wrong_request_is_answered_not_obeyed(
     assert engine.asked == []
 
 
+async def test_whoever_ends_in_the_middle_of_a_question_is_no_bug(
+    engine: FakeEngine, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def end_early() -> None:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(os.fspath(path))
+            connection.sendall(post(b"{" + bytes(100))[:-50])
+
+    async with served(engine, path) as ask:
+        for _ in range(5):
+            await trio.to_thread.run_sync(end_early)
+        assert await ask(Client.status) == engine.answer_status
+    assert engine.asked == []
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
 async def test_socket_is_its_owners_only_and_gone_at_the_end(engine: FakeEngine, path: Path) -> None:
     path = path.parent / "deeper" / "s"
     before = os.umask(0)
