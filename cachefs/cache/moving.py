@@ -30,7 +30,7 @@ from cachefs.cache.pacing import CHUNK_BYTES, READING_WINDOW_S, chunk_bytes, pau
 from cachefs.cache.store import Store
 from cachefs.descriptors import Descriptor
 from cachefs.errors import CacheError
-from cachefs.model import CacheEntry, DropCause, EntryState, FileKey, Home, Phase, SourceFile, SourceName, Targets
+from cachefs.model import CacheEntry, DropCause, EntryState, FileKey, Home, Phase, SourceFile, Targets
 from cachefs.units import format_size
 
 log = logging.getLogger(__name__)
@@ -123,13 +123,16 @@ class Movers:
         self._turns: dict[FileKey, trio.Lock] = {}
         self._not_before: dict[int, float] = {}
         self._stays: dict[FileKey, str] = {}
-        self._tidied: set[SourceName] = set()
         self._restoring: dict[FileKey, RestoreProgress] = {}
         self._leaving: dict[FileKey, trio.Event] = {}
 
     def problems(self) -> tuple[tuple[FileKey, str], ...]:
         """Moved files that cannot be settled or restored as they should, and why."""
         return tuple(sorted((key, why) for key, why in self._stays.items() if self._store.moves.get(key) is not None))
+
+    def moved(self) -> list[CacheEntry]:
+        """Every moved file that is there."""
+        return self._store.moves.all()
 
     def restoring(self) -> tuple[RestoreProgress, ...]:
         return tuple(self._restoring.values())
@@ -248,14 +251,11 @@ class Movers:
             await self._undo(moved, file)
             raise Stays(error.strerror or str(error)) from error
         await self._store.moves.set_home(moved, replace(home, phase=Phase.AWAY, reserved=reserved))
-        await self.tidy(key)
         log.info("moved %s (%s) to the SSD: its source's space is free", key, format_size(entry.size))
 
     async def tidy(self, key: FileKey) -> None:
-        """Once for each source, while it is awake: remove what a crash has left there of deleted files."""
-        if key.source in self._tidied:
-            return
-        self._tidied.add(key.source)
+        """Remove what a crash has left at this file's source of deleted files. Only while a person restores: what is
+        kept there may be another cache folder's, and only its inode numbers would tell."""
         keep = frozenset(entry.source_file.inode for entry in self._store.moves.all())
         try:
             await self._homes.tidy(key, keep)

@@ -46,4 +46,7 @@ class Restoration:
             self._done = replace(
                 done, files_done=done.files_done + 1, bytes_done=done.bytes_done + entry.size, key=None
             )
+        for key in {key.source: key for key in restored}.values():
+            if not any(entry.key.source == key.source for entry in self._movers.moved()):
+                await self._movers.tidy(key)
         return HomeReport(tuple(restored), tuple(left))

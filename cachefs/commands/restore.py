@@ -62,6 +62,11 @@ def restore(config_file: Path | None, as_json: bool, everything: bool, path: str
                 if path is None
                 else f"nothing below {show.printable(path)} is moved"
             )
+    if config.cache.mode == "move" and everything:
+        shared.say(
+            "cachefs: cache.mode is move, so the next start may move files again. Before you uninstall, or delete the "
+            "cache folder, set it to copy, start cachefs, and restore once more"
+        )
     return shared.UNSOUND if report.left else 0
 
 

@@ -33,7 +33,7 @@ PARTS_AND_OTHERS = {
     "changes._unlink_for_good": "a part of _remove",
     "homes._reserve": "a part of a move",
     **dict.fromkeys(("homes._reserved", "homes._make_folders", "homes._rename_to_nothing"), "parts of a return"),
-    "homes._tidy": "it follows a move, once for each source",
+    "homes._tidy": "it follows the restoration of a whole source",
     "backing.copy_back": "a program writes the file through a mapping; no writer of the rig does",
     **dict.fromkeys(("xattrs._set", "xattrs._remove"), "no writer of the rig sets attributes"),
     "changes._fsync_folder": "no writer of the rig syncs a folder",

@@ -428,6 +428,17 @@ async def test_restore_says_what_came_of_it(
     assert (done.returncode, done.stdout + done.stderr) == (code, said)
 
 
+@pytest.mark.parametrize(("mode", "warned"), [("copy", False), ("move", True)])
+async def test_who_brings_everything_home_is_told_that_a_start_may_move_it_again(
+    engine: FakeEngine, place: Place, mode: str, warned: bool
+) -> None:
+    engine.answer_restoration = FakeRestoration(HomeReport((FileKey(MEDIA, "a.mkv"),), ()))
+    async with daemon(engine, place):
+        done = await ask(place, "restore", "--all", CACHEFS_CACHE__MODE=mode)
+    assert done.returncode == 0
+    assert ("the next start may move files again" in done.stderr) is warned
+
+
 async def test_unmount_stops_the_daemon(engine: FakeEngine, place: Place) -> None:
     async with daemon(engine, place):
         done = await ask(place, "unmount")

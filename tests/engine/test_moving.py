@@ -21,6 +21,7 @@ from cachefs.cache import moved_disk
 from cachefs.cache.belonging import moved_in, refusal
 from cachefs.cache.label import NAME
 from cachefs.cache.moving import Conflict, Stays
+from cachefs.cache.restoring import Restoration
 from cachefs.cache.store import EvictResult, open_store
 from cachefs.cache.verify import Verification, Wish
 from cachefs.errors import CacheError
@@ -100,6 +101,24 @@ async def test_nothing_changes_in_the_mount_and_the_source_has_its_room_back(tmp
         entry = fs.store.get(key)
         assert entry is not None
         assert entry.state is EntryState.CACHED
+
+
+async def test_what_is_kept_for_another_cache_folder_stays(tmp_path: Path) -> None:
+    """Whoever starts once with another ``cache.path`` must not lose the inode numbers of files moved to the first."""
+    async with rooms(tmp_path) as fs:
+        put(fs, FILM, CONTENT)
+        put(fs, "other", OTHER)
+        kept = fs.folder / RESERVED / "1000000"
+        kept.parent.mkdir()
+        kept.touch()
+        key = await fs.moved("other")
+        assert kept.exists()
+        await fs.moved(FILM)
+        await Restoration(fs.movers, [moved for moved in fs.store.moves.all() if moved.key == key]).run()
+        assert kept.exists()
+        await Restoration(fs.movers, fs.store.moves.all()).run()
+        assert not kept.exists()  # as a crash leaves it of a deleted file, for all that is known
+        assert not fs.store.moves.all()
 
 
 async def test_what_is_kept_of_moved_files_is_shown_nowhere(tmp_path: Path) -> None:
