@@ -18,6 +18,7 @@ from cachefs.fs.acls import ACCESS, Acls
 from cachefs.fs.caller import Caller, acting_as
 from cachefs.fs.inodes import Node
 from cachefs.fs.reach import Ref
+from cachefs.fs.remembered import is_away
 from cachefs.fs.routing import Routing
 from cachefs.fs.stat import Stat, look
 from cachefs.fs.union import Union
@@ -26,6 +27,7 @@ Ts = TypeVarTuple("Ts")
 
 _OURS = "user.cachefs."
 _ACLS = "system.posix_acl_"
+_ASKED_BY_ALL = ("security.", _ACLS)
 
 
 class Xattrs:
@@ -46,7 +48,12 @@ class Xattrs:
                 raise _none(name)
             return value
         place = self._union.place(node)
-        return await place.source.call(_get, place.ref, name)
+        try:
+            return await place.source.call(_get, place.ref, name)
+        except OSError as error:
+            if is_away(error) and name.startswith(_ASKED_BY_ALL):
+                raise _none(name) from error  # ls asks for these, of every file that it shows
+            raise
 
     async def names(self, node: Node) -> list[str]:
         if self._union.is_virtual(node):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +57,11 @@ def test_what_is_known_is_shown_and_what_is_cached_is_played(scene: Scene, fault
         assert errno_of(read, scene.slow / name) not in (0, *UNTRUE)
     assert read(scene.media / "one.mkv") == CONTENT
     wait_until(scene.running, lambda: not scene.is_online(), "status says it is away", within_s=5)
+    listed = subprocess.run(["ls", "-laR", scene.slow], check=False, capture_output=True, text=True, timeout=20)
+    assert (listed.returncode, listed.stderr) == (0, "")
+    for name in CACHED:
+        assert errno_of(os.getxattr, scene.slow / name, "security.selinux") == errno.ENODATA, "ls asks for it"
+        assert errno_of(os.listxattr, scene.slow / name) == errno.EIO, "who copies them all is not told there are none"
     target = scene.slow / "one.mkv"
     changes: tuple[Callable[[], object], ...] = (
         lambda: os.utime(target),
