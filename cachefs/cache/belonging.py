@@ -102,7 +102,7 @@ def _way_out(before: Mapping[SourceName, str], sources: Mapping[SourceName, str]
         again = f" ({', '.join(renamed)})" if renamed else ""
         return (
             f". It holds {_only_copies(sorted(moved.sizes))}, so keep it: write the old configuration again{again}, "
-            "mount, run cachefs restore --all, and then change it"
+            "set cache.mode to copy, mount, run cachefs restore --all, and then change it"
         )
     choice = (
         f". Either {', '.join(renamed)}, or choose another cache.path" if renamed else ". Choose another cache.path"
@@ -117,7 +117,7 @@ def refuse_strangers(root: str, moved: Moved, sources: Iterable[SourceName]) -> 
         names = ", ".join(dict.fromkeys(key.source for key in lost))
         raise CacheError(
             f"the cache folder {root} holds {_only_copies(lost)}, and there is no source {names} in the configuration. "
-            "Put it back, mount, and run cachefs restore --all"
+            "Put it back, set cache.mode to copy, mount, and run cachefs restore --all"
         )
 
 

@@ -558,7 +558,8 @@ async def test_nobody_is_told_to_delete_a_folder_that_may_hold_the_only_copy(
     assert "It holds the only copy of 2 files, such as Films/Heat (1995).mkv of source Media, so keep it: " in said
     again = f" (name {here} Media again)" if changed == "name" else ""
     assert said.endswith(
-        f"write the old configuration again{again}, mount, run cachefs restore --all, and then change it"
+        f"write the old configuration again{again}, set cache.mode to copy, mount, run cachefs restore --all, "
+        "and then change it"
     )
 
 
