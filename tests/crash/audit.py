@@ -181,9 +181,9 @@ def _copy(stage: Stage, row: Row, counts: Counts) -> None:
         if (info.st_size, info.st_mtime_ns, info.st_ino) != (row.size, row.mtime_ns, row.inode):
             return  # known by its fingerprint not to be this file
         found = (stage.ssd / row.place).read_bytes()
+        right = (stage.source / name).read_bytes()
     except FileNotFoundError:
-        return  # evicted just now, or gone at the source
-    right = (stage.source / name).read_bytes()
+        return  # evicted or moved just now, or gone at the source
     counts.files += 1
     counts.bytes += len(found)
     if (wrong := difference(found, right)) and row in read_rows(stage.ssd):
