@@ -429,14 +429,20 @@ class Movers:
     # --- looking ---
 
     async def is_taken(self, key: FileKey) -> bool:
-        """Whether another file has the place of a moved one. Asks its source. Raises ``OSError``."""
+        """Whether another file has the place of a moved one. Asks its source, and ``problems`` has it from then on.
+        Raises ``OSError``."""
         entry = self._store.moves.get(key)
         if entry is None or entry.home is None or entry.home.phase is not Phase.AWAY:
             return False
         try:
-            return await self._homes.look(key) is not None
+            taken = await self._homes.look(key) is not None
         except FileExistsError:
-            return True
+            taken = True
+        if taken:
+            self._stays[key] = _TAKEN
+        elif self._stays.get(key) == _TAKEN:
+            del self._stays[key]
+        return taken
 
     async def look(self, key: FileKey) -> None:
         """See that the SSD has a moved file. Raises ``OSError``."""

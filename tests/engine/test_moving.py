@@ -636,11 +636,13 @@ async def test_verify_finds_rot_and_takers_and_mends_nothing_of_what_is_the_only
         assert await verified(fs) == set()
         at.write_bytes(OTHER)
         assert await verified(fs, content=False) == {(Flaw.TAKEN, "")}
+        assert [found for found, _ in fs.movers.problems()] == [key]
         at.unlink()
         copy = tmp_path / "ssd/files/Media" / FILM
         copy.chmod(0o600)
         copy.write_bytes(bytes(1000))
         assert await verified(fs) == {(Flaw.ROTTEN, "")}
+        assert not fs.movers.problems()
         copy.unlink()
         assert await verified(fs, content=False) == {(Flaw.LOST, "")}
         assert fs.store.moves.get(key) is not None
