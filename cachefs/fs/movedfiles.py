@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
@@ -27,7 +28,7 @@ from cachefs.fs.routing import Routing
 from cachefs.fs.source import Source
 from cachefs.fs.stat import Stat, look
 from cachefs.fs.union import Union
-from cachefs.model import CacheEntry, FileKey, Targets
+from cachefs.model import CacheEntry, FileKey
 
 log = logging.getLogger(__name__)
 
@@ -96,9 +97,9 @@ class MovedFiles:
 
     async def delete(self, moved: CacheEntry) -> Gone:
         """Remove a moved file, within a turn of its name. What its source keeps of it goes when it can."""
-        gone = await self._hold(moved, self._place(moved.key))
-        self._routing.withdraw(moved.key)
-        await self._really(gone, self._files.delete(moved.key), moved.key)
+        async with self._held(moved) as gone:
+            self._routing.withdraw(moved.key)
+            _refuse_undone(await self._files.delete(moved.key), moved.key)
         await self._union.when_forgotten(gone.node, partial(self._let_go, moved))
         return gone
 
@@ -112,12 +113,12 @@ class MovedFiles:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), new.path)
         if not replace and (there is not None or replaced is not None):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new.path)
-        gone = await self._hold(replaced, self._place(new)) if replaced is not None and new != old else None
-        with self._routing.barred(Targets(keys=frozenset((old, new)))):
+        goes = self._held(replaced) if replaced is not None and new != old else nullcontext()
+        async with goes as gone:
             if there is not None:
                 await self._files.replacing(old, (await self._union.files.identified(new, there)).fingerprint)
             self._routing.withdraw(new)
-            await self._really(gone, self._files.rename(old, new), old)
+            _refuse_undone(await self._files.rename(old, new), old)
         if replaced is not None and gone is not None:
             await self._union.when_forgotten(gone.node, partial(self._let_go, replaced))
         return Renamed(self._node(moved), gone, there is not None)
@@ -133,28 +134,13 @@ class MovedFiles:
         seen = await source.call(_seen, source, coming.path)
         if seen.is_folder:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), key.path)
-        gone = await self._hold(moved, self._place(key))
-        await self._files.yielding(key, (await self._union.files.identified(coming, seen)).fingerprint)
-        try:
-            result = await rename()
-        except OSError:
-            await gone.source.discard(gone.held.descriptor)
-            raise  # what became of it is looked at by whoever settles such files
-        self._routing.withdraw(key)
-        await self._files.delete(key)
+        async with self._held(moved) as gone:
+            await self._files.yielding(key, (await self._union.files.identified(coming, seen)).fingerprint)
+            result = await rename()  # what becomes of it in an error is looked at by whoever settles such files
+            self._routing.withdraw(key)
+            await self._files.delete(key)
         await self._union.when_forgotten(gone.node, partial(self._let_go, moved))
         return gone, result
-
-    async def _really(self, gone: Gone | None, change: Awaitable[bool], key: FileKey) -> None:
-        """Nobody is told that something was done that was not: ESTALE for a file that is moved no more."""
-        done = False
-        try:
-            done = await change
-        finally:
-            if not done and gone is not None:
-                await gone.source.discard(gone.held.descriptor)
-        if not done:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), key.path)
 
     async def left(self, key: FileKey) -> None:
         """Wait until no file here or below is just giving up its place at its source. No further one begins while the
@@ -185,9 +171,15 @@ class MovedFiles:
             raise OSError(errno.EIO, os.strerror(errno.EIO), key.path)
         await self._homes.bring_home(key)
 
-    async def _hold(self, moved: CacheEntry, place: Place) -> Gone:
+    @asynccontextmanager
+    async def _held(self, moved: CacheEntry) -> AsyncIterator[Gone]:
+        """A moved file that is to lose its name within; what is held of it is the caller's when that was done."""
+        place = self._place(moved.key)
         held = await place.source.call(_hold, place.ref)
-        return Gone(self._node(moved), place.source, Opened(held.descriptor, shown(moved, held.stat)))
+        async with AsyncExitStack() as undone:
+            undone.push_async_callback(place.source.discard, held.descriptor)
+            yield Gone(self._node(moved), place.source, Opened(held.descriptor, shown(moved, held.stat)))
+            undone.pop_all()
 
     async def _let_go(self, moved: CacheEntry) -> None:
         if self._homes is None:
@@ -205,6 +197,12 @@ class MovedFiles:
         if place is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), key.path)
         return place
+
+
+def _refuse_undone(done: bool, key: FileKey) -> None:
+    """Nobody is told that something was done that was not: ESTALE for a file that is moved no more."""
+    if not done:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), key.path)
 
 
 # --- in threads ------------------------------------------------------------------------------------------------------
