@@ -11,7 +11,8 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,8 +26,11 @@ from tests.crash.stage import KIB, Stage
 
 DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 """What a call fails with when the server dies during it or before."""
+STATE = "user.cachefs.state"
 _PIECE = 128 * KIB
 _MOST_NAMES = 12
+_REST_CHANGES = 40
+"""Of its folder by a writer; then the other half of the files rests."""
 
 
 @dataclass(slots=True)
@@ -59,30 +63,56 @@ class Writer:
         self._version = 0
 
     def act(self, root: int) -> None:
-        change = self._next()
         place = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY, dir_fd=root)
         try:
-            self.journal.begin(change)
-            carry_out(place, change, sync=self._chance.random() < 0.1)
-            self.journal.acknowledge()
-            self.counts.changes += 1
+            change = self._next(place)
+            with self._perhaps_open(place, change) as reader:
+                self.journal.begin(change)
+                carry_out(place, change, sync=self._chance.random() < 0.1)
+                self.journal.acknowledge()
+                self.counts.changes += 1
+                if reader is not None:
+                    self._compare(change.name, read_all(reader))
             if self._chance.random() < 0.5 and self.journal.tree.names:
-                self._read_back(place, self._chance.choice(sorted(self.journal.tree.names)))
+                name = self._chance.choice(sorted(self.journal.tree.names))
+                self._compare(name, read(name, place))
         finally:
             os.close(place)
 
-    def _read_back(self, place: int, name: str) -> None:
-        found = read(name, place)
+    @contextmanager
+    def _perhaps_open(self, place: int, change: Change) -> Iterator[int | None]:
+        """Sometimes the file has a reader while it is written: the kernel reads a cached one by itself then."""
+        if not isinstance(change, Write | Truncate) or self._chance.random() < 0.7:
+            yield None
+            return
+        number = os.open(change.name, os.O_RDONLY, dir_fd=place)
+        try:
+            os.pread(number, _PIECE, 0)
+            yield number
+        finally:
+            os.close(number)
+
+    def _compare(self, name: str, found: bytes) -> None:
         self.counts.files += 1
         self.counts.bytes += len(found)
         if wrong := difference(found, self.journal.tree.content(name)):
             raise Lost(f"{self.folder}/{name}, read back by its writer: {wrong}")
 
-    def _next(self) -> Change:
+    def _choose(self, names: Sequence[str], place: int) -> str:
+        """Every other file is left alone for a while, so that it can be copied and moved; of the rest, those that were
+        are changed more often."""
+        awake = names[self.counts.changes // _REST_CHANGES % 2 :: 2]
+        name = self._chance.choice(awake)
+        if self._chance.random() < 0.4:
+            cached = [one for one in awake if os.getxattr(f"/proc/self/fd/{place}/{one}", STATE) == b"cached"]
+            name = self._chance.choice(cached or [name])
+        return name
+
+    def _next(self, place: int) -> Change:
         names = sorted(self.journal.tree.names)
         if len(names) < 3:
             return Create(self._free(names), self.journal.new_number())
-        name = self._chance.choice(names)
+        name = self._choose(names, place)
         kinds: list[Callable[[str, list[str]], Change]] = [self._rewrite, self._append, self._truncate, self._rename]
         kinds += [self._link, self._unlink] if len(names) < _MOST_NAMES else [self._unlink]
         kinds += [self._create] if len(names) < _MOST_NAMES else []
@@ -165,12 +195,17 @@ def read(name: str, place: int) -> bytes:
     """A whole file by a new open, in pieces."""
     number = os.open(name, os.O_RDONLY, dir_fd=place)
     try:
-        pieces = []
-        while piece := os.read(number, _PIECE):
-            pieces.append(piece)
-        return b"".join(pieces)
+        return read_all(number)
     finally:
         os.close(number)
+
+
+def read_all(number: int) -> bytes:
+    """An open file from its beginning, in pieces."""
+    found = bytearray()
+    while piece := os.pread(number, _PIECE, len(found)):
+        found += piece
+    return bytes(found)
 
 
 class Reader:

@@ -8,6 +8,7 @@ import random
 import select
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,6 +47,8 @@ class Lives:
         self._pid = 0
         self.restarts_by_keeper = 0
         """Of the keeper that lives; each is a longer wait for the next."""
+        self.modes: Sequence[str] = ("copy", "move")
+        """Of the next lives, where the stage tries both."""
 
     @property
     def log(self) -> Path:
@@ -63,7 +66,7 @@ class Lives:
         self._running = start_cachefs(
             self._stage.folder / "cachefs.yaml",
             self.log,
-            self._stage.settings(self._chance),
+            self._stage.settings(self._chance, self.modes),
             variables={ENVIRONMENT: os.fspath(self._stage.orders), "PYTHONPATH": os.fspath(PLANT)},
         )
         self.restarts_by_keeper = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,8 @@ class Stage:
         """The name of a writer's folder."""
         return f"writer-{number}"
 
-    def settings(self, chance: random.Random) -> dict[str, Any]:
-        """``cachefs.yaml``, different in what must make no difference."""
+    def settings(self, chance: random.Random, modes: Sequence[str] = ("copy", "move")) -> dict[str, Any]:
+        """``cachefs.yaml``, different in what must make no difference; in one of these modes, where both are tried."""
         return {
             "mountpoint": os.fspath(self.mountpoint),
             "sources": [
@@ -71,7 +71,7 @@ class Stage:
             ],
             "cache": {
                 "path": os.fspath(self.ssd),
-                "mode": chance.choice(("copy", "move")) if self.mode == "both" else self.mode,
+                "mode": chance.choice(modes) if self.mode == "both" else self.mode,
                 "max_size": "256MiB",
                 "min_free": "1MiB",
             },
