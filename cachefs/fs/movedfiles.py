@@ -11,10 +11,10 @@ import errno
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, TypeVarTuple
 
 from cachefs.descriptors import Descriptor
 from cachefs.errors import CacheError
@@ -27,12 +27,14 @@ from cachefs.fs.rename import NOREPLACE
 from cachefs.fs.routing import Routing
 from cachefs.fs.source import Source
 from cachefs.fs.stat import Stat, look
+from cachefs.fs.syncing import sync
 from cachefs.fs.union import Union
 from cachefs.model import CacheEntry, FileKey
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 class Home(Protocol):
@@ -113,6 +115,8 @@ class MovedFiles:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), new.path)
         if not replace and (there is not None or replaced is not None):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new.path)
+        if there is not None:
+            await self._sync(self._place(old).source, _open_of, self._place(old).ref)
         goes = self._held(replaced) if replaced is not None and new != old else nullcontext()
         async with goes as gone:
             if there is not None:
@@ -134,6 +138,7 @@ class MovedFiles:
         seen = await source.call(_seen, source, coming.path)
         if seen.is_folder:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), key.path)
+        await self._sync(source, _open_at, source, coming.path, seen)
         async with self._held(moved) as gone:
             await self._files.yielding(key, (await self._union.files.identified(coming, seen)).fingerprint)
             result = await rename()  # what becomes of it in an error is looked at by whoever settles such files
@@ -181,6 +186,16 @@ class MovedFiles:
             yield Gone(self._node(moved), place.source, Opened(held.descriptor, shown(moved, held.stat)))
             undone.pop_all()
 
+    async def _sync(self, source: Source, function: Callable[[*Ts], Descriptor | None], *args: *Ts) -> None:
+        """What takes the place of a file on another disk is durable before that one goes. Many programs rely on it that
+        a renaming alone sees to that."""
+        coming = await source.call(function, *args)
+        if coming is not None:
+            try:
+                await sync(source, coming, datasync=True)
+            finally:
+                await source.discard(coming)
+
     async def _let_go(self, moved: CacheEntry) -> None:
         if self._homes is None:
             return
@@ -220,6 +235,20 @@ def _seen(source: Source, path: str) -> Stat:
     folder_path, name = reach.split(path)
     with source.folders.at(folder_path) as folder:
         return look(folder, name)
+
+
+def _open_of(ref: Ref) -> Descriptor:
+    return reach.open_node(ref, os.O_RDONLY | os.O_NONBLOCK).descriptor
+
+
+def _open_at(source: Source, path: str, seen: Stat) -> Descriptor | None:
+    """None for what has no bytes, or may not be read by an ordinary user's cachefs."""
+    if not seen.is_file:
+        return None
+    folder_path, name = reach.split(path)
+    with source.folders.at(folder_path) as folder, suppress(PermissionError):
+        return Descriptor(os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder))
+    return None
 
 
 def _hold(ref: Ref) -> Opened:

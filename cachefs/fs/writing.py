@@ -16,6 +16,7 @@ from cachefs.fs import backing
 from cachefs.fs.openfiles import Handle, OpenInode
 from cachefs.fs.source import Source
 from cachefs.fs.ssd import Ssd
+from cachefs.fs.syncing import sync
 from cachefs.model import DropCause, Targets
 
 T = TypeVar("T")
@@ -86,7 +87,7 @@ class Writing:
         """fsync(2) or fdatasync(2)."""
         if handle.own is not None:
             await self.copy_back(handle.inode)
-            await handle.inode.source.call(_fsync, handle.own, datasync)
+            await sync(handle.inode.source, handle.own, datasync=datasync)
 
     # --- mappings that write the backing file --------------------------------------------------------------------
 
@@ -146,11 +147,3 @@ def _flush(descriptor: Descriptor) -> None:
     """Closing a duplicate makes network file systems report errors of earlier writes."""
     with descriptor.use() as number:
         os.close(os.dup(number))
-
-
-def _fsync(descriptor: Descriptor, datasync: bool) -> None:
-    with descriptor.use() as number:
-        if datasync:
-            os.fdatasync(number)
-        else:
-            os.fsync(number)

@@ -23,7 +23,8 @@ AT_SOURCE = {
     "cachefs.fs.changes": ("_create", "_link", "_remove", "_set_attributes"),
     "cachefs.fs.homes": ("_arrive", "_let_go", "_open_reserved", "_take_away", "_trim"),
     "cachefs.fs.rename": ("carry_out",),
-    "cachefs.fs.writing": ("_truncate", "_fsync"),
+    "cachefs.fs.syncing": ("_sync",),
+    "cachefs.fs.writing": ("_truncate",),
 }
 """What changes a source, in its threads."""
 
@@ -61,6 +62,7 @@ _ONLY_MOVING = ("moved_", "homes.", "index.Index.rename", "index.Index.save_home
 OUT_OF_REACH = {
     "folder.Folder.take_again": "an SSD that was away is back",
     "folder.Folder.abandon": "an SSD goes away",
+    "moved_bytes.sync_data": "a file of more than 64 MiB is on its way home",
     "inside.remove_tree": "a folder stands where a copy is published, and recovery has not removed it",
 }
 """Steps that the rig does not bring about, and when they happen: the tests of the store's parts stop there instead."""
@@ -82,9 +84,13 @@ def steps_of(module: ModuleType) -> Iterator[Found]:
         yield from (Found(f"{short}.{name}", module, vars(module)[name]) for name in AT_SOURCE[module.__name__])
         return
     for name, value in vars(module).items():
-        if inspect.isclass(value) and value.__module__ == module.__name__:
+        if inspect.isclass(value) and value.__module__ == module.__name__ and not _is_protocol(value):
             yield from _functions(value, f"{short}.{name}", module)
     yield from _functions(module, short, module)
+
+
+def _is_protocol(found: type) -> bool:
+    return bool(vars(found).get("_is_protocol"))
 
 
 def _functions(owner: ModuleType | type, prefix: str, module: ModuleType) -> Iterator[Found]:

@@ -16,6 +16,7 @@ from cachefs.fs.found import RESERVED
 from tests.crash.failures import Lost
 from tests.crash.powerloss import rebuilt
 from tests.crash.powerloss.house import FOLDER, begin
+from tests.crash.powerloss.moving import COMING
 from tests.crash.powerloss.recording import Call, Kind, record
 from tests.crash.powerloss.replay import SCENARIO, Cut, cuts, examine, quick_folder
 
@@ -151,6 +152,10 @@ def _yielded(calls: Sequence[Call], at: int) -> bool:
     return inside and _at_home(calls, at, Kind.SYNC_FOLDER)
 
 
+def _coming(calls: Sequence[Call], at: int) -> bool:
+    return _at_home(calls, at, Kind.SYNC) and calls[at].path == f"{FOLDER}/{COMING}"
+
+
 def _looked_at(calls: Sequence[Call], at: int) -> bool:
     """After a start, or before a file is brought home; nothing has happened there since."""
     before, after = calls[at - 1], calls[at + 1 : at + 3]
@@ -175,6 +180,7 @@ def _acknowledges(before: Call, call: Call) -> bool:
         _arrived,
         _replaced,
         _yielded,
+        _coming,
         _looked_at,
     ],
 )

@@ -155,6 +155,8 @@ def public_functions(name: str) -> set[str]:
     short = name.rpartition(".")[2]
     for node in ast.parse((CACHE / f"{short}.py").read_text()).body:
         if isinstance(node, ast.ClassDef):
+            if any(isinstance(base, ast.Name) and base.id == "Protocol" for base in node.bases):
+                continue
             found |= {f"{short}.{node.name}.{name}" for name in map(_public_function, node.body) if name}
         elif public := _public_function(node):
             found.add(f"{short}.{public}")

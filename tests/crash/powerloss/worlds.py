@@ -10,6 +10,9 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+ANY = 0
+"""The version of a file that nobody has made durable: it is there, with any bytes."""
+
 World = Mapping[str, int]
 """Every file's version, by its path."""
 
