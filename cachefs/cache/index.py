@@ -41,6 +41,8 @@ class Index:
         a newer cachefs made it. Where the SSD is full it is opened all the same, if it is there already."""
         self._path = path
         self._sound = True
+        self.ended_in_peace = False
+        """Whether whoever had it open before had closed it."""
         self.full = False
         """Whether it could be opened for reading only, since there is no room on the SSD."""
         with self._translated():
@@ -263,7 +265,8 @@ class Index:
 
     def _refuse_damaged(self) -> None:
         """Look closely after an end that was not in peace; in a hurry else."""
-        pragma = "quick_check" if self._meta("open") is None else "integrity_check"
+        self.ended_in_peace = self._meta("open") is None
+        pragma = "quick_check" if self.ended_in_peace else "integrity_check"
         with self._translated():
             (verdict,) = self._connection.execute(f"PRAGMA {pragma}(1)").fetchone()
         if verdict != "ok":

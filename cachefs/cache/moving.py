@@ -26,6 +26,7 @@ from cachefs.cache import moved_bytes
 from cachefs.cache.bars import folders_above
 from cachefs.cache.copying import read_attributes, read_chunk
 from cachefs.cache.filecopy import CHECKPOINT_BYTES, SourceFiles, close_at_source
+from cachefs.cache.kept import Kept, Places
 from cachefs.cache.pacing import CHUNK_BYTES, READING_WINDOW_S, chunk_bytes, pause_after
 from cachefs.cache.store import Store
 from cachefs.descriptors import Descriptor
@@ -41,7 +42,6 @@ Ts = TypeVarTuple("Ts")
 LOOK_EVERY_S = 30.0
 """How soon what could not be moved, or settled, is tried again."""
 _TRIES = 3
-_CLEARED_S = 2.0
 
 
 class Stays(Exception):
@@ -65,8 +65,8 @@ class AtHome(Protocol):
     def ctime_ns(self) -> int: ...
 
 
-class Homes(Protocol):
-    """The places at the sources; see ``fs.homes``. Everything raises ``OSError``."""
+class Homes(Places, Protocol):
+    """The places at the sources, and what happens there; see ``fs.homes``. Everything raises ``OSError``."""
 
     def is_ready(self, key: FileKey, /) -> bool: ...
 
@@ -81,10 +81,6 @@ class Homes(Protocol):
     async def identify(self, key: FileKey, returning: Descriptor, /) -> SourceFile: ...
 
     async def arrive(self, key: FileKey, kept: int, /) -> None: ...
-
-    async def let_go(self, key: FileKey, kept: int, /, *, keep: bool) -> None: ...
-
-    async def tidy(self, key: FileKey, keep: frozenset[int], /) -> None: ...
 
 
 Hold = Callable[[FileKey], AbstractAsyncContextManager[bool]]
@@ -120,6 +116,8 @@ class Movers:
         self._hold = hold
         self._bandwidth = bandwidth
         self._on = on
+        self.kept = Kept(store, homes)
+        """What the sources keep of moved files."""
         self._turns: dict[FileKey, trio.Lock] = {}
         self._not_before: dict[int, float] = {}
         self._stays: dict[FileKey, str] = {}
@@ -149,6 +147,7 @@ class Movers:
         """Look at everything once."""
         if self._store.away:
             return
+        await self.kept.empty_after_crash(self._turn)
         live = {entry.id for entry in self._store.inventory().entries}
         self._not_before = {number: at for number, at in self._not_before.items() if number in live}
         for entry in self._store.inventory().entries:
@@ -253,15 +252,6 @@ class Movers:
         await self._store.moves.set_home(moved, replace(home, phase=Phase.AWAY, reserved=reserved))
         log.info("moved %s (%s) to the SSD: its source's space is free", key, format_size(entry.size))
 
-    async def tidy(self, key: FileKey) -> None:
-        """Remove what a crash has left at this file's source of deleted files. Only while a person restores: what is
-        kept there may be another cache folder's, and only its inode numbers would tell."""
-        keep = frozenset(entry.source_file.inode for entry in self._store.moves.all())
-        try:
-            await self._homes.tidy(key, keep)
-        except OSError as error:
-            log.debug("%s: %s", key.source, error)
-
     async def _undo(self, moved: CacheEntry, file: SourceFile) -> None:
         """The source did not give the file up, as far as it tells; where it does not tell, that is settled later."""
         try:
@@ -349,17 +339,9 @@ class Movers:
                 await close_at_source(self._files, key, target)
         finally:
             if not arrived:
-                await self._clear(entry)
+                await self.kept.empty(entry)
             await self._store.close_on_ssd(copy)
         return True
-
-    async def _clear(self, entry: CacheEntry) -> None:
-        """What was brought so far takes no room at the source, whatever kept the rest from it."""
-        with trio.move_on_after(_CLEARED_S, shield=True):
-            try:
-                await self._homes.let_go(entry.key, entry.source_file.inode, keep=True)
-            except OSError as error:
-                log.debug("%s: %s", entry.key, error)
 
     async def _bring(self, entry: CacheEntry, copy: Descriptor, target: Descriptor, size: int) -> None:
         """Bytes, then attributes, then all of it made durable and read again."""

@@ -49,12 +49,13 @@ _FULL = (
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """What a start found, in numbers, for the log."""
+    """What a start found, in numbers, for the log; and whether cachefs had died before it."""
 
     kept: int = 0
     resumable: int = 0
     rows_dropped: int = 0
     files_removed: int = 0
+    after_crash: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +202,8 @@ def _recover(
         left = frozenset()
     _label(folder, index, verdict.keep)
     resumable = sum(entry.state is EntryState.COPYING for entry in verdict.keep)
-    counts = Recovery(len(verdict.keep), resumable, len(verdict.rows), len(verdict.files))
+    removed = len(verdict.files)
+    counts = Recovery(len(verdict.keep), resumable, len(verdict.rows), removed, not index.ended_in_peace)
     if index.full:
         log.warning(_FULL, folder.root, len(verdict.keep))
     return Opened(folder, index, verdict.keep, index.pins(), index.next_id(), counts, _kept(folder, index), left)

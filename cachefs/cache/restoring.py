@@ -48,5 +48,5 @@ class Restoration:
             )
         for key in {key.source: key for key in restored}.values():
             if not any(entry.key.source == key.source for entry in self._movers.moved()):
-                await self._movers.tidy(key)
+                await self._movers.kept.tidy(key)
         return HomeReport(tuple(restored), tuple(left))

@@ -109,6 +109,11 @@ class Homes:
         """The file will not come back (or, ``keep``, not now): what is kept of it takes no room any more."""
         await self.change(key, _trim if keep else _let_go, self._source(key), kept)
 
+    async def filled(self, key: FileKey) -> frozenset[int]:
+        """The numbers of those that are kept at this file's source with bytes in them."""
+        source = self._source(key)
+        return await source.call_gently(_filled, source)
+
     async def tidy(self, key: FileKey, keep: frozenset[int]) -> None:
         """Remove what is kept at this file's source of files that are moved no more: all but these numbers. What has
         bytes stays."""
@@ -279,6 +284,13 @@ def _let_go(source: Source, kept: int) -> None:
         sync_names(folder)
     with source.folders.at("") as root, suppress(OSError):  # others are in it
         os.rmdir(RESERVED, dir_fd=root)
+
+
+def _filled(source: Source) -> frozenset[int]:
+    with suppress(FileNotFoundError), _reserved(source, make=False) as folder:
+        sizes = {name: os.stat(name, dir_fd=folder, follow_symlinks=False).st_size for name in os.listdir(folder)}
+        return frozenset(int(name) for name, size in sizes.items() if size and name.isdigit())
+    return frozenset()
 
 
 def _tidy(source: Source, keep: frozenset[int]) -> None:

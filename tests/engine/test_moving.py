@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import stat
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -158,6 +159,7 @@ async def test_a_link_in_the_place_of_what_is_kept_is_not_followed(tmp_path: Pat
             partial(homes.open_return, key, int(kept.name)),
             partial(homes.arrive, key, int(kept.name)),
             partial(homes.tidy, key, frozenset()),
+            partial(homes.filled, key),
         ):
             with pytest.raises(OSError, match=r"Not a directory|symbolic links"):
                 await act()
@@ -843,6 +845,12 @@ async def shown(fs: Rooms) -> dict[str, bytes]:
     return {name: await content(fs, name) for name in names}
 
 
+def not_in_peace(tmp_path: Path) -> None:
+    """The end of those who are killed: nobody has closed the index."""
+    with closing(sqlite3.connect(tmp_path / "ssd" / "index.sqlite")) as index, index:
+        index.execute("INSERT OR REPLACE INTO meta VALUES ('open', x'')")
+
+
 async def _try(tmp_path: Path, case: Case, at: int) -> Killer:
     """Do it, killed at a moment, and begin again."""
     killer = Killer(at)
@@ -855,9 +863,11 @@ async def _try(tmp_path: Path, case: Case, at: int) -> Killer:
         with pytest.MonkeyPatch.context() as patch, suppress(Killed):
             killer.watch(fs, patch)
             await case.act(fs)
+    not_in_peace(tmp_path)
     async with rooms(tmp_path) as fs:
         await fs.movers.round()
-        await fs.movers.tidy(fs.key(FILM))
+        assert not [kept for kept in fs.folder.glob(f"{RESERVED}/*") if kept.stat().st_size]
+        await fs.movers.kept.tidy(fs.key(FILM))
         found = await shown(fs)
         assert found in case.outcomes, (at, sorted(found))
         for name, data in found.items():
