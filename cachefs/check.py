@@ -245,6 +245,10 @@ def _judge_moved(config: Config, moved: Moved | None, looks: _Looks) -> None:
         files = "one file" if len(moved.sizes) == 1 else f"{len(moved.sizes)} files"
         message = f"the SSD holds the only copy of {files} ({format_size(sum(moved.sizes.values()))})"
         stays = "" if config.cache.mode == "move" else ", moved earlier: that stays so in mode copy, too"
+        if _in_place(config):
+            gone = f"{message}, and whoever looks below {config.mountpoint} while cachefs is stopped finds them gone"
+            looks.add(Severity.WARNING, "cache.mode", f"{gone}; bring them home: cachefs restore --all")
+            return
         looks.add(Severity.NOTE, "cache.mode", f"{message}{stays}; cachefs restore --all brings all of it home")
 
 

@@ -65,6 +65,7 @@ from cachefs.plex.client import Ask, PlexClient, PlexSettings
 from cachefs.resolving import Resolver
 from cachefs.status import Counters, HealthRegistry
 from cachefs.supervision import supervise
+from cachefs.units import format_size
 
 log = logging.getLogger(__name__)
 
@@ -163,6 +164,7 @@ class _Server:
             async with AsyncExitStack() as stack:
                 parts = await self.build(stack)
                 await parts.movers.settle_all(_SETTLE_WITHIN_S)
+                _warn_of_moved_in_place(parts)
                 changes = Changes(parts.union, parts.routing, parts.movers)
                 xattrs = Xattrs(parts.union, parts.routing, parts.acls)
                 operations = Operations(parts.union, parts.routing, changes, xattrs)
@@ -297,6 +299,20 @@ class _Server:
             listen = partial(watcher.listen, parts.plex_settings, parts.planning.on_event, _POLL_PLEX_EVERY_S)
             tasks[_PLEX_EVENTS] = listen
         return tasks
+
+
+def _warn_of_moved_in_place(parts: Parts) -> None:
+    """Who mounted elsewhere before, in move mode, has files that Plex misses as soon as cachefs stops."""
+    moved = parts.movers.moved()
+    if moved and any(source.in_place for source in parts.union.sources.values()):
+        size = format_size(sum(entry.size for entry in moved))
+        log.warning(
+            "the SSD holds the only copy of moved files (%d, %s), and whoever looks below %s while cachefs is stopped "
+            "finds them gone; bring them home: cachefs restore --all",
+            len(moved),
+            size,
+            parts.mountpoint,
+        )
 
 
 def _of(error: OSError) -> str:

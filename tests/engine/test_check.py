@@ -155,6 +155,10 @@ async def test_moved_files_are_counted_and_hold_a_source_that_is_gone(folders: F
         "the SSD holds the only copy of one file (4 B), moved earlier: that stays so in mode copy, too; "
         "cachefs restore --all brings all of it home"
     )
+    report = await examined(folders.config(sources=[media], mountpoint=media["path"]))
+    assert "while cachefs is stopped finds them gone; bring them home: cachefs restore --all" in only(
+        report, WARNING, "cache.mode"
+    )
     cache = {"path": f"{folders.root}/ssd", "min_free": "1", "mode": "move"}
     report = await examined(folders.config(sources=[more], cache=cache))
     assert "there is no source Media in the configuration" in only(report, ERROR, "cache.path")

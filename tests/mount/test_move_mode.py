@@ -1,0 +1,44 @@
+"""Files that have moved to the SSD, over several starts of cachefs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.mount.kit import read
+from tests.mount.lives import settings_in, wait_until
+from tests.standin.running import RunningCachefs
+
+CONTENT = b"a film of some bytes" * 10_000
+
+
+def test_who_mounts_in_place_over_moved_files_is_warned_until_they_are_home(
+    tmp_path: Path, start_mount: Callable[[dict[str, Any]], RunningCachefs], expected_warnings: list[str]
+) -> None:
+    film = tmp_path / "media" / "film.mkv"
+    with settings_in(tmp_path) as settings:
+        film.write_bytes(CONTENT)
+        settings["cache"]["mode"] = "move"
+        running = start_mount(settings)
+        with running.client() as client:
+            client.copy("film.mkv")
+        wait_until(running, lambda: not film.exists(), "it has moved")
+        assert running.terminate() == 0
+
+        expected_warnings.append("the only copy of moved files .1, 195 KiB.* finds them gone; bring them home")
+        in_place = settings | {"mountpoint": str(film.parent), "cache": settings["cache"] | {"mode": "copy"}}
+        running = start_mount(in_place)
+        assert read(film) == CONTENT
+        assert _warnings(running) == 1
+        assert running.run("restore", "--all").returncode == 0
+        assert running.terminate() == 0
+        assert film.read_bytes() == CONTENT
+
+        running = start_mount(in_place)
+        assert read(film) == CONTENT
+        assert _warnings(running) == 1, "none is added"
+
+
+def _warnings(running: RunningCachefs) -> int:
+    return running.log.read_text().count("finds them gone")
