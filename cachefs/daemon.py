@@ -17,7 +17,6 @@ behind; they hold nothing that the next start needs.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import signal
@@ -31,6 +30,7 @@ import trio
 
 from cachefs import __version__, heap, leftover, lifeline, logs, mounts, nesting, place, probes, readahead, secrecy
 from cachefs.cache.folder import holder
+from cachefs.cache.full import NO_ROOM
 from cachefs.cache.metadata import Metadata, open_metadata
 from cachefs.cache.moving import Movers
 from cachefs.cache.populate import Copiers, CopySettings
@@ -353,7 +353,7 @@ def _is_made(store: Store, name: SourceName) -> bool:
     try:
         store.make_place_of(name)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in NO_ROOM:
             raise
         return False
     return True

@@ -26,6 +26,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 from cachefs.cache import inside
+from cachefs.cache.full import NO_ROOM
 from cachefs.cache.label import Label
 from cachefs.cache.label import write as write_label
 from cachefs.descriptors import sync_names
@@ -137,7 +138,7 @@ class Folder:
                 with suppress(FileExistsError):
                     ours().make_folder(name, place)
             inside.refuse_foreign(root, TREES)
-            folder = cls(root, place, lock, Mark(token, os.fstat(place).st_dev))
+            folder = cls(root, place, lock, Mark(token_of(place), os.fstat(place).st_dev))
             stack.pop_all()
             return folder
 
@@ -350,10 +351,7 @@ def _lock(root: str, place: int, token: str) -> int:
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         ours().give(number)
-        said = f"{os.getpid()}\n{token}\n".encode()
-        os.pwrite(number, said, 0)  # over what it said before: a full SSD would not give the room back
-        os.ftruncate(number, len(said))
-        os.fsync(number)  # an SSD that is unplugged is known again by it
+        _say(number, token)
     except BlockingIOError:
         holder = os.pread(number, 32, 0).decode("ascii", "replace").partition("\n")[0].strip()
         os.close(number)
@@ -364,6 +362,18 @@ def _lock(root: str, place: int, token: str) -> int:
         _close(number)
         raise
     return number
+
+
+def _say(number: int, token: str) -> None:
+    """Write who has the folder into its lock. Where there is no room for even that, it says what it said before."""
+    said = f"{os.getpid()}\n{token}\n".encode()
+    try:
+        os.pwrite(number, said, 0)  # over what it said before: a full SSD would not give the room back
+        os.ftruncate(number, len(said))
+        os.fsync(number)  # an SSD that is unplugged is known again by it
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
 
 
 def token_of(root: str | int) -> str:
@@ -384,7 +394,7 @@ def token_of(root: str | int) -> str:
 
 def _has_mark(place: int, mark: Mark) -> bool:
     token = token_of(place)
-    return token == mark.token or (not token and os.fstat(place).st_dev == mark.device)
+    return token == mark.token if token else os.fstat(place).st_dev == mark.device
 
 
 def _close(number: int) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from cachefs.cache import homes
+from cachefs.cache.full import takes_nothing
 from cachefs.cache.keepsake import Keepsake
 from cachefs.cache.locking import locking
 from cachefs.cache.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION, newer
@@ -298,8 +299,12 @@ class Index:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
             self._sound = self._sound and not damaged
-            kind = IndexDamaged if damaged else IndexFull if code == sqlite3.SQLITE_FULL else CacheError
+            kind = IndexDamaged if damaged else IndexFull if self._is_full(code) else CacheError
             raise kind(f"the index {self._path} cannot be used: {error}") from error
+
+    def _is_full(self, code: int) -> bool:
+        maybe = code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+        return code == sqlite3.SQLITE_FULL or (maybe and takes_nothing(os.path.dirname(self._path)))
 
 
 def _statements(script: str) -> Iterator[str]:

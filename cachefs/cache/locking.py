@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 
+from cachefs.cache.full import takes_nothing
+
 _ROOM_BYTES = 4 << 20
 """SQLite's write-ahead log grows to this before it is used anew."""
 
@@ -18,9 +20,13 @@ def locking(path: str) -> str:
     that cannot be made, or worse: a write to the mapping ends the process with SIGBUS. Alone it needs none; but then
     nobody can look at the file, nor a start follow on a process that hangs in a dead SSD.
     """
+    return f"PRAGMA locking_mode = {'EXCLUSIVE' if _is_full(os.path.dirname(path)) else 'NORMAL'}"
+
+
+def _is_full(folder: str) -> bool:
     try:
-        space = os.statvfs(os.path.dirname(path))
+        space = os.statvfs(folder)
     except OSError:
-        return "PRAGMA locking_mode = NORMAL"
-    full = space.f_bavail * space.f_frsize < _ROOM_BYTES or (space.f_files > 0 and space.f_favail == 0)
-    return f"PRAGMA locking_mode = {'EXCLUSIVE' if full else 'NORMAL'}"
+        return False
+    no_file = space.f_files > 0 and space.f_favail == 0
+    return space.f_bavail * space.f_frsize < _ROOM_BYTES or no_file or takes_nothing(folder)

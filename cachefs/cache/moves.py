@@ -19,6 +19,7 @@ from typing import TypeVar, TypeVarTuple
 import trio
 
 from cachefs.cache import moved_disk
+from cachefs.cache.full import NO_ROOM
 from cachefs.cache.label import Label
 from cachefs.cache.shelf import Shelf
 from cachefs.errors import CacheError, IndexFull
@@ -222,6 +223,6 @@ class Moves:
         try:
             return await self._shelf.on_disk(function, *args)
         except OSError as error:
-            number = error.errno if error.errno in (errno.ENOSPC, errno.EDQUOT) else errno.EIO
+            number = error.errno if error.errno in NO_ROOM else errno.EIO
             text = f"the cache folder {self._shelf.folder.root} failed: {error.strerror or error}"
             raise CacheError(text, number) from error

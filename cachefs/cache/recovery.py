@@ -19,7 +19,6 @@ none, the row follows the file. What its source has of it is asked later (``cach
 
 from __future__ import annotations
 
-import errno
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -31,6 +30,7 @@ from cachefs.cache import keepsake
 from cachefs.cache.adoption import adopt, is_moved, key_of, label_of, moved_entry
 from cachefs.cache.belonging import Moved, check_identity, identity_of, moved_files, moved_rows, refuse_strangers
 from cachefs.cache.folder import Contents, Folder, Mark
+from cachefs.cache.full import NO_ROOM
 from cachefs.cache.index import Index
 from cachefs.cache.keepsake import Keepsake
 from cachefs.cache.label import Label
@@ -226,7 +226,7 @@ def _kept(folder: Folder, index: Index) -> Keepsake | None:
         if kept != keepsake.read(folder.place):
             keepsake.save(folder.place, kept)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in NO_ROOM:
             raise
         return None
     return kept

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cachefs.errors import UserError
 from cachefs.model import EntryState
@@ -49,14 +50,15 @@ FAULTS: dict[str, Callable[[SlowDisk], None]] = {
     "errors on write": lambda ssd: ssd.fail(errno.EIO, kinds=WRITING),
     "read-only": lambda ssd: ssd.fail(errno.EROFS, kinds=WRITING),
     "full": lambda ssd: ssd.fail(errno.ENOSPC, kinds=("write", "create", "mkdir", "fsync")),
+    "over quota": lambda ssd: ssd.fail(errno.EDQUOT, kinds=("write", "create", "mkdir", "fsync")),
     "errors on everything": SlowDisk.fail,
     "unplugged": SlowDisk.go_away,
     "an empty folder": SlowDisk.leave_empty_folder,
     "emptied": _deleted,
 }
-SAID = {"errors on write": FAILS, "read-only": FAILS, "full": FAILS}
+SAID = {"errors on write": FAILS, "read-only": FAILS, "full": FAILS, "over quota": FAILS}
 SAID |= {"errors on everything": AWAY, "unplugged": AWAY, "an empty folder": AWAY}
-READABLE = ("errors on write", "read-only", "full")
+READABLE = ("errors on write", "read-only", "full", "over quota")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,24 @@ def test_an_ssd_that_fails_costs_nobody_a_byte(scene: Scene, fault: str) -> None
     _can_be_changed(scene)
     assert scene.running.terminate() == 0
     assert "Traceback" not in scene.running.log.read_text()
+
+
+@pytest.mark.parametrize("fault", ["full", "over quota"])
+def test_a_start_without_room_on_the_ssd_serves_what_it_holds(
+    scene: Scene, start_mount: Start, expected_warnings: list[str], fault: str
+) -> None:
+    expected_warnings.append("the SSD is full: the cache folder .* can be read but not written")
+    settings = yaml.safe_load(scene.running.config.read_text())
+    scene.running.kill()
+    FAULTS[fault](scene.ssd)
+    running = start_mount(settings)
+    for name in (*CACHED, *UNCACHED):
+        assert read(running.mountpoint / name) == CONTENT
+    assert [os.getxattr(running.mountpoint / name, STATE) for name in CACHED] == [b"cached", b"cached"]
+    scene.ssd.release()
+    with running.client() as client:
+        client.copy(UNCACHED[0])
+    wait_until(running, lambda: os.getxattr(running.mountpoint / UNCACHED[0], STATE) == b"cached", "it is copied", 60.0)
 
 
 def _goes_on_serving(scene: Scene, fault: str) -> None:
