@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cachefs.control.client import Client
+from cachefs.fs.found import RESERVED
 from tests.crash.actors import Counts, Writer, read
 from tests.crash.content import difference
 from tests.crash.failures import Lost
@@ -142,7 +143,7 @@ def _folder(stage: Stage, counts: Counts) -> None:
     deadline = time.monotonic() + SETTLES_WITHIN_S
     while True:
         rows = read_rows(stage.ssd)
-        problem = unaccounted(rows, sizes(stage.ssd))
+        problem = unaccounted(rows, sizes(stage.ssd)) or _half_home(stage)
         if not problem and rows == read_rows(stage.ssd):
             break
         if time.monotonic() > deadline:
@@ -171,6 +172,18 @@ def unaccounted(rows: tuple[Row, ...], found: Mapping[str, int]) -> str:
         if found[name] != size and name not in written
     ]
     return "; ".join(wrong[:5])
+
+
+def _half_home(stage: Stage) -> str:
+    """What is kept at the source of a moved file takes no room there."""
+    with closing(_index(stage.ssd)) as index:
+        moved = {inode % 2**64 for (inode,) in index.execute("SELECT inode FROM entries WHERE home IS NOT NULL")}
+    try:
+        kept = sorted(path for path in (stage.source / RESERVED).iterdir() if path.stat().st_size)
+    except FileNotFoundError:
+        return ""
+    filled = [path.name for path in kept if int(path.name) in moved]
+    return f"moved files take room at their source: {', '.join(filled)}" if filled else ""
 
 
 def _copy(stage: Stage, row: Row, counts: Counts) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 
 from cachefs.cache.keepsake import NAME
+from cachefs.fs.found import RESERVED
 from tests.crash.audit import sizes
 from tests.crash.rounds import Mishap
 from tests.crash.stage import SOURCE, Stage
@@ -58,6 +59,12 @@ def _fewer_sources(stage: Stage) -> None:
         index.execute("UPDATE meta SET value = ? WHERE name = 'identity'", (more.encode(),))
 
 
+def _half_home(stage: Stage) -> None:
+    with suppress(FileNotFoundError):  # nothing has moved
+        for kept in (stage.source / RESERVED).iterdir():
+            kept.write_bytes(b"the beginning of a film")
+
+
 def _no_labels(stage: Stage) -> None:
     with closing(sqlite3.connect(stage.ssd / "index.sqlite")) as index, index:
         index.execute("UPDATE entries SET labelled = 0")
@@ -71,5 +78,6 @@ _ACTS = {
     Mishap.LOST_KEEPSAKE: _lost_keepsake,
     Mishap.DAMAGED_INDEX: _damaged_index,
     Mishap.FEWER_SOURCES: _fewer_sources,
+    Mishap.HALF_HOME: _half_home,
     Mishap.NO_LABELS: _no_labels,
 }

@@ -22,6 +22,7 @@ from tests.crash.load import Load
 from tests.crash.mishaps import befall
 from tests.crash.rounds import Mishap, Phase, Strike
 from tests.crash.stage import Stage
+from tests.crash.steps import ONLY_MOVING
 from tests.standin.running import CachefsFailed
 
 REACHED_WITHIN_S = 6.0
@@ -29,6 +30,8 @@ REACHED_WITHIN_S = 6.0
 PATIENT_S = 20.0
 """The same, when it did not the first time."""
 _MORE_TRIES = 3
+_SETTLES_S = 1.0
+"""What a start leaves to be done after it."""
 _MOST_RESTARTS = 2
 """By one keeper: it waits a second longer each time."""
 
@@ -87,12 +90,14 @@ class Rig:
         return self.result
 
     def _again(self, strikes: Sequence[Strike]) -> Iterator[Strike]:
-        """What the load had not brought about when it was its turn, with more patience, and in move mode, which has
-        every step."""
-        self._lives.modes, self._patience_s = ("move",), PATIENT_S
-        for _ in range(_MORE_TRIES):
+        """What the load had not brought about when it was its turn, with more patience, and in the mode for it: what
+        may move is hardly ever only a copy."""
+        self._patience_s = PATIENT_S
+        for mode in ("copy", "move") * _MORE_TRIES:
+            self._lives.modes = (mode,)
             for strike in strikes:
-                if strike.step and not self.result.steps[strike.step, strike.moment]:
+                missed = strike.step and not self.result.steps[strike.step, strike.moment]
+                if missed and strike.step.startswith(ONLY_MOVING) == (mode == "move"):
                     yield strike if strike.phase is not Phase.LOAD else replace(strike, victim=Victim.BOTH, count=1)
 
     def _round(self, number: int, strike: Strike) -> Round:
@@ -158,6 +163,9 @@ class Rig:
         except CachefsFailed:
             if not failpoints.were_carried_out(self._stage.orders, orders):
                 raise
+            return self._carried_out(orders)
+        if self._lives.dies(_SETTLES_S):
+            self._lives.wait_dead(keeper=False)
             return self._carried_out(orders)
         self._kill(Victim.BOTH)
         return False

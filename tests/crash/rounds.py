@@ -32,6 +32,7 @@ class Mishap(enum.Enum):
     LOST_KEEPSAKE = "the facts that are written down a second time are deleted"
     DAMAGED_INDEX = "the index is damaged"
     FEWER_SOURCES = "a source has gone from the configuration"
+    HALF_HOME = "a part of moved files has come home"
     NO_LABELS = "copies from before there were labels"
 
 
@@ -46,6 +47,7 @@ AT_START = {
     "index.Index.set_labelled": Mishap.NO_LABELS,
     "index.Index.device_tag": Mishap.NONE,
     "inside.refuse_links": Mishap.NONE,
+    "homes._trim": Mishap.HALF_HOME,
 }
 """The steps of a start, and what brings them about. Recovery's other steps are those of an eviction, too."""
 ALSO_AT_START = {

@@ -56,7 +56,7 @@ CHANGES_NOTHING = frozenset(
     }
 )
 
-_ONLY_MOVING = ("moved_", "homes.", "index.Index.rename", "index.Index.save_home", "folder.Folder.make_folders_of")
+ONLY_MOVING = ("moved_", "homes.", "index.Index.rename", "index.Index.save_home", "folder.Folder.make_folders_of")
 """What happens to moved files only."""
 
 OUT_OF_REACH = {
@@ -107,4 +107,4 @@ def all_steps(mode: str = "copy") -> tuple[str, ...]:
     modules = (*MODULES, *AT_SOURCE)
     found = (found.name for name in modules for found in steps_of(importlib.import_module(name)))
     moves = mode != "copy"
-    return tuple(name for name in found if name not in OUT_OF_REACH and (moves or not name.startswith(_ONLY_MOVING)))
+    return tuple(name for name in found if name not in OUT_OF_REACH and (moves or not name.startswith(ONLY_MOVING)))
