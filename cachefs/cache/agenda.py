@@ -41,6 +41,7 @@ class Agenda:
 
     def due(self, now: float) -> Iterator[PlannedCopy]:
         """The copies to make, in order, without those that are done or put off beyond ``now`` (trio time)."""
+        self._resting = {key: until for key, until in self._resting.items() if until > now}
         for copy in self._copies.values():
             put_off = max(self._not_before.get(copy.key, now), self._resting.get(copy.key, now))
             if copy.key not in self._finished and put_off <= now:

@@ -284,12 +284,13 @@ class Copiers:
     def _next_victim(self, size: int) -> PlannedEviction | None:
         """The plan's next victim; None when all of them together would not make enough room."""
         open_files = self._store.inventory().open_files
-        found = []
+        found, now = [], trio.current_time()
+        self._stay = {key: until for key, until in self._stay.items() if until > now}
         room = self._store.space().room_bytes
         for eviction in self._agenda.for_space:
             entry = self._store.get(eviction.key)
-            stays = trio.current_time() < self._stay.get(eviction.key, -inf)
-            if entry is not None and not stays and eviction.key not in open_files and eviction.key not in self._active:
+            stays = eviction.key in self._stay or eviction.key in open_files or eviction.key in self._active
+            if entry is not None and not stays:
                 found.append(eviction)
                 room += entry.size
         return found[0] if found and room >= size else None

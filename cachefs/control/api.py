@@ -13,6 +13,7 @@ import errno
 import logging
 import os
 import socket
+import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -122,6 +123,7 @@ def listen(path: Path) -> socket.socket:
     """A listening unix socket at ``path``, nobody else's from its first moment; a dead daemon's is replaced. Blocks."""
     try:
         _make_folders(path.parent)
+        _refuse_planted(path.parent)
         _clear_stale(path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -144,6 +146,18 @@ def _make_folders(folder: Path) -> None:
     if not folder.is_dir():
         _make_folders(folder.parent)
         folder.mkdir(mode=0o700)
+
+
+def _refuse_planted(folder: Path) -> None:
+    """Where everybody may make folders, somebody else may have made this one before us: he could put a socket of his
+    own in the place of ours."""
+    found = folder.lstat()
+    is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
+    if folder.parent.stat().st_mode & stat.S_IWOTH and not is_ours:
+        raise UserError(
+            f"control.socket: {folder} is not a folder that only you can change, and lies where everybody can make "
+            "one; remove it, or write another control.socket"
+        )
 
 
 def build(engine: Engine) -> Starlette:

@@ -292,6 +292,24 @@ def test_an_impossible_path_is_the_users_error(tmp_path: Path, name: str) -> Non
         listen(tmp_path / name)
 
 
+@pytest.mark.parametrize("planted", ["anybody's", "a link"])
+def test_a_folder_that_somebody_has_planted_where_all_may_make_one_is_refused(tmp_path: Path, planted: str) -> None:
+    shared, ours = tmp_path / "shared", tmp_path / "ours"
+    for folder, mode in ((shared, 0o1777), (ours, 0o700)):
+        folder.mkdir()
+        folder.chmod(mode)
+    listen(shared / "of our making" / "cachefs.sock").close()
+    folder = shared / "cachefs-1"
+    if planted == "a link":
+        folder.symlink_to(ours)
+    else:
+        folder.mkdir()
+        folder.chmod(0o777)
+    with pytest.raises(UserError, match=r"control\.socket: .* is not a folder that only you can change"):
+        listen(folder / "cachefs.sock")
+    assert not [*folder.iterdir()]
+
+
 async def test_a_successors_socket_is_not_removed(engine: FakeEngine, path: Path) -> None:
     async with served(engine, path):
         os.unlink(path)
