@@ -143,7 +143,7 @@ class Acls:
         except OSError as error:
             log.debug("the ACL of %s cannot be read: %s", key, error)
             return not is_away(error)
-        number = self._union.number(key.source, read.stat)
+        number = self._union.certainty.number(key.source, read.stat)
         if number is not None:
             self._note(number, read)
         return True

@@ -161,7 +161,7 @@ class Behind:
     async def _look(self, folder: Node, names: list[str]) -> dict[str, Seen]:
         """The names as they are now; the cache is told on the way."""
         try:
-            return await self._union.look_again(folder, names)
+            return await self._union.contents.look_again(folder, names)
         except OSError as error:
             log.debug("a changed folder cannot be looked at: %s", error)
             return {}

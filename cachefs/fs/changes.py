@@ -79,7 +79,7 @@ class Changes:
             place.source, targets, _make, place.ref, name, caller, maker, cause=DropCause.CHANGED
         )
         self._union.watched.touched(parent)
-        return await self._union.found(place.source, Child(name, seen), parent)
+        return await self._union.sightings.found(place.source, Child(name, seen), parent)
 
     async def create(self, parent: Node, name: str, flags: int, mode: int, caller: Caller) -> tuple[Found, Opened]:
         """A new file, open as ``flags`` say."""
@@ -88,7 +88,7 @@ class Changes:
             place.source, targets, _create, place.ref, name, flags, mode, caller, cause=DropCause.CHANGED
         )
         self._union.watched.touched(parent)
-        return await self._union.found(place.source, Child(name, opened.stat), parent), opened
+        return await self._union.sightings.found(place.source, Child(name, opened.stat), parent), opened
 
     async def link(self, node: Node, parent: Node, name: str) -> Found:
         """One more name for a file, on the same source."""
@@ -102,7 +102,7 @@ class Changes:
                 place.source, both, _link, target.ref, place.ref, name, cause=DropCause.CHANGED
             )
         self._union.watched.touched(parent)
-        found = await self._union.found(place.source, Child(name, seen), parent)
+        found = await self._union.sightings.found(place.source, Child(name, seen), parent)
         self._routing.names_changed()
         return found
 
@@ -253,7 +253,7 @@ class Changes:
                 )
         finally:
             self._union.touched(place.keys)
-        return self._union.seen(node, place, seen)
+        return self._union.sightings.seen(node, place, seen)
 
     async def read_link(self, node: Node) -> str:
         place = self._union.place(node)

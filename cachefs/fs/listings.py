@@ -45,7 +45,7 @@ class Listings:
         reading, begin = await self._reading(folder, place)
         listing = reading.listing
         if begin == listing.looked_at < len(listing):
-            await self._union.look_on(folder, reading, _LOOK_AT_ONCE)
+            await self._union.contents.look_on(folder, reading, _LOOK_AT_ONCE)
         end = listing.fits(begin, room)
         steady = self._is_true(folder, reading)
         numbers: dict[int, int] = {}
@@ -62,7 +62,7 @@ class Listings:
             steady = False
             for index, number in numbers.items():
                 listing.set(index, number, UNSURE_S)
-        name_s, ttl_s = self._union.name_s(folder, reading.source, steady=steady), reading.source.ttl_s
+        name_s, ttl_s = self._union.sightings.name_s(folder, reading.source, steady=steady), reading.source.ttl_s
         if reading.kind is Told.REMEMBERED:
             name_s = HOLDS_S
         listing.answer(request, begin, end, folder.number, self._above(folder), name_s, min(name_s, ttl_s))
@@ -73,7 +73,7 @@ class Listings:
         if reading.kind is Told.CERTAIN:
             return await self._union.certain(reading.source, child, folder)
         remembered = reading.kind is Told.REMEMBERED
-        return await self._union.found(reading.source, child, folder, steady=steady, remembered=remembered)
+        return await self._union.sightings.found(reading.source, child, folder, steady=steady, remembered=remembered)
 
     async def _reading(self, folder: Node, place: int) -> tuple[Reading, int]:
         """The folder as it is known, and where in it the place is; read anew where that is not enough."""
@@ -83,7 +83,7 @@ class Listings:
             if begin is not None:
                 self._kept.move_to_end(folder.number)
                 return reading, begin
-        reading = await self._union.read_folder(folder, place, _LOOK_AT_ONCE)
+        reading = await self._union.contents.read(folder, place, _LOOK_AT_ONCE)
         self._kept[folder.number] = reading
         self._kept.move_to_end(folder.number)
         names = sum(len(kept.listing) for kept in self._kept.values())

@@ -319,7 +319,7 @@ class Operations(pyfuse3.Operations):
 
     async def _read_folder(self, opened: _OpenFolder) -> None:
         """Everything but a very large folder's end, in one thread hop."""
-        listed = await self._union.listing(opened.folder, _STAT_AT_ONCE)
+        listed = await self._union.contents.listing(opened.folder, _STAT_AT_ONCE)
         opened.names = [*_DOTS, *listed.names]
         first = [listed.children.get(name) for name in listed.names[:_STAT_AT_ONCE]]
         opened.found = [listed.own, self._above(listed.own), *first]
@@ -334,7 +334,7 @@ class Operations(pyfuse3.Operations):
         """Attributes of the next names, in one thread hop."""
         begin = len(opened.found)
         names = opened.names[begin : begin + _STAT_AT_ONCE]
-        found = await self._union.children(opened.folder, names)
+        found = await self._union.contents.children(opened.folder, names)
         opened.found += [found.get(name) for name in names]
 
     @_errors

@@ -241,7 +241,7 @@ class Routing:
 
     def _holds_s(self, inode: OpenInode) -> float:
         """For how long further readers need not ask."""
-        if self._union.hears_all_of(inode.node):
+        if self._union.sightings.hears_all_of(inode.node):
             return _OFFER_HOLDS_S
         ages = (self._store.seen_ago_s(key) for key in inode.keys)
         return max(0.0, inode.source.ttl_s - max(ages, default=0.0))
@@ -273,7 +273,7 @@ class Routing:
         entry = self._entry(node, place.keys)
         if place.moved is not None and entry is not None and entry.state is EntryState.MOVED:
             return entry
-        if entry is None or self._store.is_fresh(entry.key, self._union.trust_s(node, place.source)):
+        if entry is None or self._store.is_fresh(entry.key, self._union.sightings.trust_s(node, place.source)):
             return entry
         try:
             await self._union.attributes(node)

@@ -80,7 +80,7 @@ class Xattrs:
                 self._union.touched(place.keys)
                 if S_ISDIR(node.kind):
                     self._union.watched.touched(node)
-        self._union.seen(node, place, seen)
+        self._union.sightings.seen(node, place, seen)
 
 
 def _none(name: str) -> OSError:

@@ -70,7 +70,11 @@ class Lives:
             variables={ENVIRONMENT: os.fspath(self._stage.orders), "PYTHONPATH": os.fspath(PLANT)},
         )
         self.restarts_by_keeper = 0
-        self._pid = self._running.status().pid
+        try:
+            self._pid = self._running.status().pid
+        except CachefsError as error:
+            self._running.kill()
+            raise CachefsFailed(f"it was ready, and died: {error}\n{self._running.tail()}") from error
 
     def kill(self, victim: Victim) -> None:
         """SIGKILL, and wait until whoever shall be dead is."""

@@ -64,7 +64,7 @@ async def test_what_was_heard_and_not_told_is_told_after_a_new_start(tmp_path: P
     assert source.watches is not None, "this test needs a local file system"
     try:
         root = union.node(ROOT)
-        film = (await union.listing(root, 10)).children["film"].node
+        film = (await union.contents.listing(root, 10)).children["film"].node
         union.inodes.looked_up(film)
         telling = Telling()
         behind = Behind(union, telling)

@@ -55,7 +55,7 @@ async def test_a_node_met_by_a_listing_and_a_lookup_is_forgotten_only_by_both(tm
     async with rooms(tmp_path) as fs:
         (fs.folder / "a").write_bytes(b"a")
         root = fs.union.node(1)
-        listed = (await fs.union.children(root, ["a"]))["a"]
+        listed = (await fs.union.contents.children(root, ["a"]))["a"]
         looked = await fs.union.lookup(root, "a")
         fs.union.inodes.looked_up(looked.node)
         fs.union.inodes.looked_up(listed.node)

@@ -262,7 +262,7 @@ async def test_a_file_that_comes_home_while_its_folder_is_read_is_listed(tmp_pat
     async with rooms(tmp_path) as fs:
         put(fs, FILM, CONTENT)
         key, folder = await fs.moved(FILM), await fs.node("Films")
-        read = fs.union._read_folder
+        read = fs.union.contents._read_once
 
         async def late(*args: Any) -> Any:
             reading = await read(*args)
@@ -270,8 +270,8 @@ async def test_a_file_that_comes_home_while_its_folder_is_read_is_listed(tmp_pat
             return reading
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fs.union, "_read_folder", late)
-            reading = await fs.union.read_folder(folder, 0, 100)
+            patch.setattr(fs.union.contents, "_read_once", late)
+            reading = await fs.union.contents.read(folder, 0, 100)
         assert reading.listing.named("Heat.mkv") is not None
 
 

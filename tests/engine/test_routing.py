@@ -700,15 +700,15 @@ async def away(fs: Rooms, clock: MockClock) -> None:
 @OFFLINE
 async def test_a_root_that_has_become_empty_is_an_error_for_listing_and_lookup(fs: Rooms) -> None:
     root = fs.union.node(ROOT)
-    assert (await fs.union.listing(root, 9)).names == ["a"]
+    assert (await fs.union.contents.listing(root, 9)).names == ["a"]
     (fs.folder / "a").unlink()
     with pytest.raises(OSError, match="empty"):
-        await fs.union.listing(root, 9)
+        await fs.union.contents.listing(root, 9)
     with pytest.raises(OSError, match="empty"):
         await fs.union.lookup(root, "a")
     (fs.folder / "b").write_bytes(b"back")
     await fs.source.probe_once()
-    assert (await fs.union.listing(root, 9)).names == ["b"]
+    assert (await fs.union.contents.listing(root, 9)).names == ["b"]
 
 
 @OFFLINE
@@ -722,9 +722,9 @@ async def test_a_missing_root_drops_no_cached_copy(fs: Rooms) -> None:
 
 async def test_a_root_that_was_emptied_through_the_mount_is_empty(fs: Rooms) -> None:
     root = fs.union.node(ROOT)
-    assert (await fs.union.listing(root, 9)).names == ["a"]
+    assert (await fs.union.contents.listing(root, 9)).names == ["a"]
     await fs.changes.unlink(root, "a")
-    assert (await fs.union.listing(root, 9)).names == []
+    assert (await fs.union.contents.listing(root, 9)).names == []
     with pytest.raises(FileNotFoundError):
         await fs.union.lookup(root, "a")
 
