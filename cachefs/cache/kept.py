@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
 
 import trio
 
+from cachefs.cache.places import Homes
 from cachefs.cache.store import Store
 from cachefs.model import CacheEntry, FileKey, Phase, SourceName
 
@@ -21,22 +21,12 @@ log = logging.getLogger(__name__)
 _CLEARED_S = 2.0
 
 
-class Places(Protocol):
-    """At the sources; see ``fs.homes``. Everything raises ``OSError``."""
-
-    async def let_go(self, key: FileKey, kept: int, /, *, keep: bool) -> None: ...
-
-    async def tidy(self, key: FileKey, keep: frozenset[int], /) -> None: ...
-
-    async def filled(self, key: FileKey, /) -> frozenset[int]: ...
-
-
 class Kept:
     """See the module. Use from the event loop only."""
 
-    def __init__(self, store: Store, places: Places) -> None:
+    def __init__(self, store: Store, homes: Homes) -> None:
         self._store = store
-        self._places = places
+        self._homes = homes
         moved = store.moves.all() if store.recovery.after_crash else ()
         self._in_doubt: set[SourceName] = {entry.key.source for entry in moved}
 
@@ -44,7 +34,7 @@ class Kept:
         """Whatever keeps a file from coming home: also somebody who does not want to wait for it any more."""
         with trio.move_on_after(_CLEARED_S, shield=True):
             try:
-                await self._places.let_go(entry.key, entry.source_file.inode, keep=True)
+                await self._homes.let_go(entry.key, entry.source_file.inode, keep=True)
             except OSError as error:
                 log.debug("%s: %s", entry.key, error)
 
@@ -54,7 +44,7 @@ class Kept:
         for source in tuple(self._in_doubt):
             moved = [entry for entry in self._store.moves.all() if entry.key.source == source]
             try:
-                filled = await self._places.filled(moved[0].key) if moved else frozenset[int]()
+                filled = await self._homes.filled(moved[0].key) if moved else frozenset[int]()
             except OSError as error:
                 log.debug("%s: %s", source, error)
                 continue
@@ -74,6 +64,6 @@ class Kept:
         kept there may be another cache folder's, and only its inode numbers would tell."""
         keep = frozenset(entry.source_file.inode for entry in self._store.moves.all())
         try:
-            await self._places.tidy(key, keep)
+            await self._homes.tidy(key, keep)
         except OSError as error:
             log.debug("%s: %s", key.source, error)

@@ -16,22 +16,24 @@ import logging
 import math
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar, TypeVarTuple
+from functools import partial
+from typing import TypeVar, TypeVarTuple
 
 import trio
 
 from cachefs.cache import moved_bytes
 from cachefs.cache.bars import folders_above
-from cachefs.cache.copying import read_attributes, read_chunk
-from cachefs.cache.filecopy import CHECKPOINT_BYTES, SourceFiles, close_at_source
-from cachefs.cache.kept import Kept, Places
-from cachefs.cache.pacing import CHUNK_BYTES, READING_WINDOW_S, chunk_bytes, pause_after
+from cachefs.cache.carrying import Carrying
+from cachefs.cache.filecopy import SourceFiles, close_at_source
+from cachefs.cache.kept import Kept
+from cachefs.cache.pacing import CHUNK_BYTES
+from cachefs.cache.places import TAKEN, AtHome, Conflict, Hold, Homes, Stays, text_of
 from cachefs.cache.store import Store
 from cachefs.descriptors import Descriptor
 from cachefs.errors import CacheError
-from cachefs.model import CacheEntry, DropCause, EntryState, FileKey, Home, Phase, SourceFile, Targets
+from cachefs.model import CacheEntry, EntryState, FileKey, Home, Phase, SourceFile, Targets
 from cachefs.units import format_size
 
 log = logging.getLogger(__name__)
@@ -42,49 +44,6 @@ Ts = TypeVarTuple("Ts")
 LOOK_EVERY_S = 30.0
 """How soon what could not be moved, or settled, is tried again."""
 _TRIES = 3
-
-
-class Stays(Exception):
-    """A file is not moved, or not restored, now; the text says why, for people."""
-
-
-class Conflict(Stays):
-    """Another file has the place of a moved one."""
-
-
-class AtHome(Protocol):
-    """A file at its source."""
-
-    @property
-    def file(self) -> SourceFile: ...
-
-    @property
-    def birth_ns(self) -> int: ...
-
-    @property
-    def ctime_ns(self) -> int: ...
-
-
-class Homes(Places, Protocol):
-    """The places at the sources, and what happens there; see ``fs.homes``. Everything raises ``OSError``."""
-
-    def is_ready(self, key: FileKey, /) -> bool: ...
-
-    async def change(self, key: FileKey, function: Callable[[*Ts], T], /, *args: *Ts) -> T: ...
-
-    async def look(self, key: FileKey, /, *, durable: bool = False) -> AtHome | None: ...
-
-    async def take_away(self, key: FileKey, kept: int | None, seen: SourceFile, ctime_ns: int, /) -> bool: ...
-
-    async def open_return(self, key: FileKey, kept: int, /) -> Descriptor: ...
-
-    async def identify(self, key: FileKey, returning: Descriptor, /) -> SourceFile: ...
-
-    async def arrive(self, key: FileKey, kept: int, /) -> None: ...
-
-
-Hold = Callable[[FileKey], AbstractAsyncContextManager[bool]]
-"""Nobody begins to change the file within; False when somebody is changing it already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +73,8 @@ class Movers:
         self._files = files
         self._homes = homes
         self._hold = hold
-        self._bandwidth = bandwidth
         self._on = on
+        self.carrying = Carrying(store, files, homes, bandwidth)
         self.kept = Kept(store, homes)
         """What the sources keep of moved files."""
         self._turns: dict[FileKey, trio.Lock] = {}
@@ -203,7 +162,7 @@ class Movers:
                 raise Stays("its source shows another file")
             if at_home.file.links != 1:
                 raise Stays("it has several names at its source (hard links)")
-            digest = await self._compare(entry)
+            digest = await self.carrying.compare(entry)
             if self._store.is_barred(entry):
                 raise Stays("somebody changes it")
             with self._leaves(entry):
@@ -262,36 +221,6 @@ class Movers:
         if at_home is not None and at_home.file.fingerprint.same_file(file.fingerprint):
             await self._store.moves.returned(moved, at_home.file)
 
-    async def _compare(self, entry: CacheEntry) -> str:
-        """See that source and SSD have the same bytes, and give the SSD's file the attributes of now; returns the
-        digest of the bytes. Raises ``Stays`` where the SSD cannot keep an attribute."""
-        source = await self._files.open(entry.key)
-        try:
-            copy = await self._store.on_ssd(moved_bytes.open_file, self._store.file_of(entry), os.O_RDONLY)
-            try:
-                theirs = await self._files.run(entry.key.source, read_attributes, source)
-                difference = await self._store.on_ssd(moved_bytes.take_over, copy, theirs)
-                if difference:
-                    raise Stays(f"the SSD does not keep its {difference}")
-                await self._store.on_ssd(moved_bytes.forget_pages, copy)
-                return await self._same_bytes(entry, source, copy)
-            finally:
-                await self._store.close_on_ssd(copy)
-        finally:
-            await close_at_source(self._files, entry.key, source)
-
-    async def _same_bytes(self, entry: CacheEntry, source: Descriptor, copy: Descriptor) -> str:
-        digest, position = hashlib.sha256(), 0
-        while position < entry.size:
-            length = min(entry.size - position, self._chunk_bytes(entry.key))
-            theirs = await self._files.run(entry.key.source, read_chunk, source, position, length)
-            if not await self._store.on_ssd(moved_bytes.is_equal, copy, theirs, position, length, digest):
-                self._store.demote(Targets(keys=frozenset((entry.key,))), DropCause.DAMAGED)
-                raise Stays(f"the copy on the SSD differs near byte {position}")
-            position += length
-            await self._rest(entry.key, theirs.took_s, length)
-        return digest.hexdigest()
-
     # --- home ---
 
     async def restore(self, key: FileKey) -> None:
@@ -327,7 +256,7 @@ class Movers:
             before = await self._store.on_ssd(moved_bytes.state_of, copy)
             target = await self._homes.open_return(key, kept)
             try:
-                await self._bring(entry, copy, target, before.size)
+                await self.carrying.bring(entry, copy, target, before.size, partial(self._tell, key, before.size))
                 async with self._hold(key) as free:
                     if not free or await self._store.on_ssd(moved_bytes.state_of, copy) != before:
                         return False
@@ -343,41 +272,6 @@ class Movers:
             await self._store.close_on_ssd(copy)
         return True
 
-    async def _bring(self, entry: CacheEntry, copy: Descriptor, target: Descriptor, size: int) -> None:
-        """Bytes, then attributes, then all of it made durable and read again."""
-        key = entry.key
-        await self._homes.change(key, moved_bytes.make_room, target, size)
-        digest, position, unsafe = hashlib.sha256(), 0, 0
-        while position < size:
-            length = min(size - position, self._chunk_bytes(key))
-            chunk = await self._store.on_ssd(moved_bytes.read_and_count, copy, position, length, digest)
-            took_s = await self._homes.change(key, moved_bytes.write, target, chunk)
-            position, unsafe = position + length, unsafe + length
-            if unsafe >= CHECKPOINT_BYTES:
-                unsafe = 0
-                await self._homes.change(key, moved_bytes.sync_data, target)
-            self._restoring[key] = RestoreProgress(key, size, position)
-            await self._rest(key, took_s, length)
-        expected = entry.home.digest if entry.home is not None else ""
-        if expected and digest.hexdigest() != expected:
-            raise Stays(
-                "its bytes on the SSD are not those that were moved: the SSD has lost some (see cachefs verify)"
-            )
-        attributes = await self._store.on_ssd(read_attributes, copy)
-        await self._homes.change(key, moved_bytes.set_attributes, target, attributes)
-        if await self._digest_at_home(key, target, size) != digest.hexdigest():
-            raise OSError(errno.EIO, "the source does not read what was written", key.path)
-
-    async def _digest_at_home(self, key: FileKey, target: Descriptor, size: int) -> str:
-        digest, position = hashlib.sha256(), 0
-        await self._files.run(key.source, moved_bytes.forget_pages, target)
-        while position < size:
-            length = min(size - position, self._chunk_bytes(key))
-            chunk = await self._files.run(key.source, moved_bytes.read_and_count, target, position, length, digest)
-            position += length
-            await self._rest(key, chunk.took_s, length)
-        return digest.hexdigest()
-
     async def _arrive(self, entry: CacheEntry, home: Home, target: Descriptor) -> None:
         file = await self._homes.identify(entry.key, target)
         returning = replace(home, phase=Phase.RETURNING, fingerprint=file.fingerprint)
@@ -386,8 +280,11 @@ class Movers:
             await self._homes.arrive(entry.key, entry.source_file.inode)
         except FileExistsError as error:
             await self._store.moves.set_home(entry, home)
-            raise Conflict(_TAKEN) from error
+            raise Conflict(TAKEN) from error
         await self._store.moves.returned(entry, replace(file, links=1))
+
+    def _tell(self, key: FileKey, size: int, done_bytes: int) -> None:
+        self._restoring[key] = RestoreProgress(key, size, done_bytes)
 
     def leave_at_home(self, entry_id: int) -> None:
         """A person wants it there: it is not moved again before the next start."""
@@ -421,8 +318,8 @@ class Movers:
         except FileExistsError:
             taken = True
         if taken:
-            self._stays[key] = _TAKEN
-        elif self._stays.get(key) == _TAKEN:
+            self._stays[key] = TAKEN
+        elif self._stays.get(key) == TAKEN:
             del self._stays[key]
         return taken
 
@@ -482,7 +379,7 @@ class Movers:
         try:
             at_home = await self._homes.look(key, durable=True)
         except FileExistsError as error:
-            raise Conflict(_TAKEN) from error
+            raise Conflict(TAKEN) from error
         if at_home is None:
             if home.phase is not Phase.AWAY:
                 await self._homes.let_go(key, kept, keep=True)
@@ -491,7 +388,7 @@ class Movers:
             return False
         found = at_home.file
         if not home.fingerprint.same_file(found.fingerprint):
-            raise Conflict(_TAKEN)
+            raise Conflict(TAKEN)
         if home.phase is Phase.YIELDING:
             await self._store.moves.delete(key)
             await self._homes.let_go(key, kept, keep=False)
@@ -504,7 +401,7 @@ class Movers:
             self._stays.pop(key, None)
             return True
         if home.phase is Phase.AWAY:
-            raise Conflict(_TAKEN)
+            raise Conflict(TAKEN)
         # Also what was leaving goes on leaving: a thread of a server that was killed may be about to take it away.
         replaced = home.phase is Phase.REPLACING
         try:
@@ -517,24 +414,3 @@ class Movers:
             entry, replace(home, phase=Phase.AWAY, reserved=home.reserved if replaced else reserved)
         )
         return False
-
-    # --- pace ---
-
-    def _chunk_bytes(self, key: FileKey) -> int:
-        return chunk_bytes(self._someone_reads(key), self._bandwidth())
-
-    async def _rest(self, key: FileKey, took_s: float, length: int) -> None:
-        await trio.sleep(pause_after(took_s, length, self._bandwidth(), self._someone_reads(key)))
-
-    def _someone_reads(self, key: FileKey) -> bool:
-        return trio.current_time() - self._files.reading_since(key.source) < READING_WINDOW_S
-
-
-_TAKEN = (
-    "another file has its place at its source. Both are kept, and the mount shows the one on the SSD: "
-    "rename one of them (this one through the mount), then run cachefs restore again"
-)
-
-
-def text_of(error: Exception) -> str:
-    return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from cachefs.cache.moving import Movers, Stays, text_of
+from cachefs.cache.moving import Movers
+from cachefs.cache.places import Stays, text_of
 from cachefs.errors import CacheError
 from cachefs.model import CacheEntry
 from cachefs.restoration import HomeProgress, HomeReport, NotHome

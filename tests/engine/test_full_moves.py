@@ -16,7 +16,7 @@ import trio
 
 from cachefs.cache import moved_disk
 from cachefs.cache.ledger import Ledger
-from cachefs.cache.moving import Stays
+from cachefs.cache.places import Stays
 from cachefs.cache.verify import Verification, Wish
 from cachefs.errors import CacheError, IndexFull
 from cachefs.fs.found import RESERVED

@@ -21,7 +21,7 @@ import trio.testing
 from cachefs.cache import moved_disk
 from cachefs.cache.belonging import moved_in, refusal
 from cachefs.cache.label import NAME
-from cachefs.cache.moving import Conflict, Stays
+from cachefs.cache.places import Conflict, Stays
 from cachefs.cache.restoring import Restoration
 from cachefs.cache.store import EvictResult, open_store
 from cachefs.cache.verify import Verification, Wish
@@ -355,7 +355,7 @@ async def test_attributes_that_change_while_a_file_moves_go_along_or_keep_it_at_
         await fs.give_attributes(FILM)
         os.setxattr(at, "user.who", b"Ben")  # between the copy and the move
         at.chmod(0o600)
-        key, same_bytes = fs.key(FILM), fs.movers._same_bytes
+        key, same_bytes = fs.key(FILM), fs.movers.carrying._same_bytes
 
         async def meanwhile(*args: Any) -> str:
             digest = await same_bytes(*args)
@@ -365,7 +365,7 @@ async def test_attributes_that_change_while_a_file_moves_go_along_or_keep_it_at_
             return digest
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fs.movers, "_same_bytes", meanwhile)
+            patch.setattr(fs.movers.carrying, "_same_bytes", meanwhile)
             with pytest.raises(Stays, match="changed meanwhile"):
                 await fs.movers.move(key)
         assert at.read_bytes() == CONTENT

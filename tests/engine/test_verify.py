@@ -13,7 +13,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from cachefs.cache.moving import Hold, Homes, Movers
+from cachefs.cache.moving import Movers
+from cachefs.cache.places import Hold, Homes
 from cachefs.cache.populate import CopySettings
 from cachefs.cache.store import Store
 from cachefs.cache.verify import Verification, Wish

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import trio
 
-from cachefs.cache.moving import Stays
+from cachefs.cache.places import Stays
 from cachefs.descriptors import Descriptor
 from cachefs.errors import CacheError
 from cachefs.fs import homes

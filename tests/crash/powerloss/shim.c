@@ -64,6 +64,14 @@ static int below(const char *path) {
     return !strncmp(path, root, root_length) && (path[root_length] == '/' || !path[root_length]);
 }
 
+/* Whether it never had a name (O_TMPFILE): what is in it is not there after a crash. */
+static int never_named(const char *path) {
+    static const char end[] = " (deleted)";
+    const char *last = strrchr(path, '/');
+    size_t length = strlen(path);
+    return last && last[1] == '#' && length > sizeof end && !strcmp(path + length - sizeof end + 1, end);
+}
+
 /* The absolute name of what a descriptor leads to; whether it is ours. */
 static int named(int number, char *path) {
     char link[64];
@@ -72,7 +80,7 @@ static int named(int number, char *path) {
     if (length < 0)
         return 0;
     path[length] = 0;
-    return below(path);
+    return below(path) && !never_named(path);
 }
 
 /* The absolute name of a last part in a folder, whether or not it exists; whether it is ours. */

@@ -1,0 +1,74 @@
+"""The places at the sources that moved files leave and come back to, as ``cache`` knows them, and what keeps one there.
+
+Of ``moving`` and its parts. The places themselves are ``fs.homes``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol, TypeVar, TypeVarTuple
+
+from cachefs.descriptors import Descriptor
+from cachefs.model import FileKey, SourceFile
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+TAKEN = (
+    "another file has its place at its source. Both are kept, and the mount shows the one on the SSD: "
+    "rename one of them (this one through the mount), then run cachefs restore again"
+)
+
+
+def text_of(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+class Stays(Exception):
+    """A file is not moved, or not restored, now; the text says why, for people."""
+
+
+class Conflict(Stays):
+    """Another file has the place of a moved one."""
+
+
+class AtHome(Protocol):
+    """A file at its source."""
+
+    @property
+    def file(self) -> SourceFile: ...
+
+    @property
+    def birth_ns(self) -> int: ...
+
+    @property
+    def ctime_ns(self) -> int: ...
+
+
+class Homes(Protocol):
+    """The places at the sources; see ``fs.homes``. Everything raises ``OSError``."""
+
+    def is_ready(self, key: FileKey, /) -> bool: ...
+
+    async def change(self, key: FileKey, function: Callable[[*Ts], T], /, *args: *Ts) -> T: ...
+
+    async def look(self, key: FileKey, /, *, durable: bool = False) -> AtHome | None: ...
+
+    async def take_away(self, key: FileKey, kept: int | None, seen: SourceFile, ctime_ns: int, /) -> bool: ...
+
+    async def open_return(self, key: FileKey, kept: int, /) -> Descriptor: ...
+
+    async def identify(self, key: FileKey, returning: Descriptor, /) -> SourceFile: ...
+
+    async def arrive(self, key: FileKey, kept: int, /) -> None: ...
+
+    async def let_go(self, key: FileKey, kept: int, /, *, keep: bool) -> None: ...
+
+    async def tidy(self, key: FileKey, keep: frozenset[int], /) -> None: ...
+
+    async def filled(self, key: FileKey, /) -> frozenset[int]: ...
+
+
+Hold = Callable[[FileKey], AbstractAsyncContextManager[bool]]
+"""Nobody begins to change the file within; False when somebody is changing it already."""
