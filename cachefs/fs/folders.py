@@ -3,7 +3,7 @@
 Every call below a source is made relative to an open folder, never by a path string from the root: paths may be
 longer than PATH_MAX, the mount may lie over the source itself, and no symlink inside a source is ever followed.
 Descriptors close when idle, so that a source can be unmounted, and when old, so that a folder that was moved behind
-our back is found again by its name.
+our back is found again by its name. One that was removed is never believed: another may have been made in its place.
 """
 
 from __future__ import annotations
@@ -75,6 +75,11 @@ class Folders:
         """A descriptor with one use taken."""
         forgotten = self._forgotten
         start, descriptor = self._nearest(path)
+        while start and _is_removed(descriptor):  # those above it may be, too; none above one that is there can be
+            descriptor.release()
+            self.forget(start)
+            forgotten = self._forgotten
+            start, descriptor = self._nearest(path)
         for name in _names(path[len(start) :]):
             start = f"{start}/{name}" if start else name
             try:
@@ -118,6 +123,14 @@ class Folders:
                 doomed.append(self._open.popitem(last=False)[1][0])
         for descriptor_ in doomed:
             descriptor_.close()
+
+
+def _is_removed(folder: Descriptor) -> bool:
+    """Whether an open folder has no name any more, or cannot even be asked: then whoever opens it anew is told why."""
+    try:
+        return os.fstat(folder.number).st_nlink == 0
+    except OSError:
+        return True
 
 
 def _names(path: str) -> list[str]:

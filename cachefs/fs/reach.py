@@ -94,13 +94,11 @@ def _vouch_in(ref: Ref, folder: int) -> None:
 
 
 def _tries(ref: Ref) -> Iterator[str]:
-    """The names to look under. Of a moved file twice: the folder that is open may have been removed when it was empty,
-    and made again since."""
+    """The names to look under. Of a moved file twice: the SSD's folder is removed when it is empty, and made again, and
+    that may have happened just after it was opened."""
     yield from ref.paths
     if ref.anything:
-        for path in ref.paths:
-            ref.folders.forget(split(path)[0])
-            yield path
+        yield from ref.paths
 
 
 def _is_root(path: str) -> bool:

@@ -109,6 +109,29 @@ def test_a_folder_moved_behind_the_mount_is_found_again_when_its_descriptor_is_o
     folders.forget("")
 
 
+def test_a_folder_that_was_removed_and_made_again_is_found_at_once_with_all_above_it(
+    root: Descriptor, tmp_path: Path
+) -> None:
+    folders = Folders(root)
+    inode(folders, "a/b/c")
+    os.removedirs(tmp_path / "a/b/c")
+    with pytest.raises(FileNotFoundError):
+        inode(folders, "a/b/c")
+    (tmp_path / "a/b/c").mkdir(parents=True)
+    inode(folders, "a")
+    inode(folders, "a/b")
+    assert inode(folders, "a/b/c") == (tmp_path / "a/b/c").stat().st_ino
+    with folders.at("a/b/c") as folder:
+        os.removedirs(tmp_path / "a/b/c")
+        (tmp_path / "a/b/c").mkdir(parents=True)
+        assert inode(folders, "a/b/c") == (tmp_path / "a/b/c").stat().st_ino
+        assert os.fstat(folder).st_nlink == 0, "whoever uses it keeps it"
+    kept = open_below(root, tmp_path)
+    inode(folders, "a/b/c")
+    assert kept == open_below(root, tmp_path) == 3, "what was opened anew is kept open, and nothing else"
+    folders.forget("")
+
+
 def test_idle_folders_are_closed(root: Descriptor, tmp_path: Path, clock: Clock) -> None:
     folders = Folders(root, max_age_s=5)
     inode(folders, "a/b")
