@@ -38,7 +38,7 @@ class Kept:
             except OSError as error:
                 log.debug("%s: %s", entry.key, error)
 
-    async def empty_after_crash(self, turn: Callable[[FileKey], AbstractAsyncContextManager[None]]) -> None:
+    async def empty_after_crash(self, turn: Callable[[FileKey | int], AbstractAsyncContextManager[None]]) -> None:
         """What was coming home when cachefs died. Within ``turn`` nothing else is done to a file. A source that does
         not answer is asked again the next time."""
         for source in tuple(self._in_doubt):
@@ -51,7 +51,7 @@ class Kept:
             self._in_doubt.discard(source)
             for entry in moved:
                 if entry.source_file.inode in filled:
-                    async with turn(entry.key):
+                    async with turn(entry.key), turn(entry.source_file.inode):
                         await self._empty_if_away(entry)
 
     async def _empty_if_away(self, entry: CacheEntry) -> None:

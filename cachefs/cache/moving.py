@@ -77,7 +77,7 @@ class Movers:
         self.carrying = Carrying(store, files, homes, bandwidth)
         self.kept = Kept(store, homes)
         """What the sources keep of moved files."""
-        self._turns: dict[FileKey, trio.Lock] = {}
+        self._turns: dict[FileKey | int, trio.Lock] = {}
         self._not_before: dict[int, float] = {}
         self._stays: dict[FileKey, str] = {}
         self._restoring: dict[FileKey, RestoreProgress] = {}
@@ -138,15 +138,16 @@ class Movers:
         self._not_before[entry.id] = trio.current_time() + LOOK_EVERY_S
 
     @asynccontextmanager
-    async def _turn(self, key: FileKey) -> AsyncIterator[None]:
-        """One thing at a time with each file."""
-        lock = self._turns.setdefault(key, trio.Lock())
+    async def _turn(self, of: FileKey | int) -> AsyncIterator[None]:
+        """One thing at a time with each file, and with what its source keeps of it (by its number), which goes along
+        when it gets another name."""
+        lock = self._turns.setdefault(of, trio.Lock())
         try:
             async with lock:
                 yield
         finally:
             if not lock.statistics().tasks_waiting and not lock.locked():
-                self._turns.pop(key, None)
+                self._turns.pop(of, None)
 
     # --- to the SSD for good ---
 
@@ -195,6 +196,8 @@ class Movers:
             raise Stays("somebody has it open")
         if entry.source_file.inode >> 48 >= 0x7FFE:
             raise Stays("its inode number cannot be kept")
+        if any(other.source_file.inode == entry.source_file.inode for other in self._store.moves.all()):
+            raise Stays("a file that has moved already has its inode number")
 
     async def _give_up(self, entry: CacheEntry, at_home: AtHome, digest: str) -> None:
         """From the last byte compared to the source's file gone."""
@@ -236,7 +239,7 @@ class Movers:
                         if not free:
                             raise Stays("somebody has it open for writing")
                         is_home = await self._settle(entry, entry.home)
-                    if is_home or await self._restore(entry, entry.home):
+                    if is_home or await self._restore_alone(entry, entry.home):
                         self._stays.pop(key, None)
                         log.info("restored %s (%s) to its source", key, format_size(entry.size))
                         return
@@ -247,8 +250,12 @@ class Movers:
                     self._restoring.pop(key, None)
             raise Stays("it is being written all the time")
 
+    async def _restore_alone(self, entry: CacheEntry, home: Home) -> bool:
+        async with self._turn(entry.source_file.inode):
+            return await self._restore(entry, home)
+
     async def _restore(self, entry: CacheEntry, home: Home) -> bool:
-        """False when the file was written to meanwhile."""
+        """False when the file was written to meanwhile, or is no moved file of this name any more."""
         arrived = False
         key, kept = entry.key, entry.source_file.inode
         copy = await self._store.on_ssd(moved_bytes.open_file, self._store.file_of(entry), os.O_RDONLY)
@@ -258,7 +265,10 @@ class Movers:
             try:
                 await self.carrying.bring(entry, copy, target, before.size, partial(self._tell, key, before.size))
                 async with self._hold(key) as free:
-                    if not free or await self._store.on_ssd(moved_bytes.state_of, copy) != before:
+                    now = self._store.moves.get(key)
+                    if not free or now is None or now.id != entry.id:
+                        return False  # it was deleted, or has another name
+                    if await self._store.on_ssd(moved_bytes.state_of, copy) != before:
                         return False
                     if not await self._store.on_ssd(moved_bytes.nobody_writes, copy):
                         raise Stays("somebody has it mapped for writing")
@@ -277,7 +287,7 @@ class Movers:
         returning = replace(home, phase=Phase.RETURNING, fingerprint=file.fingerprint)
         await self._store.moves.set_home(entry, returning)
         try:
-            await self._homes.arrive(entry.key, entry.source_file.inode)
+            await self._homes.arrive(entry.key, entry.source_file.inode, target)
         except FileExistsError as error:
             await self._store.moves.set_home(entry, home)
             raise Conflict(TAKEN) from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from cachefs.descriptors import Descriptor, sync_names
@@ -26,6 +26,9 @@ from cachefs.fs.source import is_empty
 from cachefs.fs.stat import Stat, look
 from cachefs.fs.union import Union
 from cachefs.model import DropCause, FileKey, Targets
+
+_TRIES = 8
+"""For a renaming whose files move, or whose folders get other names, before it is their turn."""
 
 Maker = Callable[[int, str], object]
 """Makes a name in an open folder."""
@@ -46,6 +49,23 @@ class Attributes:
     def changes_content(self) -> bool:
         """Whether a cached copy could no longer be told from the file by its fingerprint, or is not the file's."""
         return self.size is not None or self.mtime_ns is not None
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """A renaming: each name with the folder that it is in."""
+
+    old: tuple[Node, str]
+    new: tuple[Node, str]
+    flags: int
+
+    @property
+    def old_link(self) -> Link:
+        return Link(self.old[0].number, self.old[1])
+
+    @property
+    def new_link(self) -> Link:
+        return Link(self.new[0].number, self.new[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +130,11 @@ class Changes:
 
     async def unlink(self, parent: Node, name: str) -> None:
         """Remove a file's name."""
-        key = self._union.child_key(parent, name)
-        async with self._routing.turns.changing(key, content=False):
+
+        def names() -> tuple[FileKey]:
+            return (self._union.child_key(parent, name),)
+
+        async with self._routing.turns.changing(names, content=False) as (key,):
             moved = self._moved.get(key)
             if moved is not None:
                 await self._forget_name(await self._moved.delete(moved), Link(parent.number, name))
@@ -165,61 +188,88 @@ class Changes:
 
     async def rename(self, old_parent: Node, old: str, new_parent: Node, new: str, flags: int) -> None:
         """rename(2) with RENAME_NOREPLACE or RENAME_EXCHANGE, within one source."""
-        place, targets = self._at(old_parent, old)
-        new_place, new_targets = self._at(new_parent, new)
-        if place.source is not new_place.source:
-            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), old)
-        old_key, new_key = self._union.child_key(old_parent, old), self._union.child_key(new_parent, new)
-        old_link, new_link = Link(old_parent.number, old), Link(new_parent.number, new)
-        both, changing = _both(targets, new_targets), self._routing.turns.changing
-        step = Step(place.ref, old, new_place.ref, new, flags)
-
-        async def rename(step: Step) -> Moved:
-            return await self._routing.change(
-                place.source, both, carry_out, step, cause=DropCause.CHANGED, later=both.folders
-            )
-
-        with self._routing.barred(both):
-            # Within the turns of both nothing moves or comes home: what is where stays so until it is renamed.
-            async with changing(old_key, content=False), changing(new_key, content=False):
-                if not flags & EXCHANGE and self._moved.get(old_key) is not None:
-                    await self._rename_moved((old_key, old_link), (new_key, new_link), (new_place, new_targets), flags)
-                    return
-                over_moved = not flags & EXCHANGE and self._moved.get(new_key) is not None
-                if over_moved:
-                    safely = partial(rename, replace(step, durable=True))
-                    gone, moved = await self._moved.yield_to(old_key, new_key, flags, safely)
-                    await self._forget_name(gone, new_link)
-            if not over_moved:
-                await self._moved.bring_home_below(old_key)
-                await self._moved.bring_home_below(new_key)
-                moved = await rename(step)
+        names = _Names((old_parent, old), (new_parent, new), flags)
+        for _ in range(_TRIES):
+            if await self._rename(names):
+                break
+        else:
+            raise OSError(errno.EBUSY, "its files move all the time", old)
         self._union.watched.touched(old_parent)
         self._union.watched.touched(new_parent)
-        node = self._union.known(place.source, moved.stat)
-        if node is not None:
-            self._union.inodes.renamed(node, old_link, new_link)
-        await self._displaced(place, moved, old_link, new_link)
         self._routing.names_changed()
 
-    async def _rename_moved(
-        self, old: tuple[FileKey, Link], new: tuple[FileKey, Link], at: tuple[Place, Targets], flags: int
-    ) -> None:
-        """A moved file, on the SSD; then what its source has of the new name goes."""
-        place, targets = at
-        renamed = await self._moved.rename(old[0], new[0], place, replace=not flags & NOREPLACE)
+    async def _rename(self, names: _Names) -> bool:
+        """False when what the names stand for became something else meanwhile."""
+
+        def keys_of() -> tuple[FileKey, FileKey]:
+            return self._union.child_key(*names.old), self._union.child_key(*names.new)
+
+        (place, targets), (new_place, new_targets) = self._at(*names.old), self._at(*names.new)
+        if place.source is not new_place.source:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), names.old[1])
+        both, (old_key, new_key), turns = _both(targets, new_targets), keys_of(), self._routing.turns
+        with self._routing.barred(both):
+            if not names.flags & EXCHANGE and (self._moved.get(old_key) or self._moved.get(new_key)):
+                # Within the turns of both nothing moves or comes home: what is where stays so until it is renamed.
+                async with turns.changing(keys_of, content=False) as now:
+                    return now == (old_key, new_key) and await self._rename_on_ssd(
+                        names, (old_key, new_key), new_targets, both
+                    )
+            await self._moved.bring_home_below(old_key)
+            await self._moved.bring_home_below(new_key)
+            async with turns.renaming(keys_of) as now:
+                if now != (old_key, new_key) or any(map(self._moved.holds, now)):
+                    return False
+                await self._renamed(names, await self._carry_out(names, both))
+                return True
+
+    async def _carry_out(
+        self, names: _Names, both: Targets, durable: bool = False, onto_nothing: bool = False
+    ) -> Moved:
+        place, new_place = self._union.place(names.old[0]), self._union.place(names.new[0])
+        step = Step(place.ref, names.old[1], new_place.ref, names.new[1], names.flags, durable, onto_nothing)
+        return await self._routing.change(
+            place.source, both, carry_out, step, cause=DropCause.CHANGED, later=both.folders
+        )
+
+    async def _renamed(self, names: _Names, moved: Moved) -> None:
+        """A file of the source has another name, and what had that one has none, or the other."""
+        place = self._union.place(names.old[0])
+        node = self._union.known(place.source, moved.stat)
+        if node is not None:
+            self._union.inodes.renamed(node, names.old_link, names.new_link)
+        await self._displaced(place, moved, names.old_link, names.new_link)
+
+    async def _rename_on_ssd(
+        self, names: _Names, keys: tuple[FileKey, FileKey], new_targets: Targets, both: Targets
+    ) -> bool:
+        """A moved file, or over one, within the turns of both names; False when neither is moved any more."""
+        old_key, new_key = keys
+        if self._moved.get(old_key) is not None:
+            await self._rename_moved(names, keys, new_targets)
+            return True
+        if self._moved.get(new_key) is None:
+            return False
+        carry_out = partial(self._carry_out, names, both, True)
+        gone, moved = await self._moved.yield_to(old_key, new_key, names.flags, carry_out)
+        await self._forget_name(gone, names.new_link)
+        await self._renamed(names, moved)
+        return True
+
+    async def _rename_moved(self, names: _Names, keys: tuple[FileKey, FileKey], targets: Targets) -> None:
+        """A moved file, on the SSD; then what its source has of the new name (``targets``) goes."""
+        (old_key, new_key), place = keys, self._union.place(names.new[0])
+        renamed = await self._moved.rename(old_key, new_key, place, replace=not names.flags & NOREPLACE)
         if renamed.node is not None:
-            self._union.inodes.renamed(renamed.node, old[1], new[1])
+            self._union.inodes.renamed(renamed.node, names.old_link, names.new_link)
         if renamed.replaced is not None:
-            await self._forget_name(renamed.replaced, new[1])
+            await self._forget_name(renamed.replaced, names.new_link)
         if renamed.over:
-            name = new[1].name
             removed = await self._routing.change(
-                place.source, targets, _remove, place.ref, name, _unlink_for_good, cause=DropCause.GONE
+                place.source, targets, _remove, place.ref, names.new[1], _unlink_for_good, cause=DropCause.GONE
             )
-            await self._lost_name(place, removed, new[1])
-            await self._moved.settled(new[0])
-        self._routing.names_changed()
+            await self._lost_name(place, removed, names.new_link)
+            await self._moved.settled(new_key)
 
     async def _displaced(self, place: Place, moved: Moved, old: Link, new: Link) -> None:
         """What was at the new name has the old one now, after an exchange, or none any more."""
@@ -244,7 +294,7 @@ class Changes:
         self._union.touched(place.keys)
         try:
             async with (
-                self._routing.changing(place, content=wanted.changes_content),
+                self._routing.changing(node, content=wanted.changes_content),
                 self._routing.truncating(node, wanted.size),
             ):
                 place = self._union.place(node)

@@ -99,10 +99,11 @@ class Homes:
         source = self._source(key)
         return await self._union.files.identified(key, await source.call_gently(_look_at, returning))
 
-    async def arrive(self, key: FileKey, kept: int) -> None:
+    async def arrive(self, key: FileKey, kept: int, returning: Descriptor) -> None:
         """Give the returned file its name, in folders that are made where they are gone. Raises ``FileExistsError``
-        when the name was taken meanwhile: nothing is ever overwritten."""
-        await self.change(key, _arrive, self._source(key), key.path, kept)
+        when the name was taken meanwhile: nothing is ever overwritten; ESTALE when it is not the file any more that was
+        opened to be written."""
+        await self.change(key, _arrive, self._source(key), key.path, kept, returning)
         self._union.touched((key,))  # what is remembered of its folder is without it
 
     async def let_go(self, key: FileKey, kept: int, *, keep: bool) -> None:
@@ -227,10 +228,11 @@ def _open_reserved(source: Source, kept: int) -> Descriptor:
         return Descriptor(number)
 
 
-def _arrive(source: Source, path: str, kept: int) -> None:
+def _arrive(source: Source, path: str, kept: int, returning: Descriptor) -> None:
     folder_path, name = reach.split(path)
     _make_folders(source, folder_path)
     with source.folders.at(folder_path) as folder, _reserved(source) as reserved:
+        _refuse_another(reserved, str(kept), returning)
         try:
             _rename_to_nothing(reserved, str(kept), folder, name)
         except OSError as error:
@@ -241,6 +243,15 @@ def _arrive(source: Source, path: str, kept: int) -> None:
         sync_names(reserved)
     with source.folders.at("") as root, suppress(OSError):  # others are in it
         os.rmdir(RESERVED, dir_fd=root)
+
+
+def _refuse_another(folder: int, name: str, opened: Descriptor) -> None:
+    """Somebody may have tidied up there meanwhile, behind our back."""
+    there = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    with opened.use() as number:
+        ours = os.fstat(number)
+    if (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
+        raise OSError(errno.ESTALE, f"what was brought home is not in {RESERVED} any more", name)
 
 
 def _rename_to_nothing(old_folder: int, old: str, new_folder: int, new: str) -> None:

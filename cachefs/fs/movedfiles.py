@@ -29,7 +29,7 @@ from cachefs.fs.source import Source
 from cachefs.fs.stat import Stat, look
 from cachefs.fs.syncing import sync
 from cachefs.fs.union import Union
-from cachefs.model import CacheEntry, FileKey
+from cachefs.model import CacheEntry, FileKey, Phase
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +86,10 @@ class MovedFiles:
     def get(self, key: FileKey) -> CacheEntry | None:
         return self._files.get(key)
 
+    def holds(self, key: FileKey) -> bool:
+        """Whether this is a moved file, or one is anywhere below it."""
+        return self._files.get(key) is not None or self.holds_below(key)
+
     def holds_below(self, folder: FileKey) -> bool:
         """Whether a moved file is anywhere below a folder."""
         return bool(self._files.below(folder))
@@ -111,10 +115,13 @@ class MovedFiles:
         if moved is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), old.path)
         there = await place.source.call(_at, place.ref, new.path.rpartition("/")[2])
+        stranger = there is not None and replaced is not None and _is_away(replaced)
         if there is not None and there.is_folder:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), new.path)
         if not replace and (there is not None or replaced is not None):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new.path)
+        if stranger:
+            there = None  # both are kept: what is replaced is the one that the mount shows
         if there is not None:
             await self._sync(self._place(old).source, _open_of, self._place(old).ref)
         goes = self._held(replaced) if replaced is not None and new != old else nullcontext()
@@ -128,9 +135,10 @@ class MovedFiles:
         return Renamed(self._node(moved), gone, there is not None)
 
     async def yield_to(
-        self, coming: FileKey, key: FileKey, flags: int, rename: Callable[[], Awaitable[T]]
+        self, coming: FileKey, key: FileKey, flags: int, rename: Callable[[bool], Awaitable[T]]
     ) -> tuple[Gone, T]:
-        """Let a file of the source, ``coming``, take the place of a moved one, within turns of both."""
+        """Let a file of the source, ``coming``, take the place of a moved one, within turns of both. ``rename`` is told
+        whether there must be nothing in that place at the source."""
         moved = self._files.get(key)
         if flags & NOREPLACE or moved is None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), key.path)
@@ -141,7 +149,9 @@ class MovedFiles:
         await self._sync(source, _open_at, source, coming.path, seen)
         async with self._held(moved) as gone:
             await self._files.yielding(key, (await self._union.files.identified(coming, seen)).fingerprint)
-            result = await rename()  # what becomes of it in an error is looked at by whoever settles such files
+            result = await rename(
+                _is_away(moved)
+            )  # what becomes of it in an error is looked at by whoever settles such files
             self._routing.withdraw(key)
             await self._files.delete(key)
         await self._union.when_forgotten(gone.node, partial(self._let_go, moved))
@@ -212,6 +222,11 @@ class MovedFiles:
         if place is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), key.path)
         return place
+
+
+def _is_away(moved: CacheEntry) -> bool:
+    """Whether what its source has of its name is somebody else's."""
+    return moved.home is not None and moved.home.phase is Phase.AWAY
 
 
 def _refuse_undone(done: bool, key: FileKey) -> None:

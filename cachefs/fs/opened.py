@@ -10,7 +10,7 @@ import errno
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import TypeVar, TypeVarTuple
 
@@ -137,9 +137,9 @@ class Opened:
         """Everything in the cache that is this file, under whatever name."""
         return Targets(keys=frozenset(place.keys), inodes=frozenset((node.number,)))
 
-    def changing(self, place: Place, *, content: bool) -> AbstractAsyncContextManager[None]:
-        """Around a change of the file at a place."""
-        return self.turns.changing(place.keys[0], content=content) if place.keys else nullcontext()
+    def changing(self, node: Node, *, content: bool) -> AbstractAsyncContextManager[object]:
+        """Around a change of a file."""
+        return self.turns.changing(lambda: self._union.keys(node), content=content)
 
     def barred(self, targets: Targets) -> AbstractContextManager[object]:
         """No copy of these begins or is published within."""

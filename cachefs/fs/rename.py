@@ -30,6 +30,8 @@ class Step:
     flags: int
     durable: bool = False
     """Somebody else acts on it at once, on another disk."""
+    onto_nothing: bool = False
+    """As RENAME_NOREPLACE, also where a file system does not know that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,8 @@ def carry_out(step: Step) -> Moved:
         reach.vouch(step.new_parent, new_folder, step.new)
         displaced = _hold(new_folder, step.new)
         try:
+            if step.onto_nothing and displaced is not None:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), step.new)
             moved = look(old_folder, step.old)
             _rename(old_folder, step.old, new_folder, step.new, step.flags)
             if step.durable:

@@ -165,7 +165,7 @@ class Routing(Opened):
     async def _open_for_writing(self, node: Node, place: Place, flags: int) -> Opening:
         bar = self._store.bar(self.targets(node, place))
         try:
-            async with self.changing(place, content=True), self.truncating(node, 0 if flags & os.O_TRUNC else None):
+            async with self.changing(node, content=True), self.truncating(node, 0 if flags & os.O_TRUNC else None):
                 place = self._union.place(node)
                 opened = await self.change(
                     place.source,

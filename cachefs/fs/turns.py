@@ -1,53 +1,100 @@
-"""Who may change which moved file: nobody, in the moment in which it becomes its source's again.
+"""Who may change which names just now: whom a moved file's change, its way home and a folder's new name wait for.
 
-Used by ``routing``. Whoever brings a file home must know that nobody is changing it in that moment.
+Used by ``opened`` and ``changes``. A file becomes its source's again only while nobody changes it; a folder gets
+another name only while neither happens below it, for both go by its files' names. The kernel does not see to that: it
+locks the folder that holds a name, and not the one whose own name changes. Who had to wait asks anew for his names.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import trio
 
+from cachefs.cache.bars import folders_above
 from cachefs.fs.elsewhere import Moved
 from cachefs.model import FileKey
 
+KeysOf = Callable[[], Sequence[FileKey]]
+
+PATIENCE_S = 1.0
+"""How long a file on its way home waits for whoever is changing it: most changes are one call to a disk."""
+
 
 class Turns:
-    """Who may change which moved file. Use from the event loop only."""
+    """Use from the event loop only."""
 
     def __init__(self, files: Moved) -> None:
         self._files = files
-        self._held: dict[FileKey, trio.Event] = {}
+        self._held: Counter[FileKey] = Counter()
         self._changing: Counter[FileKey] = Counter()
+        self._renaming: Counter[FileKey] = Counter()
+        self._ended = trio.Event()
 
     @asynccontextmanager
-    async def changing(self, key: FileKey, *, content: bool) -> AsyncIterator[None]:
-        """Around a change of a file that may be moved. ``content``: of its bytes, so that its digest is forgotten."""
-        while (held := self._held.get(key)) is not None:
-            await held.wait()
-        self._changing[key] += 1
-        try:
+    async def changing(self, keys_of: KeysOf, *, content: bool) -> AsyncIterator[tuple[FileKey, ...]]:
+        """Around a change of files that may be moved; yields what they are called. ``content``: of their bytes, so that
+        their digests are forgotten."""
+        keys = tuple(keys_of())
+        while any(key in self._held or self._is_renamed(key) for key in keys):
+            await self._ended.wait()
+            keys = tuple(keys_of())
+        with self._counted(self._changing, keys):
             if content:
-                await self._files.changed(key)
-            yield
-        finally:
-            self._changing[key] -= 1
-            if not self._changing[key]:
-                del self._changing[key]
+                for key in keys:
+                    await self._files.changed(key)
+            yield keys
 
     def is_changing(self, key: FileKey) -> bool:
         return key in self._changing
 
     @asynccontextmanager
+    async def renaming(self, keys_of: KeysOf) -> AsyncIterator[tuple[FileKey, ...]]:
+        """Around a renaming of files or folders at their source; yields what they are called."""
+        keys = tuple(keys_of())
+        while any(map(self._is_busy, keys)):
+            await self._ended.wait()
+            keys = tuple(keys_of())
+        with self._counted(self._renaming, keys):
+            yield keys
+
+    @asynccontextmanager
     async def held(self, key: FileKey) -> AsyncIterator[None]:
-        """No change of the file begins within; one that is under way is ``is_changing``."""
-        released = self._held[key] = trio.Event()
+        """No change of the file begins within; one that lasts is ``is_changing``."""
+        while self._is_renamed(key):
+            await self._ended.wait()
+        with self._counted(self._held, (key,)):
+            with trio.move_on_after(PATIENCE_S):
+                while key in self._changing:
+                    await self._ended.wait()
+            yield
+
+    def _is_renamed(self, key: FileKey) -> bool:
+        """Whether this, or a folder that it is in, is being renamed."""
+        return bool(self._renaming) and (
+            key in self._renaming or any(map(self._renaming.__contains__, folders_above(key)))
+        )
+
+    def _is_busy(self, key: FileKey) -> bool:
+        """Whether anything happens to this or below it."""
+        if self._is_renamed(key):
+            return True
+        return any(key in (other, *folders_above(other)) for kind in self._all() for other in kind)
+
+    def _all(self) -> tuple[Counter[FileKey], ...]:
+        return self._held, self._changing, self._renaming
+
+    @contextmanager
+    def _counted(self, counts: Counter[FileKey], keys: Iterable[FileKey]) -> Iterator[None]:
+        counts.update(keys)
         try:
             yield
         finally:
-            if self._held.get(key) is released:
-                del self._held[key]
-            released.set()
+            counts.subtract(keys)
+            for key in keys:
+                if not counts[key]:
+                    del counts[key]
+            self._ended.set()
+            self._ended = trio.Event()

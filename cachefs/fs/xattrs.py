@@ -71,7 +71,7 @@ class Xattrs:
     async def _change(self, node: Node, name: str, change: Callable[[Ref, *Ts], Stat], *args: *Ts) -> None:
         if name.startswith(_OURS):
             raise PermissionError(errno.EPERM, f"{name} is cachefs's own", name)
-        async with self._routing.changing(self._union.place(node), content=False):
+        async with self._routing.changing(node, content=False):
             place = self._union.place(node)
             self._union.touched(place.keys)
             try:

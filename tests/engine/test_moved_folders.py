@@ -1,4 +1,4 @@
-"""The folders of moved files: on the SSD, where they come and go, and at the source, which knows nothing of the files."""
+"""The folders of moved files: on the SSD, where they come and go, and at the source, which knows no such file."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from cachefs.cache.places import Conflict, Stays
 from cachefs.cache.restoring import Restoration
 from cachefs.cache.store import EvictResult, open_store
 from cachefs.cache.verify import Verification, Wish
+from cachefs.descriptors import Descriptor
 from cachefs.errors import CacheError
 from cachefs.fs.found import RESERVED
 from cachefs.fs.homes import Homes
@@ -157,7 +158,7 @@ async def test_a_link_in_the_place_of_what_is_kept_is_not_followed(tmp_path: Pat
             partial(homes.let_go, key, int(kept.name), keep=True),
             partial(homes.let_go, key, int(kept.name), keep=False),
             partial(homes.open_return, key, int(kept.name)),
-            partial(homes.arrive, key, int(kept.name)),
+            partial(homes.arrive, key, int(kept.name), Descriptor(os.open(fs.folder, os.O_RDONLY))),
             partial(homes.tidy, key, frozenset()),
             partial(homes.filled, key),
         ):
