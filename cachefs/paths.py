@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -60,6 +60,14 @@ def cache_path(key: FileKey) -> str:
     if "/" in key.source or not _is_clean(key.source) or (key.path and not _is_clean(key.path)):
         raise ValueError(f"no cache file can be named after {key}")
     return f"files/{key.source}/{key.path}" if key.path else f"files/{key.source}"
+
+
+def folders_above(key: FileKey) -> Iterator[FileKey]:
+    """The folders a file is in, the nearest first, the source's root (the empty path) last."""
+    path = key.path
+    while path:
+        path = path.rpartition("/")[0]
+        yield FileKey(key.source, path)
 
 
 def argument(text: str, mountpoint: Path, layout: Layout) -> UnionPath:

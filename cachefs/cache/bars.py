@@ -6,11 +6,11 @@ Used by ``cache.store`` on the event loop only; ``fs`` makes bars through the st
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from types import TracebackType
 from typing import Self, TypeVar
 
 from cachefs.model import FileKey, Targets
+from cachefs.paths import folders_above
 
 T = TypeVar("T")
 
@@ -66,14 +66,6 @@ class Bars:
         _add(self._keys, targets.keys, step)
         _add(self._folders, targets.folders, step)
         _add(self._inodes, targets.inodes, step)
-
-
-def folders_above(key: FileKey) -> Iterator[FileKey]:
-    """The folders a file is in, the nearest first, the source's root (the empty path) last."""
-    path = key.path
-    while path:
-        path = path.rpartition("/")[0]
-        yield FileKey(key.source, path)
 
 
 def _add(counts: Counter[T], names: frozenset[T], step: int) -> None:

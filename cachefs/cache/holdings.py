@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
-from cachefs.cache.bars import folders_above
 from cachefs.model import CacheEntry, EntryState, FileKey, Targets
+from cachefs.paths import folders_above
 
 
 class Holdings:

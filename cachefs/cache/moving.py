@@ -24,7 +24,6 @@ from typing import TypeVar, TypeVarTuple
 import trio
 
 from cachefs.cache import moved_bytes
-from cachefs.cache.bars import folders_above
 from cachefs.cache.carrying import Carrying
 from cachefs.cache.filecopy import SourceFiles, close_at_source
 from cachefs.cache.kept import Kept
@@ -34,6 +33,7 @@ from cachefs.cache.store import Store
 from cachefs.descriptors import Descriptor
 from cachefs.errors import CacheError
 from cachefs.model import CacheEntry, EntryState, FileKey, Home, Phase, SourceFile, Targets
+from cachefs.paths import folders_above
 from cachefs.units import format_size
 
 log = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ from contextlib import asynccontextmanager, contextmanager
 
 import trio
 
-from cachefs.cache.bars import folders_above
 from cachefs.fs.elsewhere import Moved
 from cachefs.model import FileKey
+from cachefs.paths import folders_above
 
 KeysOf = Callable[[], Sequence[FileKey]]
 
