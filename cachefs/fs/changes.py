@@ -270,6 +270,7 @@ class Changes:
             )
             await self._lost_name(place, removed, names.new_link)
             await self._moved.settled(new_key)
+        await self._moved.tell_folders(old_key, new_key)
 
     async def _displaced(self, place: Place, moved: Moved, old: Link, new: Link) -> None:
         """What was at the new name has the old one now, after an exchange, or none any more."""

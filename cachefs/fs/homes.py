@@ -4,7 +4,8 @@ Used by ``cache.moving``, which decides when and in which order; and by ``change
 method is one hop into a thread of the source, and durable when it returns. What leaves is not simply deleted: its inode
 is emptied and kept in a folder of ours at the source's root, which the mount never shows: no other file is given its
 number, and the file that comes back is that very inode. Where nobody can tell whether it is in use, it is deleted,
-which harms no reader, and what comes back is a new file.
+which harms no reader, and what comes back is a new file. For those who look nothing has changed: a folder's mtime is
+what it was.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import TypeVar, TypeVarTuple
 
 from cachefs.descriptors import Descriptor, sync_names
 from cachefs.fs import reach
+from cachefs.fs.foldertimes import unseen
 from cachefs.fs.found import RESERVED
 from cachefs.fs.source import Source
 from cachefs.fs.stat import Stat, look
@@ -166,7 +168,8 @@ def _take_away(source: Source, path: str, kept: int | None, seen: SourceFile, ct
                 os.fsync(number)  # what comes back with its bytes after a power cut takes room for ever
             else:
                 _refuse_other_filesystem(source, found)
-                os.unlink(name, dir_fd=folder)
+                with unseen(folder, name):
+                    os.unlink(name, dir_fd=folder)
         finally:
             os.close(number)  # and with it goes the lease
         sync_names(folder)
@@ -188,7 +191,8 @@ def _lease(number: int) -> bool:
 def _reserve(source: Source, folder: int, name: str, kept: int | None) -> None:
     with _reserved(source) as reserved:
         try:
-            os.rename(name, str(kept), src_dir_fd=folder, dst_dir_fd=reserved)
+            with unseen(folder, name):
+                os.rename(name, str(kept), src_dir_fd=folder, dst_dir_fd=reserved)
         except OSError as error:
             if error.errno == errno.EXDEV:
                 raise OSError(errno.EXDEV, _OTHER_FILESYSTEM, name) from error
@@ -210,13 +214,19 @@ def _reserved(source: Source, *, make: bool = True) -> Iterator[int]:
     with source.folders.at("") as root:
         if make:
             with suppress(FileExistsError):
-                os.mkdir(RESERVED, 0o700, dir_fd=root)
+                with unseen(root, RESERVED):
+                    os.mkdir(RESERVED, 0o700, dir_fd=root)
                 sync_names(root)
         number = os.open(RESERVED, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
     try:
         yield number
     finally:
         os.close(number)
+
+
+def _remove_reserved(source: Source) -> None:
+    with source.folders.at("") as root, suppress(OSError), unseen(root, RESERVED):  # something may be in it
+        os.rmdir(RESERVED, dir_fd=root)
 
 
 def _open_reserved(source: Source, kept: int) -> Descriptor:
@@ -234,15 +244,15 @@ def _arrive(source: Source, path: str, kept: int, returning: Descriptor) -> None
     with source.folders.at(folder_path) as folder, _reserved(source) as reserved:
         _refuse_another(reserved, str(kept), returning)
         try:
-            _rename_to_nothing(reserved, str(kept), folder, name)
+            with unseen(folder, name):
+                _rename_to_nothing(reserved, str(kept), folder, name)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
             raise OSError(errno.EXDEV, _OTHER_FILESYSTEM, path) from error
         sync_names(folder)
         sync_names(reserved)
-    with source.folders.at("") as root, suppress(OSError):  # others are in it
-        os.rmdir(RESERVED, dir_fd=root)
+    _remove_reserved(source)
 
 
 def _refuse_another(folder: int, name: str, opened: Descriptor) -> None:
@@ -293,8 +303,7 @@ def _let_go(source: Source, kept: int) -> None:
     with suppress(FileNotFoundError), _reserved(source, make=False) as folder:
         os.unlink(str(kept), dir_fd=folder)
         sync_names(folder)
-    with source.folders.at("") as root, suppress(OSError):  # others are in it
-        os.rmdir(RESERVED, dir_fd=root)
+    _remove_reserved(source)
 
 
 def _filled(source: Source) -> frozenset[int]:
@@ -310,5 +319,4 @@ def _tidy(source: Source, keep: frozenset[int]) -> None:
             found = os.stat(name, dir_fd=folder, follow_symlinks=False)
             if name.isdigit() and int(name) not in keep and stat.S_ISREG(found.st_mode) and not found.st_size:
                 os.unlink(name, dir_fd=folder)
-    with source.folders.at("") as root, suppress(OSError):  # there is something in it
-        os.rmdir(RESERVED, dir_fd=root)
+    _remove_reserved(source)

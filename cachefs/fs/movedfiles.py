@@ -20,6 +20,7 @@ from cachefs.descriptors import Descriptor
 from cachefs.errors import CacheError
 from cachefs.fs import reach
 from cachefs.fs.elsewhere import identity_of, shown
+from cachefs.fs.foldertimes import touch
 from cachefs.fs.found import Place
 from cachefs.fs.inodes import Node
 from cachefs.fs.reach import Opened, Ref
@@ -101,12 +102,24 @@ class MovedFiles:
         except CacheError as error:
             log.debug("%s: %s", key, error)
 
+    async def tell_folders(self, *changed: FileKey) -> None:
+        """These names are new, or gone, on the SSD alone: who goes by the mtime of their folders is to see that. Nobody
+        is kept from it by a source that is away."""
+        for folder in dict.fromkeys(FileKey(key.source, key.path.rpartition("/")[0]) for key in changed):
+            source = self._union.sources[folder.source]
+            try:
+                await source.call(touch, source, folder.path)
+            except OSError as error:
+                log.debug("the mtime of %s stays what it is: %s", folder, error)
+        self._union.touched(changed)
+
     async def delete(self, moved: CacheEntry) -> Gone:
         """Remove a moved file, within a turn of its name. What its source keeps of it goes when it can."""
         async with self._held(moved) as gone:
             self._routing.withdraw(moved.key)
             _refuse_undone(await self._files.delete(moved.key), moved.key)
         await self._union.when_forgotten(gone.node, partial(self._let_go, moved))
+        await self.tell_folders(moved.key)
         return gone
 
     async def rename(self, old: FileKey, new: FileKey, place: Place, *, replace: bool) -> Renamed:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import trio
 
-from tests.engine.fskit import rooms
-from tests.engine.test_moving import CONTENT, content, kernel_of, put
+from cachefs.fs import foldertimes
+from cachefs.fs.foldertimes import unseen
+from cachefs.fs.times import set_times
+from tests.engine.fskit import Kernel, rooms
+from tests.engine.test_moving import CONTENT, FILM, NEW, OTHER, content, kernel_of, put
 
+LONG_AGO_NS = 10**18
 EPISODES = [f"Shows/Fargo/Season 1/e{number}.mkv" for number in range(3)]
 
 
@@ -24,3 +31,136 @@ async def test_a_file_that_moves_to_folders_made_anew_is_reached_at_once(tmp_pat
             assert await content(fs, path) == CONTENT
             await trio.to_thread.run_sync(kernel.unlink, path)
             assert os.listdir(ssd) == [], "the folders went with the last file in them"
+
+
+# --- the mtime of a folder at the source -----------------------------------------------------------------------------
+
+
+def make_old(folder: Path) -> None:
+    os.utime(folder, ns=(LONG_AGO_NS, LONG_AGO_NS))
+
+
+def is_old(folder: Path) -> bool:
+    return folder.stat().st_mtime_ns == LONG_AGO_NS
+
+
+async def test_the_mtime_of_its_folders_does_not_tell_that_a_file_has_moved_or_come_home(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        films = put(fs, FILM, CONTENT).parent
+        put(fs, "other", OTHER)
+        make_old(films)
+        make_old(fs.folder)
+        for path in (FILM, "other"):
+            key = await fs.moved(path)
+            assert is_old(films)
+            assert is_old(fs.folder), "a folder of cachefs's own was made, or removed, in it"
+            await fs.movers.restore(key)
+            assert (fs.folder / path).exists()
+            assert is_old(films)
+            assert is_old(fs.folder)
+        assert (await trio.to_thread.run_sync(kernel_of(fs).stat, "Films")).mtime_ns == LONG_AGO_NS
+
+
+TARGET = "Shows/Heat.mkv"
+CHANGES: dict[str, tuple[Callable[[Kernel], object], tuple[str, ...]]] = {
+    "unlink": (lambda kernel: kernel.unlink(FILM), ("Films",)),
+    "rename": (lambda kernel: kernel.rename(FILM, NEW), ("Films",)),
+    "rename to another folder": (lambda kernel: kernel.rename(FILM, TARGET + "2"), ("Films", "Shows")),
+    "rename over a moved file": (lambda kernel: kernel.rename(FILM, TARGET), ("Films", "Shows")),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+async def test_the_mtime_of_its_folders_tells_that_a_moved_file_was_deleted_or_renamed(
+    tmp_path: Path, what: str
+) -> None:
+    change, folders = CHANGES[what]
+    async with rooms(tmp_path) as fs:
+        for path in (FILM, TARGET):
+            put(fs, path, CONTENT)
+            await fs.moved(path)
+        for name in ("Films", "Shows"):
+            make_old(fs.folder / name)
+        kernel = kernel_of(fs)
+        await trio.to_thread.run_sync(change, kernel)
+        seen = {name for name in ("Films", "Shows") if not is_old(fs.folder / name)}
+        assert seen == set(folders)
+        for name in folders:
+            assert (await trio.to_thread.run_sync(kernel.stat, name)).mtime_ns > LONG_AGO_NS
+
+
+async def test_a_source_that_cannot_be_told_keeps_nobody_from_deleting_a_moved_file(tmp_path: Path) -> None:
+    def gate(name: str) -> None:
+        if name == "touch":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async with rooms(tmp_path) as fs:
+        put(fs, FILM, CONTENT)
+        await fs.moved(FILM)
+        fs.source.gate = gate
+        await trio.to_thread.run_sync(kernel_of(fs).unlink, FILM)
+        assert "touch" in fs.source.asked
+        assert not fs.store.moves.all()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Long ago, a film was put in it."""
+    made = tmp_path / "folder"
+    made.mkdir()
+    (made / "film").touch()
+    make_old(made)
+    return made
+
+
+def act_unseen(folder: Path, act: Callable[[], object]) -> None:
+    number = os.open(folder, os.O_PATH)
+    try:
+        with unseen(number, "film"):
+            act()
+    finally:
+        os.close(number)
+
+
+def test_what_somebody_else_does_in_the_folder_meanwhile_is_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    act_unseen(folder, (folder / "film").unlink)
+    assert is_old(folder)
+
+    def meanwhile() -> None:
+        (folder / "theirs").touch()
+        (folder / "film").touch()
+
+    def set_and_unlink() -> None:
+        make_old(folder)
+        (folder / "film").unlink()
+
+    act_unseen(folder, meanwhile)
+    assert not is_old(folder)
+    make_old(folder)
+    act_unseen(folder, set_and_unlink)
+    assert not is_old(folder), "somebody has set it"
+    make_old(folder)
+
+    def late(path: str, atime_ns: int | None, mtime_ns: int | None) -> None:
+        (folder / "late").touch()
+        set_times(path, atime_ns, mtime_ns)
+
+    monkeypatch.setattr(foldertimes, "set_times", late)
+    act_unseen(folder, (folder / "film").touch)
+    assert not is_old(folder)
+
+
+def test_where_nobody_can_tell_what_happens_in_a_folder_its_mtime_is_what_it_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more(**_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(foldertimes, "INotify", no_more)
+        act_unseen(folder, (folder / "film").unlink)
+    assert not is_old(folder)
+    make_old(folder)
+    with pytest.raises(FileNotFoundError):
+        act_unseen(folder, (folder / "film").unlink)
+    assert is_old(folder)
