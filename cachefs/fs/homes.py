@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar, TypeVarTuple
 
+import trio
+
 from cachefs.descriptors import Descriptor, sync_names
 from cachefs.fs import reach
 from cachefs.fs.foldertimes import unseen
@@ -34,6 +36,8 @@ from cachefs.model import FileKey, SourceFile
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
+_PATIENCE_S = 2.0
+"""For an earlier change of a file: most are one call to a disk."""
 _RENAME_NOREPLACE = 1
 _OTHER_FILESYSTEM = "it is on another file system than its source's root"
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -56,6 +60,7 @@ class Homes:
         self._union = union
         self._late: Counter[FileKey] = Counter()
         """Files of which a thread is changing something at the source, also one that was given up."""
+        self._ended = trio.Event()
 
     def is_ready(self, key: FileKey) -> bool:
         """Whether its source answers, and no earlier change of this file is still under way there."""
@@ -64,6 +69,9 @@ class Homes:
     async def change(self, key: FileKey, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """``function``, which changes something of this file, in a thread of its source. Past its deadline nobody waits
         for it, but nothing else is done to the file before it has really returned. Raises ``OSError``."""
+        with trio.move_on_after(_PATIENCE_S):
+            while key in self._late:
+                await self._ended.wait()
         if key in self._late:
             raise OSError(errno.EBUSY, "an earlier change of it has not come back yet", key.path)
         self._late[key] += 1
@@ -72,6 +80,8 @@ class Homes:
 
     def _returned(self, key: FileKey) -> None:
         del self._late[key]
+        self._ended.set()
+        self._ended = trio.Event()
         self._union.touched((key,))
 
     async def look(self, key: FileKey, *, durable: bool = False) -> AtHome | None:
