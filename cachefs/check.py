@@ -15,9 +15,9 @@ from typing import Protocol, TypeVar
 
 import trio
 
-from cachefs import leftover, nesting, probes
+from cachefs import abroad, leftover, nesting, probes
 from cachefs import place as place_of_mount
-from cachefs.cache.belonging import Moved, moved_in, refusal
+from cachefs.cache.belonging import Moved, holds_nothing, moved_in, refusal
 from cachefs.cache.folder import holder
 from cachefs.cache.metadata import has_seen
 from cachefs.config import Config, PlexConfig, SourceConfig
@@ -112,6 +112,7 @@ async def examine(config: Config, ask_plex: AskPlex, path_report: tuple[str, ...
         nursery.start_soon(_look_at_plex, config, ask_plex, looks)
         for index, source in enumerate(config.sources):
             nursery.start_soon(_look_at_source, config, index, source, looks)
+    await _look_for_moved(config, looks)
     _compare(config, looks)
     for line in path_report:
         looks.add(Severity.NOTE, "plex.path_map", line)
@@ -235,6 +236,16 @@ async def _look_at_owner(config: Config, looks: _Looks) -> None:
             f"the cache folder {root} is in use by another cachefs (process {holding}); stop it, or choose another"
         )
         looks.add(Severity.ERROR, "cache.path", message)
+
+
+async def _look_for_moved(config: Config, looks: _Looks) -> None:
+    """As a start does: are there sources whose files have moved to an SSD that is not here?"""
+    for index, source in enumerate(config.sources):
+        answers = index in looks.sources and not looks.sources[index].problem
+        kept = await within(LOCAL_S, abroad.count, source.path) if answers else 0
+        if kept and await within(LOCAL_S, holds_nothing, str(config.cache.path)):
+            message = abroad.refusal(config.cache.path, source.path, source.name, kept)
+            looks.add(Severity.ERROR, "cache.path", message)
 
 
 def _judge_moved(config: Config, moved: Moved | None, looks: _Looks) -> None:

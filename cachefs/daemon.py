@@ -25,10 +25,24 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import trio
 
-from cachefs import __version__, heap, leftover, lifeline, logs, mounts, nesting, place, probes, readahead, secrecy
+from cachefs import (
+    __version__,
+    abroad,
+    heap,
+    leftover,
+    lifeline,
+    logs,
+    mounts,
+    nesting,
+    place,
+    probes,
+    readahead,
+    secrecy,
+)
 from cachefs.cache.folder import holder
 from cachefs.cache.full import NO_ROOM
 from cachefs.cache.metadata import Metadata, open_metadata
@@ -192,11 +206,13 @@ class _Server:
             self._counters,
             Backings("it is switched off (fast_path: off)" if config.fast_path == "off" else ""),
         )
+        homes = Homes(union)
+        await _refuse_without_moved(config, union, store, homes)
         settings = CopySettings(config.copying.workers, config.copying.bandwidth, config.copying.hours)
         movers = Movers(
             store,
             union.files,
-            Homes(union),
+            homes,
             routing.hold,
             lambda: config.copying.bandwidth,
             on=config.cache.mode == "move",
@@ -299,6 +315,20 @@ class _Server:
             listen = partial(watcher.listen, parts.plex_settings, parts.planning.on_event, _POLL_PLEX_EVERY_S)
             tasks[_PLEX_EVENTS] = listen
         return tasks
+
+
+async def _refuse_without_moved(config: Config, union: Union, store: Store, homes: Homes) -> None:
+    """See ``abroad``. A source that does not answer now shows its files as they were seen last, the moved ones too."""
+    if store.inventory().entries:
+        return
+    for source in union.sources.values():
+        try:
+            kept = await homes.count_kept(source)
+        except OSError as error:
+            log.debug("%s: %s", source.name, error)
+            continue
+        if kept:
+            raise CannotMount(abroad.refusal(config.cache.path, Path(source.path), source.name, kept))
 
 
 def _warn_of_moved_in_place(parts: Parts) -> None:

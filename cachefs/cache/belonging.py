@@ -68,6 +68,14 @@ def moved_in(root: str) -> Moved:
     return Moved({}, all_known=False)
 
 
+def holds_nothing(root: str) -> bool:
+    """Whether there is no file of a cache below ``root``, not even a part of one. Raises ``OSError``."""
+    try:
+        return not any(True for tree in TREES for _ in inside.sizes(root, tree))
+    except FileNotFoundError:
+        return True
+
+
 def identity_of(sources: Mapping[SourceName, str]) -> str:
     """What a cache folder remembers of its configuration: each source's name and path. JSON, since a path may hold
     any character."""

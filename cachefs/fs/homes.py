@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
 import trio
@@ -127,6 +128,10 @@ class Homes:
         source = self._source(key)
         return await source.call_gently(_filled, source)
 
+    async def count_kept(self, source: Source) -> int:
+        """How many files this source keeps places for. Raises ``OSError``."""
+        return await source.call(_count_kept, source)
+
     async def tidy(self, key: FileKey, keep: frozenset[int]) -> None:
         """Remove what is kept at this file's source of files that are moved no more: all but these numbers. What has
         bytes stays."""
@@ -138,6 +143,15 @@ class Homes:
         if source is None:
             raise OSError(errno.ENOENT, "no such source", key.source)
         return source
+
+
+def kept_in(source: Path) -> int:
+    """How many files the source in this folder keeps places for. Blocks; raises ``OSError``."""
+    number = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return _count_names(number)
+    finally:
+        os.close(number)
 
 
 # --- in the source's threads -----------------------------------------------------------------------------------------
@@ -314,6 +328,22 @@ def _let_go(source: Source, kept: int) -> None:
         os.unlink(str(kept), dir_fd=folder)
         sync_names(folder)
     _remove_reserved(source)
+
+
+def _count_kept(source: Source) -> int:
+    with source.folders.at("") as root:
+        return _count_names(root)
+
+
+def _count_names(root: int) -> int:
+    try:
+        folder = os.open(RESERVED, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+    except FileNotFoundError:
+        return 0
+    try:
+        return sum(name.isdigit() for name in os.listdir(folder))
+    finally:
+        os.close(folder)
 
 
 def _filled(source: Source) -> frozenset[int]:

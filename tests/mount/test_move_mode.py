@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.mount.kit import read
 from tests.mount.lives import settings_in, wait_until
-from tests.standin.running import RunningCachefs
+from tests.standin.running import CachefsFailed, RunningCachefs
 
 CONTENT = b"a film of some bytes" * 10_000
 
@@ -38,6 +42,36 @@ def test_who_mounts_in_place_over_moved_files_is_warned_until_they_are_home(
         running = start_mount(in_place)
         assert read(film) == CONTENT
         assert _warnings(running) == 1, "none is added"
+
+
+def test_without_the_ssd_that_has_moved_files_nothing_is_mounted(
+    tmp_path: Path, start_mount: Callable[[dict[str, Any]], RunningCachefs]
+) -> None:
+    film = tmp_path / "media" / "film.mkv"
+    with settings_in(tmp_path) as settings:
+        film.write_bytes(CONTENT)
+        settings["cache"]["mode"] = "move"
+        running = start_mount(settings)
+        with running.client() as client:
+            client.copy("film.mkv")
+        wait_until(running, lambda: not film.exists(), "it has moved")
+        assert running.terminate() == 0
+
+        ssd = Path(settings["cache"]["path"])
+        ssd.rename(tmp_path / "unplugged")
+        ssd.mkdir()
+        with pytest.raises(CachefsFailed, match="ended with 3") as refused:
+            start_mount(settings)
+        said = "source media has moved a file to an SSD, and the cache folder .*/ssd holds none: is the SSD mounted"
+        assert re.search(said, str(refused.value))
+        checked = running.run("check")
+        assert checked.returncode == 2
+        assert re.search(said, " ".join(checked.stdout.split()))
+
+        shutil.rmtree(ssd)
+        (tmp_path / "unplugged").rename(ssd)
+        running = start_mount(settings)
+        assert read(running.mountpoint / "film.mkv") == CONTENT
 
 
 def _warnings(running: RunningCachefs) -> int:
