@@ -260,8 +260,9 @@ def evict(config_file: Path | None, as_json: bool, paths: tuple[str, ...]) -> in
 
 @commands.command()
 @shared.config_option
+@click.option("--moved", is_flag=True, help="Also when the SSD holds the only copy of files of it.")
 @click.argument("source")
-def accept(config_file: Path | None, source: str) -> None:
+def accept(config_file: Path | None, moved: bool, source: str) -> None:
     """Take SOURCE as it is now, changed on purpose.
 
     It was emptied, or its disk was replaced. Without a running cachefs it holds for the next start.
@@ -273,7 +274,7 @@ def accept(config_file: Path | None, source: str) -> None:
         raise UserError(f"{source}: no such source; there are: {', '.join(known)}")
     try:
         with shared.client(config) as client:
-            client.accept(source)
+            client.accept(source, moved=moved)
     except NotRunning:
         trio.run(forget_source, str(config.cache.path), named.name)
     terminal.write(f"accepted: {show.printable(str(named.path))}, as it is now\n")

@@ -233,13 +233,20 @@ class DaemonEngine:
         await self._parts.planning.copy_now(file)
         return key
 
-    async def accept(self, name: str) -> SourceHealth:
+    async def accept(self, name: str, *, moved: bool) -> SourceHealth:
         source = self._parts.union.sources.get(SourceName(name))
         if source is None:
             names = ", ".join(self._parts.union.sources)
             raise UserError(f"{name}: no such source; there are: {names}")
         if source.online and not source.health().problem:
             raise UserError(f"source {name} is online: there is nothing to accept")
+        away = sum(entry.key.source == source.name for entry in self._parts.movers.moved())
+        if away and not moved:
+            files = "a file" if away == 1 else f"{away} files"
+            raise UserError(
+                f"the SSD holds the only copy of {files} of source {name}: from here on they would come home to what "
+                f"is in {source.path} now. If that is the right disk, cachefs accept --moved {name}"
+            )
         await self._parts.union.accept(source)
         if not source.online:
             raise UserError(f"source {name} is accepted as it will be, but is still away: {source.health().problem}")

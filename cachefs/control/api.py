@@ -32,7 +32,7 @@ from starlette.types import Receive, Scope, Send
 
 from cachefs.control import wire
 from cachefs.control.following import Following, Running
-from cachefs.control.messages import Failure, RestoreLine, Target, VerifyLine, VerifyWish
+from cachefs.control.messages import Accepting, Failure, RestoreLine, Target, VerifyLine, VerifyWish
 from cachefs.errors import CachefsError, UserError
 from cachefs.model import CacheEntry, Evicted, Explanation, FileKey, Pin, Pinned, Plan, SourceHealth, Status
 from cachefs.ownership import ours
@@ -74,8 +74,8 @@ class Engine(Protocol):
         """The file, or all below the folder, but for what is pinned."""
         ...
 
-    async def accept(self, name: str) -> SourceHealth:
-        """Whatever is in the source's place now is the source."""
+    async def accept(self, name: str, *, moved: bool) -> SourceHealth:
+        """Whatever is in the source's place now is the source; of files that have moved, too, if ``moved``."""
         ...
 
     async def copy(self, text: str) -> FileKey:
@@ -225,7 +225,8 @@ class _Api:
         return _answer(await self._engine.copy(await _target(request)))
 
     async def accept(self, request: Request) -> Response:
-        return _answer(await self._engine.accept(await _target(request)))
+        wish = await _body(request, Accepting)
+        return _answer(await self._engine.accept(wish.text, moved=wish.moved))
 
     async def verify(self, request: Request) -> Response:
         wish = await _body(request, VerifyWish)

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import httpx
 
 from cachefs.control import wire
-from cachefs.control.messages import Failure, RestoreLine, Target, VerifyLine, VerifyWish
+from cachefs.control.messages import Accepting, Failure, RestoreLine, Target, VerifyLine, VerifyWish
 from cachefs.errors import CachefsError, NotRunning, UserError
 from cachefs.model import CacheEntry, Evicted, Explanation, FileKey, Pin, Pinned, Plan, SourceHealth, Status
 from cachefs.restoration import HomeProgress, HomeReport
@@ -94,8 +94,8 @@ class Client:
     def copy(self, text: str) -> FileKey:
         return self._act(FileKey, "copy", text)
 
-    def accept(self, name: str) -> SourceHealth:
-        return self._act(SourceHealth, "accept", name)
+    def accept(self, name: str, *, moved: bool = False) -> SourceHealth:
+        return self._ask(SourceHealth, "POST", "accept", _PATIENT_S, wire.dumps(Accepting(name, moved)))
 
     def verify(self, text: str, content: bool, repair: bool, show: Callable[[Progress], None]) -> Report:
         """Verify and wait for the report, however long it takes; ``show`` is told how far it is about twice a second.

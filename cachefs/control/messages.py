@@ -9,6 +9,14 @@ from cachefs.verification import Progress, Report
 
 
 @dataclass(frozen=True, slots=True)
+class Accepting:
+    """The body of ``accept``. ``moved``: files of that source that have moved may come home to what is there now."""
+
+    text: str
+    moved: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """The body of every act that has an object: what the user typed."""
 

@@ -183,7 +183,7 @@ class FakeEngine:
         left = (Skip("b.mkv", "it is pinned", FileKey(MEDIA, "b.mkv")),) if text == "Series" else ()
         return Evicted((FileKey(MEDIA, text),), left)
 
-    async def accept(self, name: str) -> SourceHealth:
+    async def accept(self, name: str, *, moved: bool) -> SourceHealth:
         self.asked.append(("accept", name))
         return SourceHealth(SourceName(name), f"/mnt/{name}")
 

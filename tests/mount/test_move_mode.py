@@ -74,5 +74,31 @@ def test_without_the_ssd_that_has_moved_files_nothing_is_mounted(
         assert read(running.mountpoint / "film.mkv") == CONTENT
 
 
+def test_another_disk_is_accepted_for_moved_files_only_by_who_says_so(
+    tmp_path: Path, start_mount: Callable[[dict[str, Any]], RunningCachefs], expected_warnings: list[str]
+) -> None:
+    expected_warnings.append("source media .* is offline")
+    media = tmp_path / "media"
+    with settings_in(tmp_path) as settings:
+        for name in ("film.mkv", "other.mkv"):
+            (media / name).write_bytes(CONTENT)
+        settings["cache"]["mode"] = "move"
+        running = start_mount(settings)
+        with running.client() as client:
+            client.copy("film.mkv")
+        wait_until(running, lambda: not (media / "film.mkv").exists(), "it has moved")
+        media.rename(tmp_path / "the old disk")
+        media.mkdir()
+        (media / "of the new disk").touch()
+        wait_until(running, lambda: not running.status().sources[0].online, "another folder has its place")
+        refused = running.run("accept", "media")
+        assert refused.returncode == 2
+        assert "the only copy of a file of source media" in refused.stderr
+        assert not running.status().sources[0].online
+        assert running.run("accept", "--moved", "media").returncode == 0
+        assert running.run("restore", "film.mkv").returncode == 0
+        assert (media / "film.mkv").read_bytes() == CONTENT
+
+
 def _warnings(running: RunningCachefs) -> int:
     return running.log.read_text().count("finds them gone")
