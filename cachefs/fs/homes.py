@@ -192,6 +192,8 @@ def _take_away(source: Source, path: str, kept: int | None, seen: SourceFile, ct
                 os.fsync(number)  # what comes back with its bytes after a power cut takes room for ever
             else:
                 _refuse_other_filesystem(source, found)
+                if kept is not None:
+                    _mark(source, kept)
                 with unseen(folder, name):
                     os.unlink(name, dir_fd=folder)
         finally:
@@ -221,6 +223,14 @@ def _reserve(source: Source, folder: int, name: str, kept: int | None) -> None:
             if error.errno == errno.EXDEV:
                 raise OSError(errno.EXDEV, _OTHER_FILESYSTEM, name) from error
             raise
+        sync_names(reserved)
+
+
+def _mark(source: Source, kept: int) -> None:
+    """An empty file in the place of the inode that could not be kept: the source is known by it to have files that
+    moved, and is not taken for an empty mountpoint when that was its last one."""
+    with _reserved(source) as reserved:
+        os.close(os.open(str(kept), os.O_WRONLY | os.O_CREAT | _FILE, 0o600, dir_fd=reserved))
         sync_names(reserved)
 
 

@@ -33,6 +33,8 @@ PARTS_AND_OTHERS = {
     "rename._rename": "a part of carry_out",
     "changes._unlink_for_good": "a part of _remove",
     "homes._reserve": "a part of a move",
+    "homes._remove_reserved": "a part of a return",
+    **dict.fromkeys(("foldertimes.unseen", "foldertimes.touch"), "a folder's time, which is no part of any file"),
     **dict.fromkeys(("homes._reserved", "homes._make_folders", "homes._rename_to_nothing"), "parts of a return"),
     "homes._tidy": "it follows the restoration of a whole source",
     "backing.copy_back": "a program writes the file through a mapping; no writer of the rig does",

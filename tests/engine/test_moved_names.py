@@ -209,6 +209,22 @@ async def test_two_files_of_one_number_never_move_both(tmp_path: Path) -> None:
         assert (fs.folder / "other").read_bytes() == OTHER
 
 
+async def test_a_source_that_keeps_no_inode_is_not_empty_when_its_last_file_has_moved(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        put(fs, "film.mkv", CONTENT)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("cachefs.fs.homes._lease", lambda number: False)
+            key = await fs.moved("film.mkv")
+        (kept,) = (fs.folder / RESERVED).iterdir()
+        assert kept.stat().st_size == 0
+        await fs.source.probe_once()
+        assert fs.source.online
+        assert await content(fs, "film.mkv") == CONTENT
+        await fs.movers.restore(key)
+        assert [path.name for path in fs.folder.iterdir()] == ["film.mkv"]
+        assert (fs.folder / "film.mkv").read_bytes() == CONTENT
+
+
 async def test_what_took_the_place_of_the_file_on_its_way_home_is_not_taken_for_it(tmp_path: Path) -> None:
     async with rooms(tmp_path) as fs:
         put(fs, FILM, CONTENT)
