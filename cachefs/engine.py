@@ -267,8 +267,8 @@ class DaemonEngine:
         return made
 
     async def restoration(self, text: str) -> Restoration:
-        """Of the moved file, of all below the folder, or of all when the text is empty. Refused when there is neither
-        such a file nor such a folder."""
+        """Of the moved file, of all below the folder, or of all when the text is empty: then every source that
+        answers is left tidy, too. Refused when there is neither such a file nor such a folder."""
         parts, path = self._parts, self._path(text) if text else UnionPath("")
         if parts.store.away:
             raise UserError(f"{parts.store.problem}; what was moved there cannot come home before it is back")
@@ -280,7 +280,7 @@ class DaemonEngine:
         ]
         if path and not below and not await self._exists(text):
             raise UserError(f"{text}: no such file or folder in the mount")
-        return Restoration(parts.movers, below)
+        return Restoration(parts.movers, below, () if path else parts.union.sources)
 
     def request_stop(self) -> None:
         self._stop()

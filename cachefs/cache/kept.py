@@ -59,11 +59,14 @@ class Kept:
         if now is not None and now.id == entry.id and now.home is not None and now.home.phase is Phase.AWAY:
             await self.empty(now)
 
-    async def tidy(self, key: FileKey) -> None:
-        """Remove what a crash has left at this file's source of deleted files. Only while a person restores: what is
-        kept there may be another cache folder's, and only its inode numbers would tell."""
-        keep = frozenset(entry.source_file.inode for entry in self._store.moves.all())
+    async def tidy(self, source: SourceName) -> None:
+        """Remove what is left at a source of deleted files, since cachefs ended before the kernel had forgotten them.
+        Only while a person restores: what is kept there may be another cache folder's, and only its inode numbers would
+        tell."""
         try:
-            await self._homes.tidy(key, keep)
+            await self._homes.tidy(source, self._numbers)
         except OSError as error:
-            log.debug("%s: %s", key.source, error)
+            log.debug("%s: %s", source, error)
+
+    def _numbers(self) -> frozenset[int]:
+        return frozenset(entry.source_file.inode for entry in self._store.moves.all())

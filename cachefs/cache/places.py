@@ -5,12 +5,12 @@ Of ``moving`` and its parts. The places themselves are ``fs.homes``'s.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeVar, TypeVarTuple
 
 from cachefs.descriptors import Descriptor
-from cachefs.model import FileKey, SourceFile
+from cachefs.model import FileKey, SourceFile, SourceName
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -65,7 +65,7 @@ class Homes(Protocol):
 
     async def let_go(self, key: FileKey, kept: int, /, *, keep: bool) -> None: ...
 
-    async def tidy(self, key: FileKey, keep: frozenset[int], /) -> None: ...
+    async def tidy(self, name: SourceName, moved: Callable[[], Set[int]], /) -> None: ...
 
     async def filled(self, key: FileKey, /) -> frozenset[int]: ...
 

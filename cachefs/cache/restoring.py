@@ -11,15 +11,17 @@ from dataclasses import replace
 from cachefs.cache.moving import Movers
 from cachefs.cache.places import Stays, text_of
 from cachefs.errors import CacheError
-from cachefs.model import CacheEntry
+from cachefs.model import CacheEntry, SourceName
 from cachefs.restoration import HomeProgress, HomeReport, NotHome
 
 
 class Restoration:
     """Bringing many files home, from ``run`` to its report. ``progress`` may be looked at meanwhile."""
 
-    def __init__(self, movers: Movers, entries: Iterable[CacheEntry]) -> None:
+    def __init__(self, movers: Movers, entries: Iterable[CacheEntry], tidied: Iterable[SourceName] = ()) -> None:
+        """``tidied``: sources at which nothing is to be left of deleted files either, moved ones or not."""
         self._movers = movers
+        self._tidied = set(tidied)
         self._entries = sorted(entries, key=lambda entry: entry.key)
         total = sum(entry.size for entry in self._entries)
         self._done = HomeProgress(files=len(self._entries), bytes=total)
@@ -47,7 +49,7 @@ class Restoration:
             self._done = replace(
                 done, files_done=done.files_done + 1, bytes_done=done.bytes_done + entry.size, key=None
             )
-        for key in {key.source: key for key in restored}.values():
-            if not any(entry.key.source == key.source for entry in self._movers.moved()):
-                await self._movers.kept.tidy(key)
+        for source in sorted(self._tidied | {key.source for key in restored}):
+            if source in self._tidied or not any(entry.key.source == source for entry in self._movers.moved()):
+                await self._movers.kept.tidy(source)
         return HomeReport(tuple(restored), tuple(left))

@@ -16,7 +16,7 @@ import fcntl
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +32,7 @@ from cachefs.fs.found import RESERVED
 from cachefs.fs.source import Source
 from cachefs.fs.stat import Stat, look
 from cachefs.fs.union import Union
-from cachefs.model import FileKey, SourceFile
+from cachefs.model import FileKey, SourceFile, SourceName
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -126,22 +126,29 @@ class Homes:
     async def filled(self, key: FileKey) -> frozenset[int]:
         """The numbers of those that are kept at this file's source with bytes in them."""
         source = self._source(key)
-        return await source.call_gently(_filled, source)
+        sizes = await source.call_gently(_sizes, source)
+        return frozenset(number for number, size in sizes.items() if size)
 
     async def count_kept(self, source: Source) -> int:
         """How many files this source keeps places for. Raises ``OSError``."""
         return await source.call(_count_kept, source)
 
-    async def tidy(self, key: FileKey, keep: frozenset[int]) -> None:
-        """Remove what is kept at this file's source of files that are moved no more: all but these numbers. What has
-        bytes stays."""
-        source = self._source(key)
-        await source.call_gently(_tidy, source, keep)
+    async def tidy(self, name: SourceName, moved: Callable[[], Set[int]]) -> None:
+        """Remove what is kept at a source of files that are moved no more: all but these numbers, and those that the
+        kernel knows. What has bytes stays."""
+        source = self._named(name)
+        sizes = await source.call_gently(_sizes, source)
+        keep, knows = moved(), self._union.inodes.knows  # asked now: what was empty by then is among them
+        spare = {number for number, size in sizes.items() if not size and number not in keep and not knows(number)}
+        await source.call_gently(_remove, source, spare)
 
     def _source(self, key: FileKey) -> Source:
-        source = self._union.sources.get(key.source)
+        return self._named(key.source)
+
+    def _named(self, name: SourceName) -> Source:
+        source = self._union.sources.get(name)
         if source is None:
-            raise OSError(errno.ENOENT, "no such source", key.source)
+            raise OSError(errno.ENOENT, "no such source", name)
         return source
 
 
@@ -356,17 +363,20 @@ def _count_names(root: int) -> int:
         os.close(folder)
 
 
-def _filled(source: Source) -> frozenset[int]:
+def _sizes(source: Source) -> dict[int, int]:
+    """What is kept, by its number."""
     with suppress(FileNotFoundError), _reserved(source, make=False) as folder:
-        sizes = {name: os.stat(name, dir_fd=folder, follow_symlinks=False).st_size for name in os.listdir(folder)}
-        return frozenset(int(name) for name, size in sizes.items() if size and name.isdigit())
-    return frozenset()
+        found = {name: os.stat(name, dir_fd=folder, follow_symlinks=False) for name in os.listdir(folder)}
+        return {
+            int(name): info.st_size for name, info in found.items() if name.isdigit() and stat.S_ISREG(info.st_mode)
+        }
+    return {}
 
 
-def _tidy(source: Source, keep: frozenset[int]) -> None:
-    with _reserved(source) as folder:
-        for name in os.listdir(folder):
-            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            if name.isdigit() and int(name) not in keep and stat.S_ISREG(found.st_mode) and not found.st_size:
-                os.unlink(name, dir_fd=folder)
+def _remove(source: Source, spare: Set[int]) -> None:
+    with suppress(FileNotFoundError), _reserved(source, make=False) as folder:
+        for name in map(str, spare):
+            with suppress(FileNotFoundError):
+                if not os.stat(name, dir_fd=folder, follow_symlinks=False).st_size:
+                    os.unlink(name, dir_fd=folder)
     _remove_reserved(source)

@@ -36,7 +36,7 @@ PARTS_AND_OTHERS = {
     "homes._remove_reserved": "a part of a return",
     **dict.fromkeys(("foldertimes.unseen", "foldertimes.touch"), "a folder's time, which is no part of any file"),
     **dict.fromkeys(("homes._reserved", "homes._make_folders", "homes._rename_to_nothing"), "parts of a return"),
-    "homes._tidy": "it follows the restoration of a whole source",
+    "homes._remove": "it follows the restoration of a whole source",
     "backing.copy_back": "a program writes the file through a mapping; no writer of the rig does",
     **dict.fromkeys(("xattrs._set", "xattrs._remove"), "no writer of the rig sets attributes"),
     "changes._fsync_folder": "no writer of the rig syncs a folder",

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 import trio
 
+from cachefs.cache.restoring import Restoration
 from cachefs.fs import foldertimes
 from cachefs.fs.foldertimes import unseen
+from cachefs.fs.found import RESERVED
 from cachefs.fs.times import set_times
+from cachefs.model import SourceName
 from tests.engine.fskit import Kernel, rooms
 from tests.engine.test_moving import CONTENT, FILM, NEW, OTHER, content, kernel_of, put
 
@@ -164,3 +167,40 @@ def test_where_nobody_can_tell_what_happens_in_a_folder_its_mtime_is_what_it_is(
     with pytest.raises(FileNotFoundError):
         act_unseen(folder, (folder / "film").unlink)
     assert is_old(folder)
+
+
+# --- what a source keeps ---------------------------------------------------------------------------------------------
+
+
+def kept_at(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob(f"{RESERVED}/*")}
+
+
+async def test_who_restores_everything_leaves_nothing_of_deleted_files_at_any_source(
+    tmp_path: Path, expected_warnings: list[str]
+) -> None:
+    expected_warnings.append("is offline")
+    paths = {name: f"{name}/film" for name in ("Films", "Series", "Away")}
+    async with rooms(tmp_path, *paths) as fs:
+        for path in (*paths.values(), "Films/stays"):
+            (tmp_path / "sources" / path).write_bytes(CONTENT)
+            await fs.moved(path)
+        for path in paths.values():
+            await fs.node(path)  # the kernel knows it, as one that somebody has open
+            await trio.to_thread.run_sync(kernel_of(fs).unlink, path)
+        await Restoration(fs.movers, (), fs.union.sources).run()
+        assert [len(kept_at(folder)) for folder in fs.folders.values()] == [2, 1, 1], "no other file gets their numbers"
+    async with rooms(tmp_path, *paths) as fs:
+        films, series, away = fs.folders.values()
+        (films / RESERVED / "1000000").write_bytes(b"what could not be brought home")
+        (films / RESERVED / "somebody's").touch()
+        fs.union.sources[SourceName("Away")].doubt("it was pulled out")
+        (entry,) = fs.store.moves.all()
+        await Restoration(fs.movers, ()).run()
+        assert len(kept_at(films)) == 4, "who restores a file looks after no other"
+        await Restoration(fs.movers, (), fs.union.sources).run()
+        assert kept_at(films) == {str(entry.source_file.inode), "1000000", "somebody's"}
+        assert not (series / RESERVED).exists()
+        assert len(kept_at(away)) == 1
+        await fs.movers.restore(entry.key)
+        assert (films / "stays").stat().st_ino == entry.source_file.inode & 0xFFFF_FFFF_FFFF

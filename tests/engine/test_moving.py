@@ -159,7 +159,7 @@ async def test_a_link_in_the_place_of_what_is_kept_is_not_followed(tmp_path: Pat
             partial(homes.let_go, key, int(kept.name), keep=False),
             partial(homes.open_return, key, int(kept.name)),
             partial(homes.arrive, key, int(kept.name), Descriptor(os.open(fs.folder, os.O_RDONLY))),
-            partial(homes.tidy, key, frozenset()),
+            partial(homes.tidy, key.source, frozenset),
             partial(homes.filled, key),
         ):
             with pytest.raises(OSError, match=r"Not a directory|symbolic links"):
@@ -868,7 +868,7 @@ async def _try(tmp_path: Path, case: Case, at: int) -> Killer:
     async with rooms(tmp_path) as fs:
         await fs.movers.round()
         assert not [kept for kept in fs.folder.glob(f"{RESERVED}/*") if kept.stat().st_size]
-        await fs.movers.kept.tidy(fs.key(FILM))
+        await fs.movers.kept.tidy(MEDIA)
         found = await shown(fs)
         assert found in case.outcomes, (at, sorted(found))
         for name, data in found.items():
