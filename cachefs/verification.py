@@ -31,6 +31,7 @@ class Flaw(enum.Enum):
     LOST = "it was moved to the SSD, and its only copy cannot be read"
     ROTTEN = "it was moved to the SSD, and its bytes are not those that were moved"
     TAKEN = "it was moved to the SSD, and another file has its place at its source"
+    HOMELESS = "it was moved to the SSD, and its folder is gone at its source, so the mount does not show it"
 
     @property
     def remedy(self) -> str:
@@ -46,6 +47,7 @@ _REMEDIES = {
     Flaw.LOST: "look after the SSD, and bring the file back from a backup; cachefs keeps what is there",
     Flaw.ROTTEN: "look after the SSD, and bring the file back from a backup; cachefs keeps what is there",
     Flaw.TAKEN: "both are kept: rename one of them (the moved one through the mount), then run cachefs restore",
+    Flaw.HOMELESS: "the SSD keeps it: cachefs restore brings it back, with its folder",
     Flaw.UNCOMPARED: "nothing is wrong with it as far as anybody knows; verify it again once its source can be read",
 }
 

@@ -28,7 +28,7 @@ from cachefs.cache.carrying import Carrying
 from cachefs.cache.filecopy import SourceFiles, close_at_source
 from cachefs.cache.kept import Kept
 from cachefs.cache.pacing import CHUNK_BYTES
-from cachefs.cache.places import TAKEN, AtHome, Conflict, Hold, Homes, Stays, text_of
+from cachefs.cache.places import FOLDER_GONE, TAKEN, AtHome, Conflict, Hold, Homes, Stays, text_of
 from cachefs.cache.store import Store
 from cachefs.descriptors import Descriptor
 from cachefs.errors import CacheError
@@ -317,21 +317,22 @@ class Movers:
 
     # --- looking ---
 
-    async def is_taken(self, key: FileKey) -> bool:
-        """Whether another file has the place of a moved one. Asks its source, and ``problems`` has it from then on.
-        Raises ``OSError``."""
+    async def look_at_home(self, key: FileKey) -> str:
+        """``TAKEN`` where another file has the place of a moved one, ``FOLDER_GONE`` where there is no place; empty when
+        it can come home. Asks its source, and ``problems`` has it from then on. Raises ``OSError``."""
         entry = self._store.moves.get(key)
         if entry is None or entry.home is None or entry.home.phase is not Phase.AWAY:
-            return False
+            return ""
         try:
             taken = await self._homes.look(key) is not None
         except FileExistsError:
             taken = True
-        if taken:
-            self._stays[key] = TAKEN
-        elif self._stays.get(key) == TAKEN:
+        problem = TAKEN if taken else "" if await self._homes.has_folder(key) else FOLDER_GONE
+        if problem:
+            self._stays[key] = problem
+        elif self._stays.get(key) in (TAKEN, FOLDER_GONE):
             del self._stays[key]
-        return taken
+        return problem
 
     async def look(self, key: FileKey) -> None:
         """See that the SSD has a moved file. Raises ``OSError``."""

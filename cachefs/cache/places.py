@@ -20,6 +20,11 @@ TAKEN = (
     "rename one of them (this one through the mount), then run cachefs restore again"
 )
 
+FOLDER_GONE = (
+    "its folder is gone at its source, so the mount does not show it. The SSD keeps it, and cachefs restore brings it "
+    "back with its folder"
+)
+
 
 def text_of(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
@@ -54,6 +59,8 @@ class Homes(Protocol):
     async def change(self, key: FileKey, function: Callable[[*Ts], T], /, *args: *Ts) -> T: ...
 
     async def look(self, key: FileKey, /, *, durable: bool = False) -> AtHome | None: ...
+
+    async def has_folder(self, key: FileKey, /) -> bool: ...
 
     async def take_away(self, key: FileKey, kept: int | None, seen: SourceFile, ctime_ns: int, /) -> bool: ...
 

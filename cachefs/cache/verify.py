@@ -20,6 +20,7 @@ from cachefs.cache.copying import Chunk, read_chunk
 from cachefs.cache.filecopy import SourceFiles, close_at_source
 from cachefs.cache.moving import Movers
 from cachefs.cache.pacing import READING_WINDOW_S, chunk_bytes, gentle_pause
+from cachefs.cache.places import FOLDER_GONE, TAKEN
 from cachefs.cache.store import Store
 from cachefs.cache.upkeep import Besides, Broken, Whole, name_of
 from cachefs.descriptors import Descriptor
@@ -36,6 +37,7 @@ _CAUSES = {
     Flaw.CHANGED: DropCause.REPLACED,
     Flaw.GONE: DropCause.GONE,
 }
+_AT_HOME = {TAKEN: Flaw.TAKEN, FOLDER_GONE: Flaw.HOMELESS}
 _DROPPED = "dropped; it is copied again if it is still wanted"
 _REMOVED = "removed"
 
@@ -125,11 +127,12 @@ class Verification:
                 await self._store.close_on_ssd(looked.file)
 
     async def _verify_moved(self, entry: CacheEntry) -> None:
-        """The only copy: it can be read, it has the bytes that were moved, and nobody has its place. Nothing of it is
-        ever mended here."""
+        """The only copy: it can be read, it has the bytes that were moved, and its place is there for it. Nothing of
+        it is ever mended here."""
         try:
-            if await self._moved.is_taken(entry.key):
-                self._note(entry, Flaw.TAKEN, "", "")
+            problem = await self._moved.look_at_home(entry.key)
+            if problem:
+                self._note(entry, _AT_HOME[problem], "", "")
         except OSError as error:
             self._note(entry, Flaw.UNCOMPARED, error.strerror or str(error), "")
         try:

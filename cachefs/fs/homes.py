@@ -97,6 +97,16 @@ class Homes:
             raise OSError(errno.EEXIST, "something that is no file has its place", str(key))
         return AtHome(await self._union.files.identified(key, seen), seen.birth_ns, seen.ctime_ns)
 
+    async def has_folder(self, key: FileKey) -> bool:
+        """Whether its folder is there at its source, whatever the mount shows. Raises ``OSError``; ENOTDIR where
+        something else has the name of one."""
+        source = self._source(key)
+        try:
+            await source.call_gently(_open_folder, source, reach.split(key.path)[0])
+        except FileNotFoundError:
+            return False
+        return True
+
     async def take_away(self, key: FileKey, kept: int | None, seen: SourceFile, ctime_ns: int) -> bool:
         """Let the source give up the file that was ``seen``; whether its inode is kept, as this number. Raises
         ``OSError``: EBUSY when anybody has it open, ESTALE when anything of it is different by now, EXDEV when it is on
@@ -168,6 +178,11 @@ def _look(source: Source, path: str) -> Stat:
     folder_path, name = reach.split(path)
     with source.folders.at(folder_path) as folder:
         return look(folder, name)
+
+
+def _open_folder(source: Source, path: str) -> None:
+    with source.folders.at(path):
+        pass
 
 
 def _look_durably(source: Source, path: str) -> Stat:

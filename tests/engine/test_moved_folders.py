@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from cachefs.fs.foldertimes import unseen
 from cachefs.fs.found import RESERVED
 from cachefs.fs.times import set_times
 from cachefs.model import SourceName
+from cachefs.verification import Flaw
 from tests.engine.fskit import Kernel, rooms
-from tests.engine.test_moving import CONTENT, FILM, NEW, OTHER, content, kernel_of, put
+from tests.engine.test_moving import CONTENT, FILM, NEW, OTHER, content, kernel_of, put, verified
+from tests.fileops import refused
 
 LONG_AGO_NS = 10**18
 EPISODES = [f"Shows/Fargo/Season 1/e{number}.mkv" for number in range(3)]
@@ -204,3 +207,42 @@ async def test_who_restores_everything_leaves_nothing_of_deleted_files_at_any_so
         assert len(kept_at(away)) == 1
         await fs.movers.restore(entry.key)
         assert (films / "stays").stat().st_ino == entry.source_file.inode & 0xFFFF_FFFF_FFFF
+
+
+# --- folders that are deleted behind the mount -----------------------------------------------------------------------
+
+
+async def test_moved_files_whose_folder_was_deleted_at_its_source_are_named_until_they_are_restored(
+    tmp_path: Path,
+) -> None:
+    async with rooms(tmp_path) as fs:
+        for path in (EPISODES[0], FILM, "at the root"):
+            put(fs, path, CONTENT)
+            await fs.moved(path)
+        assert await verified(fs) == set()
+        shutil.rmtree(fs.folder / "Shows")
+        with refused(errno.ENOENT):
+            await trio.to_thread.run_sync(kernel_of(fs).stat, EPISODES[0])
+        assert await verified(fs) == {(Flaw.HOMELESS, "")}
+        ((key, why),) = fs.movers.problems()
+        assert key == fs.key(EPISODES[0])
+        assert "cachefs restore" in why
+        await fs.movers.restore(key)
+        assert await content(fs, EPISODES[0]) == CONTENT
+        assert not fs.movers.problems()
+        assert await verified(fs) == set()
+
+
+async def test_moved_files_whose_folder_is_back_are_named_no_more(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        films = put(fs, FILM, CONTENT).parent
+        await fs.moved(FILM)
+        films.rmdir()
+        assert await verified(fs) == {(Flaw.HOMELESS, "")}
+        films.touch()
+        assert await verified(fs) == {(Flaw.UNCOMPARED, "")}, "a file has the name of its folder"
+        films.unlink()
+        films.mkdir()
+        assert await verified(fs) == set()
+        assert not fs.movers.problems()
+        assert await content(fs, FILM) == CONTENT
