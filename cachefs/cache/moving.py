@@ -318,7 +318,7 @@ class Movers:
     # --- looking ---
 
     async def look_at_home(self, key: FileKey) -> str:
-        """``TAKEN`` where another file has the place of a moved one, ``FOLDER_GONE`` where there is no place; empty when
+        """``TAKEN`` where another file has the place of a moved one, ``FOLDER_GONE`` where that is no more; empty when
         it can come home. Asks its source, and ``problems`` has it from then on. Raises ``OSError``."""
         entry = self._store.moves.get(key)
         if entry is None or entry.home is None or entry.home.phase is not Phase.AWAY:
