@@ -11,7 +11,6 @@ from cachefs.fs import reach
 from cachefs.fs.elsewhere import identity_of
 from cachefs.fs.found import RESERVED, VIRTUAL_S, Found, Listing, Place, Reading, Seen, Told
 from cachefs.fs.inodes import Link, Node, number_of
-from cachefs.fs.leaves import ADDED
 from cachefs.fs.reach import Child
 from cachefs.fs.remembered import is_away
 from cachefs.fs.sightings import Sightings
@@ -46,36 +45,33 @@ class Contents:
         names = [name for name in listed.names if name != RESERVED and name not in moved]
         return Listing(own, [*moved, *names], children)
 
-    async def read(self, folder: Node, start: int, most: int) -> Reading:
-        """What is in a folder from a place on, in one hop; ``start`` and the rest as in ``listing``. Read again when a
-        file came home meanwhile: it would be nowhere."""
+    async def read(self, folder: Node, most: int) -> Reading:
+        """What is in a folder, in one hop; the rest as in ``listing``. Read again when a file came home meanwhile: it
+        would be nowhere."""
         before = moved = self._tree.moved_in(folder)
-        reading = await self._read_once(folder, 0 if start >= ADDED else start, most)
+        reading = await self._read_once(folder, most)
         while not before.keys() <= (moved := self._tree.moved_in(folder)).keys():
             before = moved
-            reading = await self._read_once(folder, 0 if start >= ADDED else start, most)
+            reading = await self._read_once(folder, most)
         if not moved:
             return reading
         listing = reading.listing.copy() if reading.kind is not Told.SEEN else reading.listing
-        for name, number in moved.items():
-            listing.add(name, number)
+        listing.add(moved)
         return replace(reading, listing=listing)
 
-    async def _read_once(self, folder: Node, start: int, most: int) -> Reading:
+    async def _read_once(self, folder: Node, most: int) -> Reading:
         """As its source has it, or as it is remembered."""
         place = self._tree.place(folder)
         asked = self._sightings.ask(place.source, folder)
         certain = await self._tree.certainty.inside(folder, place)
-        if certain is not None and folder.watch is not None and certain.listing.find(start) is not None:
+        if certain is not None and folder.watch is not None:
             return Reading(place.source, certain.listing, folder.watch.changes, Told.CERTAIN)
         keep = self._sightings.keeps(asked, place)
         try:
-            read = await self._sightings.call(
-                place.source, reach.read_folder, place.ref, start, most, asked.watcher, keep
-            )
+            read = await self._sightings.call(place.source, reach.read_folder, place.ref, most, asked.watcher, keep)
             steady = self._tree.watched.is_steady(asked, read.watch)
             self._sightings.keep(place.source, folder, read.place)
-            if start == 0 and place.ref.paths[:1] == ("",):
+            if place.ref.paths[:1] == ("",):
                 self._tree.roots.note_names(place.source, empty=read.listing.is_empty)
         except OSError as error:
             known = await self._tree.remembered.folder(place.keys[0]) if is_away(error) and place.keys else None
@@ -87,10 +83,10 @@ class Contents:
         self._remember(folder, place, read.packed, changes)
         return Reading(place.source, read.listing, changes, Told.SEEN)
 
-    async def look_on(self, folder: Node, reading: Reading, most: int) -> None:
-        """Attributes of the next names of a listing, in one hop."""
+    async def look_on(self, folder: Node, reading: Reading, begin: int, most: int) -> None:
+        """Attributes of the next names of a listing from an index on, in one hop; one at a time."""
         place = self._tree.place(folder)
-        packed = await place.source.call(reach.look_on, place.ref, reading.listing, most)
+        packed = await place.source.call(reach.look_on, place.ref, reading.listing, begin, most)
         self._remember(folder, place, packed, reading.changes)
 
     def _remember(self, folder: Node, place: Place, packed: bytes | None, changes: int) -> None:

@@ -98,8 +98,8 @@ class Told(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A folder as it was read from some place on; ``changes``: the count of its watch for which this is true; -1
-    when it may be true no more."""
+    """A folder as it was read; ``changes``: the count of its watch for which this is true; -1 when it may be true no
+    more."""
 
     source: Source
     listing: leaves.Listing

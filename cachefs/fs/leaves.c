@@ -483,7 +483,7 @@ bool answer_batch_forget(struct in_header *header, struct batch_forget_in *batch
 /* --- listings --------------------------------------------------------------------------------------------------- */
 
 struct item {
-	uint64_t off;    /* the source's own cookie: where the next name begins */
+	uint64_t off;    /* the place of the name: what follows it is what the kernel asks for next */
 	uint64_t number; /* set by Python for what is its own; 0: not yet */
 	uint64_t dirent_ino;
 	uint64_t attr_valid_ns; /* as number */
@@ -491,21 +491,38 @@ struct item {
 	uint32_t name;          /* where it begins in names */
 	uint8_t name_len;
 	uint8_t type;
+	bool looked_at;
+	bool plain; /* what was seen of it is not true any more: its name is all that is told */
 };
 
-/* A folder as it was read from some place in it on. */
+/* A folder as it was read, in the order of places; behind the first `sorted`, what was added since. */
 struct listing {
-	uint64_t start;
-	size_t count, stated, room, names_size, names_room;
+	size_t count, sorted, stated, room, names_size, names_room;
 	struct item *items;
 	char *names;
 };
 
-int64_t cachefs_listing_named(const struct listing *listing, const char *name, uint64_t length);
+enum { FIRST_PLACE = 16 };
 
 static bool is_dot(const char *name, size_t length)
 {
 	return name[0] == '.' && (length == 1 || (length == 2 && name[1] == '.'));
+}
+
+/* A name has the same place in whatever reading of the folder, and wherever its file is: so whoever goes on reading from
+ * a place, in another reading than the one that he began with, misses no name that stays and sees none twice. What the
+ * source says of places is worth less: a file that moves has none there, and on many file systems (FUSE, CIFS, overlayfs)
+ * they are counted anew by whoever opens the folder. FNV-1a, and the last step of MurmurHash3. */
+static uint64_t place_of(const char *name, size_t length)
+{
+	if (is_dot(name, length))
+		return length;
+	uint64_t hash = 0xcbf29ce484222325ULL;
+	for (size_t at = 0; at < length; at++)
+		hash = (hash ^ (uint8_t)name[at]) * 0x100000001b3ULL;
+	hash = (hash ^ hash >> 33) * 0xff51afd7ed558ccdULL;
+	hash = (hash ^ hash >> 33) * 0xc4ceb9fe1a85ec53ULL;
+	return FIRST_PLACE + ((hash ^ hash >> 33) >> 2); /* the kernel has 63 bits for it */
 }
 
 static bool append(struct listing *listing, const struct dirent64 *entry)
@@ -531,7 +548,7 @@ static bool append(struct listing *listing, const struct dirent64 *entry)
 	}
 	struct item *item = &listing->items[listing->count++];
 	memset(item, 0, sizeof(*item));
-	item->off = (uint64_t)entry->d_off;
+	item->off = place_of(entry->d_name, length);
 	item->dirent_ino = entry->d_ino;
 	item->name = (uint32_t)listing->names_size;
 	item->name_len = (uint8_t)length;
@@ -539,6 +556,81 @@ static bool append(struct listing *listing, const struct dirent64 *entry)
 	memcpy(listing->names + listing->names_size, entry->d_name, length + 1);
 	listing->names_size += length + 1;
 	return true;
+}
+
+struct sorted {
+	uint64_t off;
+	const char *name;
+	size_t index;
+};
+
+static int by_place(const void *one, const void *other)
+{
+	const struct sorted *a = one, *b = other;
+	return a->off != b->off ? (a->off < b->off ? -1 : 1) : strcmp(a->name, b->name);
+}
+
+/* Bring everything into order, after names were added. Returns an errno. */
+int cachefs_listing_sort(struct listing *listing)
+{
+	size_t count = listing->count;
+	if (listing->sorted == count)
+		return 0;
+	struct sorted *order = malloc(count * sizeof(*order));
+	struct item *items = malloc(count * sizeof(*items));
+	if (order == NULL || items == NULL) {
+		free(order);
+		free(items);
+		return ENOMEM;
+	}
+	for (size_t index = 0; index < count; index++)
+		order[index] = (struct sorted){listing->items[index].off, listing->names + listing->items[index].name, index};
+	qsort(order, count, sizeof(*order), by_place);
+	size_t kept = 0;
+	for (size_t index = 0; index < count; index++) {
+		struct item *item = &listing->items[order[index].index];
+		if (index > 0 && strcmp(order[index].name, order[index - 1].name) == 0) {
+			listing->stated -= item->looked_at; /* a source that changes may say a name twice */
+			continue;
+		}
+		items[kept++] = *item;
+		if (kept > 1 && item->off <= items[kept - 2].off) /* two of one hash: hardly ever */
+			items[kept - 1].off = items[kept - 2].off + 1;
+	}
+	free(order);
+	free(listing->items);
+	listing->items = items;
+	listing->room = count;
+	listing->sorted = listing->count = kept;
+	return 0;
+}
+
+/* The index at which the names after this place begin. */
+uint64_t cachefs_listing_after(const struct listing *listing, uint64_t place)
+{
+	size_t low = 0, high = listing->sorted;
+	while (low < high) {
+		size_t middle = low + (high - low) / 2;
+		if (listing->items[middle].off <= place)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+/* Where this name is; -1 when it is not. */
+int64_t cachefs_listing_named(const struct listing *listing, const char *name, uint64_t length)
+{
+	uint64_t place = place_of(name, length);
+	for (uint64_t index = cachefs_listing_after(listing, place - 1); index < listing->sorted; index++, place++) {
+		const struct item *item = &listing->items[index];
+		if (item->off != place)
+			break;
+		if (item->name_len == length && memcmp(listing->names + item->name, name, length) == 0)
+			return (int64_t)index;
+	}
+	return -1;
 }
 
 static int read_names(struct listing *listing, int folder)
@@ -582,26 +674,38 @@ struct listing *cachefs_listing_copy(const struct listing *listing)
 	return copy;
 }
 
+static void set_looked_at(struct listing *listing, struct item *item)
+{
+	listing->stated += !item->looked_at;
+	__atomic_store_n(&item->looked_at, true, __ATOMIC_RELEASE);
+}
+
 /* A regular file that the source does not have, or not as it is shown: its name is all that is told, and takes the place
- * of any other of that name. Returns an errno. */
-int cachefs_listing_add(struct listing *listing, const char *name, uint64_t length, uint64_t off, uint64_t number)
+ * of any other of that name. Each is added once; sort them in when all were. Returns an errno. */
+int cachefs_listing_add(struct listing *listing, const char *name, uint64_t length, uint64_t number)
 {
 	int64_t index = cachefs_listing_named(listing, name, length);
 	if (index < 0) {
-		struct dirent64 entry = {.d_off = (off64_t)off, .d_type = DT_REG};
+		struct dirent64 entry = {.d_type = DT_REG};
 		if (length > LONGEST_NAME)
 			return ENAMETOOLONG;
 		memcpy(entry.d_name, name, length);
 		index = (int64_t)listing->count;
 		if (!append(listing, &entry))
 			return ENOMEM;
-		listing->stated += listing->stated == (size_t)index;
 	}
 	struct item *item = &listing->items[index];
 	item->dirent_ino = number;
 	item->type = DT_REG;
 	item->seen.stx_mask = 0;
+	set_looked_at(listing, item);
 	return 0;
+}
+
+/* What was seen of this item is not to be told; it may be looked at again. */
+void cachefs_listing_tell_name_only(struct listing *listing, uint64_t index)
+{
+	listing->items[index].plain = true;
 }
 
 void cachefs_listing_free(struct listing *listing)
@@ -613,37 +717,54 @@ void cachefs_listing_free(struct listing *listing)
 	free(listing);
 }
 
-/* In a thread: attributes of the next `most` names. Returns an errno. */
-int cachefs_listing_stat(struct listing *listing, int folder, size_t most)
+static int by_inode(const void *one, const void *other)
 {
-	size_t end = listing->count - listing->stated < most ? listing->count : listing->stated + most;
-	for (size_t index = listing->stated; index < end; index++) {
-		struct item *item = &listing->items[index];
-		const char *name = listing->names + item->name;
-		if (is_dot(name, item->name_len) ||
-		    statx(folder, name, AT_SYMLINK_NOFOLLOW, BASIC_AND_BIRTH, &item->seen) == 0)
-			continue;
-		item->seen.stx_mask = 0;
-		if (errno != ENOENT)
-			return errno;
-	}
-	listing->stated = end;
-	return 0;
+	const struct item *a = *(struct item *const *)one, *b = *(struct item *const *)other;
+	return a->dirent_ino != b->dirent_ino ? (a->dirent_ino < b->dirent_ino ? -1 : 1) : 0;
 }
 
-/* In a thread: read an open folder (for reading, not O_PATH) from a place on, and look at the first `most` of it.
- * Returns an errno, and the listing where that is 0. */
-int cachefs_listing_read(int folder, uint64_t start, size_t most, struct listing **out)
+/* In a thread, one at a time: attributes of the next `most` names from begin on, in the order in which a disk has them.
+ * Returns an errno. */
+int cachefs_listing_stat(struct listing *listing, int folder, uint64_t begin, size_t most)
 {
-	if (lseek(folder, (off_t)start, SEEK_SET) < 0)
-		return errno;
+	size_t room = listing->count - begin < most ? listing->count - begin : most, count = 0;
+	struct item **items = malloc((room + 1) * sizeof(*items));
+	if (items == NULL)
+		return ENOMEM;
+	for (size_t index = begin; index < listing->count && count < room; index++)
+		if (!listing->items[index].looked_at)
+			items[count++] = &listing->items[index];
+	qsort(items, count, sizeof(*items), by_inode);
+	int result = 0;
+	for (size_t index = 0; index < count && result == 0; index++) {
+		struct item *item = items[index];
+		const char *name = listing->names + item->name;
+		if (!is_dot(name, item->name_len) &&
+		    statx(folder, name, AT_SYMLINK_NOFOLLOW, BASIC_AND_BIRTH, &item->seen) != 0) {
+			item->seen.stx_mask = 0;
+			result = errno == ENOENT ? 0 : errno;
+		}
+	}
+	for (size_t index = 0; index < count && result == 0; index++) {
+		items[index]->plain = false;
+		set_looked_at(listing, items[index]);
+	}
+	free(items);
+	return result;
+}
+
+/* In a thread: read an open folder (for reading, not O_PATH), and look at the first `most` of it. Returns an errno, and
+ * the listing where that is 0. */
+int cachefs_listing_read(int folder, size_t most, struct listing **out)
+{
 	struct listing *listing = calloc(1, sizeof(*listing));
 	if (listing == NULL)
 		return ENOMEM;
-	listing->start = start;
 	int result = read_names(listing, folder);
 	if (result == 0)
-		result = cachefs_listing_stat(listing, folder, most);
+		result = cachefs_listing_sort(listing);
+	if (result == 0)
+		result = cachefs_listing_stat(listing, folder, 0, most);
 	if (result != 0) {
 		cachefs_listing_free(listing);
 		return result;
@@ -662,15 +783,9 @@ uint64_t cachefs_listing_stated(const struct listing *listing)
 	return listing->stated;
 }
 
-/* The index at which the names after this place begin; -1 when the place is not in this listing. */
-int64_t cachefs_listing_find(const struct listing *listing, uint64_t place)
+int cachefs_listing_is_looked_at(const struct listing *listing, uint64_t index)
 {
-	if (place == listing->start)
-		return 0;
-	for (size_t index = 0; index < listing->count; index++)
-		if (listing->items[index].off == place)
-			return (int64_t)index + 1;
-	return -1;
+	return __atomic_load_n(&listing->items[index].looked_at, __ATOMIC_ACQUIRE);
 }
 
 /* One item, for Python. Returns the length of its name; 0 when it was gone, or is . or .. */
@@ -701,7 +816,7 @@ static size_t direntplus_size(size_t name_len)
 uint64_t cachefs_listing_fits(const struct listing *listing, uint64_t begin, uint64_t size)
 {
 	uint64_t index = begin, used = 0;
-	for (; index < listing->stated; index++) {
+	for (; index < listing->count && cachefs_listing_is_looked_at(listing, index); index++) {
 		used += direntplus_size(listing->items[index].name_len);
 		if (used > size)
 			break;
@@ -723,7 +838,7 @@ uint64_t cachefs_listing_strange(const struct listing *listing, uint64_t begin, 
 	for (uint64_t index = begin; index < end; index++) {
 		const struct item *item = &listing->items[index];
 		const char *name = listing->names + item->name;
-		if (is_dot(name, item->name_len) || item->seen.stx_mask == 0)
+		if (is_dot(name, item->name_len) || item->seen.stx_mask == 0 || item->plain)
 			continue;
 		int device;
 		uint64_t number = item_number(item, &device);
@@ -786,8 +901,8 @@ int cachefs_listing_answer(struct listing *listing, uint64_t unique, uint64_t be
 		}
 		uint64_t number = item->number, valid = item->attr_valid_ns;
 		item->number = 0; /* counted for this reply only */
-		if (number == 0 && item->seen.stx_mask != 0) {
-			int device;
+		int device;
+		if (number == 0 && item->seen.stx_mask != 0 && !item->plain) {
 			number = item_number(item, &device);
 			if (tell_leaf(number, own, device, &item->seen, name, item->name_len) == NULL)
 				number = 0;
@@ -795,7 +910,8 @@ int cachefs_listing_answer(struct listing *listing, uint64_t unique, uint64_t be
 			valid = alone ? name_valid_ns : ttl_ns;
 		}
 		if (number == 0) { /* its name is all that is told: the kernel asks for the rest if somebody wants it */
-			used += put(payload + used, item, name, NULL, item->dirent_ino);
+			uint64_t shown = item->seen.stx_mask != 0 ? item_number(item, &device) : 0;
+			used += put(payload + used, item, name, NULL, shown != 0 ? shown : item->dirent_ino);
 			continue;
 		}
 		struct entry_out entry = {
@@ -913,7 +1029,7 @@ uint64_t cachefs_listing_packed_size(const struct listing *listing)
 uint64_t cachefs_listing_pack(const struct listing *listing, int folder, char *out)
 {
 	struct statx own;
-	if (listing->start != 0 || listing->stated != listing->count ||
+	if (listing->stated != listing->count ||
 	    statx(folder, "", AT_EMPTY_PATH, BASIC_AND_BIRTH, &own) != 0)
 		return 0;
 	struct packed_head head = {.version = PACKED_VERSION};
@@ -968,29 +1084,23 @@ struct listing *cachefs_listing_unpack(const char *packed, uint64_t size)
 			cachefs_listing_free(listing);
 			return NULL;
 		}
-		entry.d_off = (off64_t)item.off;
 		entry.d_ino = item.ino;
 		entry.d_type = item.type;
 		memcpy(entry.d_name, place + sizeof(item), item.name_len);
+		size_t before = listing->count; /* one is left out, see append */
 		if (!append(listing, &entry)) {
 			cachefs_listing_free(listing);
 			return NULL;
 		}
-		if (!is_dot(entry.d_name, item.name_len))
-			unpack_item(&listing->items[index].seen, &item);
+		if (listing->count > before && !is_dot(entry.d_name, item.name_len))
+			unpack_item(&listing->items[before].seen, &item);
+		if (listing->count > before)
+			set_looked_at(listing, &listing->items[before]);
 		place += sizeof(item) + item.name_len;
 	}
-	listing->stated = listing->count;
-	return listing;
-}
-
-/* Where this name is; -1 when it is not. */
-int64_t cachefs_listing_named(const struct listing *listing, const char *name, uint64_t length)
-{
-	for (size_t index = 0; index < listing->count; index++) {
-		const struct item *item = &listing->items[index];
-		if (item->name_len == length && memcmp(listing->names + item->name, name, length) == 0)
-			return (int64_t)index;
+	if (cachefs_listing_sort(listing) != 0) {
+		cachefs_listing_free(listing);
+		return NULL;
 	}
-	return -1;
+	return listing;
 }

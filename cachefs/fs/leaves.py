@@ -9,9 +9,8 @@ the channel there are no leaves, and all of this stays unused.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from cachefs.fs import channel
@@ -19,8 +18,6 @@ from cachefs.fs.stat import BUFFER_BYTES, Stat, unpack
 
 _NS = 1_000_000_000
 _LONGEST_NAME = 255
-ADDED = 0x7FFF_FE << 40
-"""Places from here on are those of names that were added: behind whatever a file system gives out."""
 
 _quick = channel.functions(quick=True)
 _slow = channel.functions(quick=False)
@@ -52,10 +49,13 @@ if _quick is not None and _slow is not None:
         ("cachefs_folders_close_idle", None, _U64),
         ("cachefs_listing_free", None, _POINTER),
         ("cachefs_listing_copy", _POINTER, _POINTER),
-        ("cachefs_listing_add", ctypes.c_int, _POINTER, ctypes.c_char_p, _U64, _U64, _U64),
+        ("cachefs_listing_add", ctypes.c_int, _POINTER, ctypes.c_char_p, _U64, _U64),
+        ("cachefs_listing_sort", ctypes.c_int, _POINTER),
+        ("cachefs_listing_tell_name_only", None, _POINTER, _U64),
         ("cachefs_listing_count", _U64, _POINTER),
         ("cachefs_listing_stated", _U64, _POINTER),
-        ("cachefs_listing_find", ctypes.c_int64, _POINTER, _U64),
+        ("cachefs_listing_after", _U64, _POINTER, _U64),
+        ("cachefs_listing_is_looked_at", ctypes.c_int, _POINTER, _U64),
         ("cachefs_listing_item", ctypes.c_int, _POINTER, _U64, ctypes.c_char_p, ctypes.c_char_p),
         ("cachefs_listing_set", None, _POINTER, _U64, _U64, _U64),
         ("cachefs_listing_fits", _U64, _POINTER, _U64, _U64),
@@ -68,10 +68,10 @@ if _quick is not None and _slow is not None:
     ):
         _function = getattr(_quick, _name)
         _function.restype, _function.argtypes = _result, _arguments
-    _slow.cachefs_listing_read.argtypes = (ctypes.c_int, _U64, ctypes.c_size_t, _POINTER)
+    _slow.cachefs_listing_read.argtypes = (ctypes.c_int, ctypes.c_size_t, _POINTER)
     _slow.cachefs_listing_pack.restype = _U64
     _slow.cachefs_listing_pack.argtypes = (_POINTER, ctypes.c_int, ctypes.c_char_p)
-    _slow.cachefs_listing_stat.argtypes = (_POINTER, ctypes.c_int, ctypes.c_size_t)
+    _slow.cachefs_listing_stat.argtypes = (_POINTER, ctypes.c_int, _U64, ctypes.c_size_t)
 
 
 def are_there() -> bool:
@@ -172,8 +172,8 @@ def _leaf(out: _LeafOut) -> Leaf:
 
 
 class Listing:
-    """A folder's names from some place on, the first ``looked_at`` with their attributes. Places are the source's own
-    cookies (``d_off`` of getdents(2)), so they hold for as long as the source says."""
+    """A folder's names, ``looked_at`` of them with their attributes, in the order of their places. A place is a name's
+    own: it is the same in every listing of the folder, and wherever the file is."""
 
     def __init__(self, pointer: int) -> None:
         self._pointer = pointer
@@ -183,18 +183,18 @@ class Listing:
             _quick.cachefs_listing_free(self._pointer)
 
     @staticmethod
-    def read(folder: int, start: int, most: int) -> Listing:
-        """In a thread: what is in an open folder from a place on, with the attributes of at most ``most`` names."""
+    def read(folder: int, most: int) -> Listing:
+        """In a thread: what is in an open folder, with the attributes of at most ``most`` names."""
         assert _slow is not None
         pointer = ctypes.c_void_p()
-        _check(_slow.cachefs_listing_read(folder, start, most, ctypes.byref(pointer)))
+        _check(_slow.cachefs_listing_read(folder, most, ctypes.byref(pointer)))
         assert pointer.value is not None
         return Listing(pointer.value)
 
-    def look(self, folder: int, most: int) -> None:
-        """In a thread: attributes of the next names."""
+    def look(self, folder: int, begin: int, most: int) -> None:
+        """In a thread, one at a time: attributes of the next names from an index on."""
         assert _slow is not None
-        _check(_slow.cachefs_listing_stat(self._pointer, folder, most))
+        _check(_slow.cachefs_listing_stat(self._pointer, folder, begin, most))
 
     def pack(self, folder: int) -> bytes | None:
         """In a thread: everything, with the attributes of the open folder itself, to be remembered; None when this is
@@ -220,21 +220,33 @@ class Listing:
             raise MemoryError
         return Listing(pointer)
 
-    def add(self, name: str, number: int) -> None:
-        """A file that is not its source's, by its number: the kernel asks for the rest. In the place of any other of
-        that name."""
+    def add(self, files: Mapping[str, int]) -> None:
+        """Files that are not the source's, by their names and numbers: the kernel asks for the rest. In the place of
+        any others of these names."""
         assert _quick is not None
-        raw = os.fsencode(name)
-        place = ADDED | int.from_bytes(hashlib.blake2b(raw, digest_size=5).digest(), "big")
-        _check(_quick.cachefs_listing_add(self._pointer, raw, len(raw), place, number))
+        for name, number in files.items():
+            raw = os.fsencode(name)
+            _check(_quick.cachefs_listing_add(self._pointer, raw, len(raw), number))
+        _check(_quick.cachefs_listing_sort(self._pointer))
 
     def named(self, name: str) -> Stat | None:
         """The attributes of a name; None when it is not in here."""
+        index = self._index(name)
+        found = self.item(index) if index is not None else None
+        return found[1] if found is not None else None
+
+    def _index(self, name: str) -> int | None:
         assert _quick is not None
         raw = os.fsencode(name)
-        index = _quick.cachefs_listing_named(self._pointer, raw, len(raw))
-        found = self.item(index) if index >= 0 else None
-        return found[1] if found is not None else None
+        index = int(_quick.cachefs_listing_named(self._pointer, raw, len(raw)))
+        return index if index >= 0 else None
+
+    def tell_name_only(self, item: int | str) -> None:
+        """What was seen of a name (or an index) is not told from now on; the kernel asks for it."""
+        assert _quick is not None
+        index = self._index(item) if isinstance(item, str) else item
+        if index is not None:
+            _quick.cachefs_listing_tell_name_only(self._pointer, index)
 
     def __len__(self) -> int:
         assert _quick is not None
@@ -247,14 +259,18 @@ class Listing:
 
     @property
     def looked_at(self) -> int:
+        """How many names were looked at."""
         assert _quick is not None
         return int(_quick.cachefs_listing_stated(self._pointer))
 
-    def find(self, place: int) -> int | None:
-        """The index at which what follows this place begins; None when the place is not in here."""
+    def is_looked_at(self, index: int) -> bool:
         assert _quick is not None
-        index = _quick.cachefs_listing_find(self._pointer, place)
-        return None if index < 0 else int(index)
+        return bool(_quick.cachefs_listing_is_looked_at(self._pointer, index))
+
+    def after(self, place: int) -> int:
+        """The index at which what follows this place begins."""
+        assert _quick is not None
+        return int(_quick.cachefs_listing_after(self._pointer, place))
 
     def item(self, index: int) -> tuple[str, Stat] | None:
         """A name and its attributes; None when it was gone before it could be looked at, and for ``.`` and ``..``."""
@@ -265,7 +281,7 @@ class Listing:
 
     def items(self) -> Iterator[tuple[str, Stat]]:
         """All names that were looked at, without ``.`` and ``..``."""
-        found = (self.item(index) for index in range(self.looked_at))
+        found = (self.item(index) for index in range(len(self)))
         return (item for item in found if item is not None)
 
     def strange(self, begin: int, end: int, folder: int, *, files: bool, folders: bool) -> Iterator[int]:

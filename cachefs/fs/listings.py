@@ -12,6 +12,7 @@ import errno
 import heapq
 import os
 from collections import OrderedDict
+from dataclasses import dataclass, field
 
 import trio
 
@@ -20,6 +21,7 @@ from cachefs.fs.found import UNSURE_S, Found, Reading, Told
 from cachefs.fs.inodes import Node
 from cachefs.fs.reach import Child
 from cachefs.fs.remembered import HOLDS_S
+from cachefs.fs.tree import named
 from cachefs.fs.union import Union
 
 _LOOK_AT_ONCE = 512
@@ -28,12 +30,22 @@ _MOST_NAMES = 16384
 """Kept of folders that somebody is reading."""
 
 
+@dataclass(slots=True, eq=False)
+class _Kept:
+    """A folder that somebody is reading. Whoever reads on from a place is told of it, also if he began with another
+    reading."""
+
+    reading: Reading
+    looking: trio.Lock = field(default_factory=trio.Lock)
+    """Held by whoever looks at names of it."""
+
+
 class Listings:
     """Folders that are being read."""
 
     def __init__(self, union: Union) -> None:
         self._union = union
-        self._kept: OrderedDict[int, Reading] = OrderedDict()
+        self._kept: OrderedDict[int, _Kept] = OrderedDict()
         self._passing: list[tuple[float, int]] = []
         self._passing_came = trio.Event()
 
@@ -42,10 +54,10 @@ class Listings:
         room = channel.room(request)
         if not room:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        reading, begin = await self._reading(folder, place)
-        listing = reading.listing
-        if begin == listing.looked_at < len(listing):
-            await self._union.contents.look_on(folder, reading, _LOOK_AT_ONCE)
+        kept = await self._reading(folder, place)
+        reading, listing = kept.reading, kept.reading.listing
+        begin = listing.after(place)
+        await self._look_on(folder, kept, begin)
         end = listing.fits(begin, room)
         steady = self._is_true(folder, reading)
         numbers: dict[int, int] = {}
@@ -55,6 +67,9 @@ class Listings:
             item = listing.item(index)
             if item is not None:
                 found = await self._found(folder, reading, Child(*item), steady=steady)
+                if found is None:
+                    listing.tell_name_only(index)
+                    continue
                 self._union.inodes.looked_up(found.node)
                 listing.set(index, found.node.number, found.attributes_s)
                 numbers[index] = found.node.number
@@ -69,30 +84,44 @@ class Listings:
         if end == len(listing):
             self._told(folder, reading, steady=steady)
 
-    async def _found(self, folder: Node, reading: Reading, child: Child, *, steady: bool) -> Found:
-        if reading.kind is Told.CERTAIN:
-            return await self._union.certain(reading.source, child, folder)
-        remembered = reading.kind is Told.REMEMBERED
-        return await self._union.sightings.found(reading.source, child, folder, steady=steady, remembered=remembered)
+    async def _found(self, folder: Node, reading: Reading, child: Child, *, steady: bool) -> Found | None:
+        """None: it is not what was seen any more, and the kernel is to ask for it."""
+        keys = self._union.keys(folder)
+        if keys and self._union.elsewhere.files.get(named(keys[0], child.name)) is not None:
+            return None  # it has moved since
+        certain, remembered = reading.kind is Told.CERTAIN, reading.kind is Told.REMEMBERED
+        try:
+            if certain:
+                return await self._union.certain(reading.source, child, folder)
+            return await self._union.sightings.found(
+                reading.source, child, folder, steady=steady, remembered=remembered
+            )
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE):
+                raise
+            return None
 
-    async def _reading(self, folder: Node, place: int) -> tuple[Reading, int]:
-        """The folder as it is known, and where in it the place is; read anew where that is not enough."""
-        reading = self._kept.get(folder.number)
-        if reading is not None and (place or self._is_true(folder, reading)):
-            begin = reading.listing.find(place)
-            if begin is not None:
-                self._kept.move_to_end(folder.number)
-                return reading, begin
-        reading = await self._union.contents.read(folder, place, _LOOK_AT_ONCE)
-        self._kept[folder.number] = reading
+    async def _reading(self, folder: Node, place: int) -> _Kept:
+        """The folder as it is known; read anew for whoever begins, where that is not enough."""
+        kept = self._kept.get(folder.number)
+        if kept is not None and (place or self._is_true(folder, kept.reading)):
+            self._kept.move_to_end(folder.number)
+            return kept
+        kept = _Kept(await self._union.contents.read(folder, _LOOK_AT_ONCE))
+        self._kept[folder.number] = kept
         self._kept.move_to_end(folder.number)
-        names = sum(len(kept.listing) for kept in self._kept.values())
+        names = sum(len(other.reading.listing) for other in self._kept.values())
         while names > _MOST_NAMES and len(self._kept) > 1:
-            names -= len(self._kept.popitem(last=False)[1].listing)
-        begin = reading.listing.find(place)
-        if begin is None:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return reading, begin
+            names -= len(self._kept.popitem(last=False)[1].reading.listing)
+        return kept
+
+    async def _look_on(self, folder: Node, kept: _Kept, begin: int) -> None:
+        """See to it that the next names were looked at: an answer without names says that there are no more."""
+        listing = kept.reading.listing
+        if begin < len(listing) and not listing.is_looked_at(begin):
+            async with kept.looking:
+                if not listing.is_looked_at(begin):
+                    await self._union.contents.look_on(folder, kept.reading, begin, _LOOK_AT_ONCE)
 
     def _is_true(self, folder: Node, reading: Reading) -> bool:
         """Whether nothing has happened in the folder since it was read."""
@@ -104,7 +133,8 @@ class Listings:
 
     def _told(self, folder: Node, reading: Reading, *, steady: bool) -> None:
         """The kernel has it all."""
-        if self._kept.get(folder.number) is reading:
+        kept = self._kept.get(folder.number)
+        if kept is not None and kept.reading is reading:
             del self._kept[folder.number]
         if not steady:
             holds_s = UNSURE_S if folder.watch is not None else reading.source.ttl_s

@@ -242,8 +242,8 @@ def list_folder(ref: Ref, most: int, watcher: FolderWatcher | None) -> Listed:
 
 @dataclass(frozen=True, slots=True)
 class FolderRead:
-    """A folder's own attributes, its names from some place on (``packed``: to be remembered, if they are all there
-    is), and as ``Looked``."""
+    """A folder's own attributes, its names (``packed``: to be remembered, if all of them were looked at), and as
+    ``Looked``."""
 
     stat: Stat
     listing: Listing
@@ -256,13 +256,13 @@ class FolderRead:
             self.place.close()
 
 
-def read_folder(ref: Ref, start: int, most: int, watcher: FolderWatcher | None, keep: bool) -> FolderRead:
-    """What is in the folder that ``ref`` means from a place on, with the attributes of at most ``most`` names."""
+def read_folder(ref: Ref, most: int, watcher: FolderWatcher | None, keep: bool) -> FolderRead:
+    """What is in the folder that ``ref`` means, with the attributes of at most ``most`` names."""
     with folder_of(ref) as folder:
         watch = watcher.add(folder) if watcher is not None else None
         readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
         try:
-            listing = Listing.read(readable, start, most)
+            listing = Listing.read(readable, most)
             packed = listing.pack(readable)
             _vouch_in(ref, folder)
             return FolderRead(look(readable), listing, packed, watch, Descriptor(os.dup(folder)) if keep else None)
@@ -270,10 +270,10 @@ def read_folder(ref: Ref, start: int, most: int, watcher: FolderWatcher | None, 
             os.close(readable)
 
 
-def look_on(ref: Ref, listing: Listing, most: int) -> bytes | None:
+def look_on(ref: Ref, listing: Listing, begin: int, most: int) -> bytes | None:
     """Attributes of the next names of a listing; when these were the last, what is to be remembered."""
     with folder_of(ref) as folder:
-        listing.look(folder, most)
+        listing.look(folder, begin, most)
         _vouch_in(ref, folder)
         return listing.pack(folder)
 

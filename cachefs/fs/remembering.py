@@ -117,14 +117,14 @@ def _begin(folders: Folders, path: str) -> Listing:
     with folders.at(path) as folder:
         readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
         try:
-            return Listing.read(readable, 0, _LOOK_AT_ONCE)
+            return Listing.read(readable, _LOOK_AT_ONCE)
         finally:
             os.close(readable)
 
 
 def _go_on(folders: Folders, path: str, listing: Listing) -> None:
     with folders.at(path) as folder:
-        listing.look(folder, _LOOK_AT_ONCE)
+        listing.look(folder, listing.looked_at, _LOOK_AT_ONCE)
 
 
 def _pack(folders: Folders, path: str, listing: Listing) -> bytes | None:

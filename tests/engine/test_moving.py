@@ -272,7 +272,7 @@ async def test_a_file_that_comes_home_while_its_folder_is_read_is_listed(tmp_pat
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(fs.union.contents, "_read_once", late)
-            reading = await fs.union.contents.read(folder, 0, 100)
+            reading = await fs.union.contents.read(folder, 100)
         assert reading.listing.named("Heat.mkv") is not None
 
 

@@ -111,6 +111,28 @@ def test_a_slow_reader_of_a_folder_misses_no_name_that_stays_and_sees_none_twice
     assert set(kept) == stays
 
 
+def test_who_reads_on_in_a_large_folder_that_somebody_has_begun_anew_misses_no_name(
+    mounted: RunningCachefs, source: Path
+) -> None:
+    names = {f"film {number}" for number in range(MANY)}
+    (source / "Films").mkdir()
+    for name in names:
+        (source / "Films" / name).touch()
+    films = mounted.mountpoint / "Films"
+    with opened_folder(films) as slow, opened_folder(films) as other:
+        found: dict[int, list[str]] = {0: [], 1: []}
+        while len(found[0]) < MANY // 2:
+            found[0] += getdents(slow, 1024)
+        (films / "another").touch()
+        found[1] += getdents(other, 1024)
+        for number, folder in enumerate((slow, other)):
+            while some := getdents(folder, 1024):
+                found[number] += some
+    for listed in found.values():
+        kept = [name for name in listed if name in names]
+        assert len(kept) == len(set(kept)) == MANY
+
+
 def test_a_folder_of_100000_is_listed_in_full_while_it_changes(mounted: RunningCachefs, source: Path) -> None:
     folder, here = source / "Films", mounted.mountpoint / "Films"
     folder.mkdir()

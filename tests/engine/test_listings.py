@@ -1,0 +1,77 @@
+"""Several who list one folder while it changes: what is there all the time is told to each of them exactly once."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engine.wirekit import ROOT_NODE, Lister, WireKernel, wire_kernel
+
+MANY = 1500
+"""More than are looked at in one hop."""
+SOME = 60
+"""Several replies."""
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Iterator[WireKernel]:
+    (tmp_path / "sources" / "Media" / "Films").mkdir(parents=True)
+    with wire_kernel(tmp_path) as made:
+        yield made
+
+
+def films(kernel: WireKernel, count: int) -> tuple[int, list[str]]:
+    """The node of a folder, and what is in it all the time."""
+    names = [f"film {number}, with the rather long name that films have.mkv" for number in range(count)]
+    for name in names:
+        (kernel.source / "Films" / name).write_bytes(name.encode())
+    return kernel.look_up(ROOT_NODE, "Films"), sorted(names)
+
+
+def test_who_reads_on_in_what_another_began_misses_no_name(kernel: WireKernel) -> None:
+    folder, names = films(kernel, MANY)
+    first, other = Lister(kernel, folder), Lister(kernel, folder)
+    while len(first.names) < MANY * 2 // 3:
+        first.go_on()
+    (kernel.source / "Films" / "another").touch()
+    other.go_on()
+    first.finish()
+    other.finish()
+    for lister in (first, other):
+        assert sorted(name for name in lister.names if name != "another") == names
+    assert "another" in other.names
+
+
+def test_a_name_has_its_place_whatever_comes_and_goes_before_it(kernel: WireKernel) -> None:
+    folder, names = films(kernel, SOME)
+    before, after = Lister(kernel, folder), Lister(kernel, folder)
+    before.finish()
+    for name in before.names[::2]:
+        (kernel.source / "Films" / name).unlink()
+    for number in range(SOME):
+        (kernel.source / "Films" / f"new {number}").touch()
+    after.finish()
+    places = {told.name: told.place for told in before.told}
+    stayed = [told for told in after.told if told.name in places]
+    assert sorted(told.name for told in stayed if told.name in names) == sorted(before.names[1::2])
+    assert all(told.place == places[told.name] for told in stayed)
+    assert [told.place for told in after.told] == sorted(told.place for told in after.told)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_file_that_moves_or_comes_home_is_listed_once(kernel: WireKernel, seed: int) -> None:
+    folder, names = films(kernel, SOME)
+    chance = random.Random(seed)
+    moving = chance.sample(names, 6)
+    moved: set[str] = set()
+    listers = [Lister(kernel, folder) for _ in range(8)]
+    while going := [lister for lister in listers if not lister.is_done]:
+        chance.choice(going).go_on()
+        name = chance.choice(moving)
+        (kernel.bring_home if name in moved else kernel.move)(f"Films/{name}")
+        moved ^= {name}
+    for lister in listers:
+        assert sorted(lister.names) == names
