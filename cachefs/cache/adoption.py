@@ -8,6 +8,7 @@ any restart. A moved file's label holds whatever is written to it.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from cachefs.model import CacheEntry, EntryState, FileKey, Phase, SourceName
 from cachefs.paths import cache_path
 from cachefs.ranges import Ranges
 
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.EXDEV)
 REASON = "it was on the SSD when the index was lost"
 
 
@@ -29,7 +31,7 @@ def adopt(root: str, contents: Contents, sources: frozenset[SourceName], now: fl
     entry_id = 0
     for name, size in contents.published.items():
         key = key_of(name)
-        found = label_of(root, name, key) if key is not None and size >= 0 else None
+        found = _readable_label(root, name, key) if key is not None and size >= 0 else None
         if found is None or (found.file.key.source not in sources and found.home is None):
             continue
         entry_id += 1
@@ -66,20 +68,48 @@ def key_of(name: str) -> FileKey | None:
     return key if cache_path(key) == name else None
 
 
-def is_moved(root: str, name: str) -> bool:
-    """Whether a file below the cache folder says of itself that it was moved."""
-    key = key_of(name)
-    found = label_of(root, name, key) if key is not None else None
-    return found is not None and found.home is not None
+def _readable_label(root: str, name: str, key: FileKey) -> label.Label | None:
+    try:
+        return label_of(root, name, key)
+    except OSError:
+        return None  # it is no copy for anybody, and stays
 
 
 def label_of(root: str, name: str, key: FileKey) -> label.Label | None:
-    """What a published file says of itself."""
-    try:
-        number = inside.open_file(root, name)
-    except OSError:
+    """What a published file says of itself; None when there is no such file. Raises ``OSError`` when nobody can tell:
+    then it may be the only one."""
+    number = opened(root, name)
+    if number is None:
         return None
     try:
         return label.read(number, key)
     finally:
         os.close(number)
+
+
+def says_nothing(root: str, name: str) -> bool:
+    """Whether a published file does not even say that it is a copy. Raises ``OSError`` when nobody can tell."""
+    number = opened(root, name)
+    if number is None:
+        return False
+    try:
+        return label.says_nothing(number)
+    finally:
+        os.close(number)
+
+
+def only_copy(root: str, name: str) -> label.Label | None:
+    """What a file below the cache folder says that was moved, and must not be removed; None for any other. Raises
+    ``OSError`` when nobody can tell: then it must not be removed, either."""
+    found = label_of(root, name, key_of(name) or FileKey(SourceName(""), name))
+    return found if found is not None and found.home is not None else None
+
+
+def opened(root: str, name: str) -> int | None:
+    """A regular file of ours, for reading; None when there is something else, or nothing."""
+    try:
+        return inside.open_file(root, name)
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            return None
+        raise

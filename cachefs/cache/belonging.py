@@ -47,7 +47,10 @@ def moved_files(root: str, published: Iterable[str]) -> Moved:
     sizes, all_known = {}, True
     for name in published:
         key = key_of(name)
-        said = label_of(root, name, key) if key is not None else None
+        try:
+            said = label_of(root, name, key) if key is not None else None
+        except OSError:
+            said = None
         if said is None:
             all_known = False
         elif said.home is not None:

@@ -92,8 +92,10 @@ class Folder:
     """One cache folder, held by this process until ``close``. ``root`` is its path, for people; ``place`` leads to
     the folder itself, wherever that is by now."""
 
-    def __init__(self, root: str, place: int, lock: int, mark: Mark) -> None:
+    def __init__(self, root: str, place: int, lock: int, mark: Mark, token_before: str) -> None:
+        """``token_before``: what its lock file said at the start before this one."""
         self.root = root
+        self.token_before = token_before
         self.place = f"/proc/self/fd/{place}"
         self.mark = mark
         self._place = place
@@ -132,13 +134,13 @@ class Folder:
             refuse_foreign(root)
             inside.refuse_links(root, FILES)
             token = token or secrets.token_hex(16)
-            lock = _lock(root, place, token)
+            lock, before = _lock(root, place, token)
             stack.callback(_close, lock)
             for name in TREES:
                 with suppress(FileExistsError):
                     ours().make_folder(name, place)
             inside.refuse_foreign(root, TREES)
-            folder = cls(root, place, lock, Mark(token_of(place), os.fstat(place).st_dev))
+            folder = cls(root, place, lock, Mark(token_of(place), os.fstat(place).st_dev), before)
             stack.pop_all()
             return folder
 
@@ -346,10 +348,12 @@ def refuse_foreign(root: str) -> None:
             )
 
 
-def _lock(root: str, place: int, token: str) -> int:
+def _lock(root: str, place: int, token: str) -> tuple[int, str]:
+    """The lock, and what it said before."""
     number = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=place)
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        before = token_of(place)
         ours().give(number)
         _say(number, token)
     except BlockingIOError:
@@ -361,7 +365,7 @@ def _lock(root: str, place: int, token: str) -> int:
     except OSError:
         _close(number)
         raise
-    return number
+    return number, before
 
 
 def _say(number: int, token: str) -> None:

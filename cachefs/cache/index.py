@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from cachefs.cache import homes
@@ -92,11 +92,24 @@ class Index:
         return int(row[0]) + 1 if row else 1
 
     def insert(self, entry: CacheEntry, gone: Iterable[int] = ()) -> None:
-        """Add a new entry, and in the same transaction remove those that are gone: they may have its name."""
+        """Add a new entry, and in the same transaction remove those that are gone: they may have its name. So may a
+        row without its file, of a moved one."""
         places = ", ".join("?" * len(_COLUMNS.split(",")))
         with self._transaction() as connection:
             _delete(connection, gone)
+            _delete_named(connection, (entry,), "home IS NOT NULL")
             connection.execute(f"INSERT INTO entries ({_COLUMNS}) VALUES ({places})", _row(entry))
+
+    def save(self, entries: Collection[CacheEntry], gone: Iterable[int] = ()) -> None:
+        """Make these the rows of their numbers and their names, whatever was; their files say whose they are."""
+        places = ", ".join("?" * len(_COLUMNS.split(",")))
+        with self._transaction() as connection:
+            _delete(connection, gone)
+            _delete(connection, [entry.id for entry in entries])
+            _delete_named(connection, entries, "TRUE")
+            connection.executemany(
+                f"INSERT INTO entries ({_COLUMNS}, labelled) VALUES ({places}, 1)", [_row(entry) for entry in entries]
+            )
 
     def delete(self, ids: Iterable[int]) -> None:
         with self._transaction() as connection:
@@ -132,14 +145,6 @@ class Index:
                     entry.id,
                 ),
             )
-
-    def rename(self, entries: Iterable[CacheEntry], gone: Iterable[int] = ()) -> None:
-        """Write moved files' new names; rows that are gone may have had them, or one another's."""
-        rows = [(os.fsencode(entry.key.path), entry.id) for entry in entries]
-        with self._transaction() as connection:
-            _delete(connection, gone)
-            for names in ([(b"\0%d" % entry_id, entry_id) for _, entry_id in rows], rows):
-                connection.executemany("UPDATE entries SET path = ? WHERE id = ?", names)
 
     def unlabelled(self) -> frozenset[int]:
         """The cached entries whose files do not say whose copies they are."""
@@ -197,6 +202,22 @@ class Index:
     def set_identity(self, identity: str) -> None:
         with self._transaction() as connection:
             _set_identity(connection, identity)
+
+    def start(self) -> str:
+        """By what the start is known that this index saw last; empty for a new one. See ``folder.Folder``."""
+        return os.fsdecode(self._meta("start") or b"")
+
+    def aside(self) -> tuple[str, ...]:
+        """The files that are nobody's and must not be removed."""
+        names = self._meta("aside")
+        return tuple(map(os.fsdecode, names.split(b"\0"))) if names else ()
+
+    def begin(self, start: str, aside: Iterable[str]) -> None:
+        """It belongs to this start, which has set these files aside."""
+        names = b"\0".join(map(os.fsencode, aside))
+        with self._transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES ('start', ?)", (os.fsencode(start),))
+            connection.execute("INSERT OR REPLACE INTO meta VALUES ('aside', ?)", (names,))
 
     def rebuild(self, identity: str, entries: Iterable[CacheEntry], kept: Keepsake | None) -> None:
         """Make a new index that of a cache which has lost its own: all of it, or nothing."""
@@ -327,6 +348,11 @@ def _pin_row(pin: Pin) -> _Row:
 
 def _delete(connection: sqlite3.Connection, ids: Iterable[int]) -> None:
     connection.executemany("DELETE FROM entries WHERE id = ?", [(entry_id,) for entry_id in ids])
+
+
+def _delete_named(connection: sqlite3.Connection, entries: Iterable[CacheEntry], which: str) -> None:
+    names = [(os.fsencode(entry.key.source), os.fsencode(entry.key.path)) for entry in entries]
+    connection.executemany(f"DELETE FROM entries WHERE source = ? AND path = ? AND {which}", names)
 
 
 def _row(entry: CacheEntry) -> _Row:

@@ -13,12 +13,14 @@ from functools import partial
 
 import trio
 
+from cachefs.cache.adoption import only_copy
 from cachefs.cache.folder import Step, no_hook
 from cachefs.cache.label import Label
 from cachefs.cache.shelf import Shelf
 from cachefs.descriptors import Descriptor
 from cachefs.errors import CacheError
 from cachefs.model import CacheEntry, DropCause, EntryState, SourceFile
+from cachefs.paths import cache_path
 from cachefs.ranges import Ranges
 
 
@@ -29,6 +31,7 @@ class Refused(enum.Enum):
     BARRED = "it is being changed just now"
     EXISTS = "it is cached already"
     UNNAMEABLE = "its path is too long for the cache folder"
+    KEPT_THERE = "a file that says nothing of itself has its place in the cache folder; see cachefs verify"
     MOVED_THERE = "a moved file has its place in the cache folder"
 
 
@@ -72,6 +75,8 @@ class Intake:
             return Refused.UNNAMEABLE
         if any(entry.state is EntryState.MOVED for entry in shelf.holdings.in_the_way(file.key)):
             return Refused.MOVED_THERE
+        if shelf.is_kept_for_others(file):
+            return Refused.KEPT_THERE
         return Refused.NO_ROOM if file.size > shelf.space().room_bytes else None
 
     def _reserve(self, file: SourceFile, reason: str, now: float) -> CacheEntry:
@@ -160,6 +165,9 @@ class Intake:
                 shelf.drop([current], DropCause.REPLACED)
                 return None
             shelf.drop(in_the_way, DropCause.REPLACED)
+            if await shelf.on_disk(only_copy, shelf.folder.place, cache_path(current.key)) is not None:
+                shelf.drop([current], DropCause.REPLACED)  # the one whose file that was, is about to find it again
+                return None
             self._publishing.add(entry_id)
             try:
                 shelf.owners[current.key] = entry_id  # whether or not the rename comes off: what is there is rubbish

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -32,6 +33,7 @@ PREFIX = "user.cachefs."
 NAME = f"{PREFIX}entry"
 _FORM = 1
 _FORM_MOVED = 2
+_NO_LABEL = (errno.ENODATA, errno.ENOTSUP)
 _NO_ROOM = (errno.ENOTSUP, errno.ENOSPC, errno.EDQUOT, errno.E2BIG, errno.ERANGE, errno.EPERM, errno.EACCES)
 
 
@@ -53,14 +55,7 @@ def write(number: int, label: Label) -> bool:
     info = os.fstat(number)
     value = _encode(label, info.st_mtime_ns)
     try:
-        try:
-            os.setxattr(number, NAME, value)
-        except PermissionError:  # a file that even its owner may not write: not for long
-            os.fchmod(number, stat.S_IMODE(info.st_mode) | stat.S_IWUSR)
-            try:
-                os.setxattr(number, NAME, value)
-            finally:
-                os.fchmod(number, stat.S_IMODE(info.st_mode))
+        _permitted(number, stat.S_IWUSR, lambda: os.setxattr(number, NAME, value))
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
@@ -71,10 +66,13 @@ def write(number: int, label: Label) -> bool:
 
 def read(number: int, key: FileKey) -> Label | None:
     """The label of an open file that is called after ``key``. None when there is none, when it is another file's, or
-    when the file was written to after it was labelled."""
+    when the file was written to after it was labelled. Raises ``OSError`` when nobody can tell: a label that cannot be
+    read may say that this is the only copy."""
+    value, info = _value(number), os.fstat(number)
+    if value is None:
+        return None
     try:
-        found = json.loads(os.getxattr(number, NAME))
-        info = os.fstat(number)
+        found = json.loads(value)
         if found["form"] == _FORM_MOVED:
             return _moved(found, key, info)
         if found["form"] != _FORM or found["key"] != _digest(key):
@@ -91,8 +89,49 @@ def read(number: int, key: FileKey) -> Label | None:
         )
         file = SourceFile(key, fingerprint, _number(found["inode"]), _number(found["links"], 63))
         return Label(file, _moment(found["begun_at"]))
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
+
+
+def says_nothing(number: int) -> bool:
+    """Whether an open file has no label, or one that nobody understands: not even that it is a copy. Raises
+    ``OSError`` when nobody can tell."""
+    value = _value(number)
+    if value is None:
+        return True
+    try:
+        return bool(json.loads(value)["form"] != _FORM)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return True
+
+
+def claims_to_be_moved(value: bytes) -> bool:
+    """Whether such a label is worth to be read, by somebody who looks for moved files among many others."""
+    return b'"home"' in value
+
+
+def _value(number: int) -> bytes | None:
+    try:
+        return _permitted(number, stat.S_IRUSR, lambda: os.getxattr(number, NAME))
+    except OSError as error:
+        if error.errno in _NO_LABEL:
+            return None
+        raise
+
+
+def _permitted(number: int, right: int, act: Callable[[], T]) -> T:
+    """Do it, also to a file whose mode does not even let its owner: then the mode is another one, but not for long."""
+    try:
+        return act()
+    except PermissionError:
+        mode = stat.S_IMODE(os.fstat(number).st_mode)
+        if mode & right:
+            raise
+        os.fchmod(number, mode | right)
+        try:
+            return act()
+        finally:
+            os.fchmod(number, mode)
 
 
 def _moved(found: dict[str, object], key: FileKey, info: os.stat_result) -> Label:

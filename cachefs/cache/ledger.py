@@ -13,9 +13,9 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
-from cachefs.cache.index import Index
-from cachefs.cache.keepsake import NAME, Keepsake, save
+from cachefs.cache.keepsake import NAME, save
 from cachefs.cache.presence import NO_ANSWER_S, Presence
+from cachefs.cache.recovery import Opened
 from cachefs.errors import CacheError, IndexFull
 from cachefs.model import CacheEntry
 
@@ -28,15 +28,15 @@ Ts = TypeVarTuple("Ts")
 class Ledger:
     """One index, its queue, and the rows that have to go. Every method raises ``CacheError`` when the SSD fails."""
 
-    def __init__(self, presence: Presence, index: Index, kept: Keepsake | None, dead_rows: Iterable[int] = ()) -> None:
-        self.index = index
-        self.full = index.full
+    def __init__(self, presence: Presence, opened: Opened) -> None:
+        self.index = opened.index
+        self.full = opened.index.full
         """Whether the SSD had no room for the last change of a row."""
         self._presence = presence
-        self._kept = kept
-        self.dead_rows = set(dead_rows)
-        self._renamed: dict[int, CacheEntry] = {}
-        """Moved files whose rows have their old names still; a start finds them by what the files say."""
+        self._kept = opened.kept
+        self.dead_rows = set(opened.rows_left)
+        self._late = {entry.id: entry for entry in opened.late}
+        """Moved files whose rows are not written yet; a start finds them by what the files say."""
         self._turn = trio.CapacityLimiter(1)
 
     async def call(self, function: Callable[[*Ts], T], *args: *Ts, within_s: float = NO_ANSWER_S) -> T:
@@ -57,30 +57,49 @@ class Ledger:
         await self.catch_up()
         gone = tuple(self.dead_rows)
         await self.call(self.index.insert, entry, gone)
-        self.dead_rows.difference_update(gone)
+        self._forget(gone)
 
-    async def rename(self, entry: CacheEntry) -> None:
-        """Another name in its row: now, or as soon as there is room for that."""
-        self._renamed[entry.id] = entry
+    async def put(self, entry: CacheEntry) -> None:
+        """Make it the row of a moved file: now, or as soon as there is room for that."""
+        self._late[entry.id] = entry
         try:
             await self.catch_up()
         except IndexFull as error:
             log.debug("the row of %s waits: %s", entry.key, error)
 
     async def catch_up(self) -> None:
-        """Write the names that could not be written."""
-        renamed, gone = tuple(self._renamed.values()), tuple(self.dead_rows)
-        if renamed:
-            await self.call(self.index.rename, renamed, gone)
-            self.dead_rows.difference_update(gone)
-            self._renamed = {number: entry for number, entry in self._renamed.items() if entry not in renamed}
+        """Write the rows that could not be written."""
+        gone = tuple(self.dead_rows)
+        late = tuple(entry for number, entry in self._late.items() if number not in self.dead_rows)
+        if late:
+            await self.call(self.index.save, late, gone)
+            self._forget(gone)
+            self._late = {number: entry for number, entry in self._late.items() if entry not in late}
+
+    async def save_home(self, entry: CacheEntry) -> None:
+        """Write where a moved file's home is; with the whole row, where that is not written yet."""
+        before = self._late.get(entry.id)
+        if before is None:
+            await self.call(self.index.save_home, entry)
+            return
+        self._late[entry.id] = entry
+        try:
+            await self.catch_up()
+        except CacheError:
+            self._late[entry.id] = before
+            raise
+
+    def _forget(self, gone: Iterable[int]) -> None:
+        self.dead_rows.difference_update(gone)
+        for entry_id in gone:
+            self._late.pop(entry_id, None)
 
     async def forget_dead(self, within_s: float = NO_ANSWER_S) -> None:
         """Return once the rows that were dead at the call are durably gone."""
         gone = tuple(self.dead_rows)
         if gone:
             await self.call(self.index.delete, gone, within_s=within_s)
-            self.dead_rows.difference_update(gone)
+            self._forget(gone)
 
     async def change_kept(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """As ``call``, for what is written down a second time, in the same turn."""

@@ -140,7 +140,7 @@ class Moves:
             for key in (old, new):
                 shelf.tell(key)
             shelf.note_change()
-            await shelf.ledger.rename(renamed)
+            await shelf.ledger.put(renamed)
             return True
 
     async def replacing(self, key: FileKey, there: Fingerprint) -> None:
@@ -210,7 +210,7 @@ class Moves:
         return await self._on_disk(moved_disk.relabel, self._shelf.folder, said)
 
     async def _save(self, entry: CacheEntry) -> CacheEntry:
-        await self._shelf.ledger.call(self._shelf.ledger.index.save_home, entry)
+        await self._shelf.ledger.save_home(entry)
         now = self._shelf.holdings.by_id(entry.id)
         if now is not None:  # what was read and wanted meanwhile stays
             entry = replace(now, source_file=entry.source_file, state=entry.state, ranges=entry.ranges, home=entry.home)

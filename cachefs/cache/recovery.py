@@ -13,23 +13,29 @@ values, ``open_folder`` carries it out.
 | a drop's row deletion            | none    | perhaps | perhaps   | the files go                                  |
 | a drop on a full SSD             | as was  | no      | no        | the row goes: there the file goes first       |
 
-A file that says of itself that it was moved never goes: it may be the only one. Where its row has another name, or is
-none, the row follows the file. What its source has of it is asked later (``cache.moving``).
+A file that says of itself that it was moved never goes, nor one of which nobody can tell: it may be the only one. What
+moved files say is the truth, and the rows follow (``cache.following``). What their sources have of them is asked later
+(``cache.moving``).
+
+An index that was not closed in peace, or is not that of the last start (an older one was put back), is compared with
+what all files say. Where it is not that of the last start, or was lost, files that say nothing at all are set aside:
+they stay, and are used for nothing, until ``cache.verify`` finds that their sources have them.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from cachefs.cache import keepsake
-from cachefs.cache.adoption import adopt, is_moved, key_of, label_of, moved_entry
+from cachefs.cache.adoption import adopt, key_of, only_copy, says_nothing
 from cachefs.cache.belonging import Moved, check_identity, identity_of, moved_files, moved_rows, refuse_strangers
 from cachefs.cache.folder import Contents, Folder, Mark
+from cachefs.cache.following import Following, follow, write_labels
 from cachefs.cache.full import NO_ROOM
 from cachefs.cache.index import Index
 from cachefs.cache.keepsake import Keepsake
@@ -44,6 +50,10 @@ log = logging.getLogger(__name__)
 _FULL = (
     "the SSD is full: the cache folder %s can be read but not written. What it holds (copies: %d) is served, "
     "everything else comes from the sources; nothing is copied before there is room"
+)
+_SILENT = (
+    "files on the SSD that say nothing of themselves, and may be the only ones, are kept and not used: %d, such as "
+    "%s/%s. cachefs verify tells which of them their sources have; --repair removes those"
 )
 
 
@@ -81,6 +91,10 @@ class Opened:
     """What is written down a second time; None when the SSD has no room for it."""
     rows_left: frozenset[int] = frozenset()
     """Rows that have to go, once the index can be written."""
+    late: tuple[CacheEntry, ...] = ()
+    """Entries whose rows are to be written, once the index can be."""
+    aside: Mapping[str, int] = field(default_factory=dict)
+    """Files that are nobody's and must not be removed, with their sizes: they may be the only ones."""
 
 
 def reconcile(entries: Iterable[CacheEntry], contents: Contents, sources: frozenset[SourceName]) -> Verdict:
@@ -121,10 +135,10 @@ def _open(folder: Folder, sources: Mapping[SourceName, str], gone: Iterable[int]
             identity = index.identity()
             stored = identity if identity is not None or kept is None else kept.identity
             check_identity(root, stored, sources, lambda: _moved(folder, index, identity is not None))
-            if identity is None:
-                _rebuild(folder, index, sources, kept, damage)
             contents = folder.contents()
             refuse_strangers(root, _moved_beside(folder, index, contents, frozenset(sources)), sources)
+            if identity is None:
+                _rebuild(folder, index, contents, sources, kept, damage)
             if identity != identity_of(sources):
                 _if_room(index, partial(index.set_identity, identity_of(sources)))
             opened = _recover(folder, index, contents, frozenset(sources), frozenset(gone))
@@ -169,17 +183,21 @@ def _readable_index(folder: Folder) -> Index:
 
 
 def _rebuild(
-    folder: Folder, index: Index, sources: Mapping[SourceName, str], kept: Keepsake | None, damage: str
+    folder: Folder,
+    index: Index,
+    contents: Contents,
+    sources: Mapping[SourceName, str],
+    kept: Keepsake | None,
+    damage: str,
 ) -> None:
     """Fill a new index with what the cache folder knows of itself, and say once what has become of the old one."""
-    contents = folder.contents()
     adopted = tuple(adopt(folder.place, contents, frozenset(sources), time.time()))
     index.rebuild(identity_of(sources), adopted, kept)
     found = len(contents.published) + len(contents.partial)
     if not damage and kept is None and not found:
         return  # a new cache
     log.warning(
-        "%s. A new one is made from what is on the SSD: copies kept: %d; files removed since they do not say whose "
+        "%s. A new one is made from what is on the SSD: copies kept: %d; files that do not say whose "
         "copies they are: %d. Lost is when the copies were read and wanted, and why they were made%s",
         damage or f"the index {folder.index} is gone",
         len(adopted),
@@ -191,22 +209,68 @@ def _rebuild(
 def _recover(
     folder: Folder, index: Index, contents: Contents, sources: frozenset[SourceName], gone: frozenset[int]
 ) -> Opened:
-    _if_room(index, partial(find_moved, folder.place, index, contents))
-    verdict = reconcile((entry for entry in index.entries() if entry.id not in gone), contents, sources)
-    rows = gone.union(verdict.rows)
+    belongs = index.start() == folder.token_before != ""
+    doubtful = not (index.ended_in_peace and belongs)
+    now = follow(folder.place, index.entries(), contents, index.next_id(), doubtful=doubtful)
+    late = _write_rows(index, now)
+    verdict = reconcile(_not_gone(now, gone, contents), contents, sources)
+    aside = _set_aside(folder, index, contents, verdict.files, belongs)
+    rows = gone.union(verdict.rows, now.gone if late else ())
     left = rows if rows and not _if_room(index, partial(index.delete, rows)) else frozenset[int]()
-    for name in verdict.files:
-        if not is_moved(folder.place, name):  # of which no row could be written
-            folder.remove(name)
+    removed = [name for name in verdict.files if name not in aside]
+    for name in removed:
+        folder.remove(name)
     if left and _if_room(index, partial(index.delete, left)):  # the files have made room
         left = frozenset()
+    write_labels(folder, now.unlabelled, contents.published)
     _label(folder, index, verdict.keep)
     resumable = sum(entry.state is EntryState.COPYING for entry in verdict.keep)
-    removed = len(verdict.files)
-    counts = Recovery(len(verdict.keep), resumable, len(verdict.rows), removed, not index.ended_in_peace)
+    counts = Recovery(len(verdict.keep), resumable, len(verdict.rows), len(removed), not index.ended_in_peace)
     if index.full:
         log.warning(_FULL, folder.root, len(verdict.keep))
-    return Opened(folder, index, verdict.keep, index.pins(), index.next_id(), counts, _kept(folder, index), left)
+    next_id = max([index.next_id(), *(entry.id + 1 for entry in late)])
+    kept = _kept(folder, index)
+    return Opened(folder, index, verdict.keep, index.pins(), next_id, counts, kept, left, late, aside)
+
+
+def _write_rows(index: Index, now: Following) -> tuple[CacheEntry, ...]:
+    """Write what the files have shown; returns what the index has no room for."""
+    changed = tuple(now.changed.values())
+    if (not changed and not now.gone) or _if_room(index, partial(index.save, changed, now.gone)):
+        return ()
+    return changed
+
+
+def _not_gone(now: Following, gone: frozenset[int], contents: Contents) -> Iterator[CacheEntry]:
+    """A moved file is gone only with its file, whatever was meant to become of it."""
+    for entry in now.entries.values():
+        if entry.id not in gone or (entry.home is not None and contents.published.get(_file_name(entry), -1) >= 0):
+            yield entry
+
+
+def _set_aside(
+    folder: Folder, index: Index, contents: Contents, strays: Iterable[str], belongs: bool
+) -> dict[str, int]:
+    """Those that no entry speaks of and that must stay all the same, with their sizes; say so of those that are new."""
+    known = frozenset(index.aside())
+    silent, aside = [], {}
+    for name in strays:
+        size = contents.published.get(name, -1)
+        if size < 0:
+            continue
+        try:
+            if only_copy(folder.place, name) is None:
+                if name not in known and (belongs or not says_nothing(folder.place, name)):
+                    continue
+                silent.append(name)
+        except OSError as error:
+            log.error("%s/%s cannot be looked at (%s): it may be an only copy, and is kept", folder.root, name, error)
+        aside[name] = size
+    new = [name for name in silent if name not in known]
+    if new:
+        log.warning(_SILENT, len(new), folder.root, new[0])
+    _if_room(index, partial(index.begin, folder.mark.token, silent))
+    return aside
 
 
 def _if_room(index: Index, write: Callable[[], object]) -> bool:
@@ -241,28 +305,6 @@ def _as_found(entry: CacheEntry, contents: Contents) -> CacheEntry:
     return replace(
         entry, source_file=replace(entry.source_file, fingerprint=fingerprint), ranges=Ranges.of([(0, size)])
     )
-
-
-def find_moved(root: str, index: Index, contents: Contents) -> None:
-    """Let the rows follow the files that say of themselves that they were moved."""
-    rows = {entry.id: entry for entry in index.entries()}
-    known = {_file_name(entry): entry for entry in rows.values()}
-    moved = {entry.id: name for name, entry in known.items() if entry.home is not None}
-    lost = {entry_id for entry_id, name in moved.items() if name not in contents.published}
-    strays = [name for name in contents.published if name not in known]
-    replaced = tuple(moved.values()) if lost else ()
-    for name in (*strays, *replaced):
-        key = key_of(name)
-        said = label_of(root, name, key) if key is not None else None
-        if said is None or said.home is None or said.entry_id == (known[name].id if name in known else None):
-            continue
-        gone = (known[name].id,) if name in known else ()
-        if said.entry_id in lost:
-            index.rename((replace(rows[said.entry_id], source_file=said.file),), gone)
-            lost.discard(said.entry_id)
-        elif not gone:
-            log.warning("%s was moved to the SSD, and the index does not know it: it is found again", said.file.key)
-            index.insert(moved_entry(index.next_id(), said), [row.id for row in rows.values() if row.key == key])
 
 
 def _label(folder: Folder, index: Index, entries: Iterable[CacheEntry]) -> None:

@@ -25,15 +25,19 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
+from cachefs.cache.adoption import moved_entry, only_copy
 from cachefs.cache.bars import Bars
 from cachefs.cache.folder import Folder, Mark, StepHook, no_hook
 from cachefs.cache.holdings import Holdings
+from cachefs.cache.label import Label
 from cachefs.cache.ledger import Ledger
+from cachefs.cache.moved_disk import relabel
 from cachefs.cache.presence import NO_ANSWER_S, Presence
 from cachefs.cache.recovery import Opened
 from cachefs.cache.room import Limits, Room
 from cachefs.errors import CacheError, IndexFull
 from cachefs.model import CacheEntry, DropCause, EntryState, FileKey, SourceFile, Space, Targets
+from cachefs.paths import cache_path
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +69,7 @@ class Shelf:
 
     def __init__(self, opened: Opened, limits: Limits, hooks: Hooks, reopen: Reopen) -> None:
         self.presence = Presence(opened.folder, self._leave)
-        self.ledger = Ledger(self.presence, opened.index, opened.kept, opened.rows_left)
+        self.ledger = Ledger(self.presence, opened)
         self.hooks = hooks
         self.holdings = Holdings(opened.entries)
         self.absent = Holdings()
@@ -78,6 +82,8 @@ class Shelf:
         self.seen_at: dict[FileKey, float] = {}
         """trio time at which the source last confirmed an entry."""
         self.owners = _owners(opened)
+        self.aside = dict(opened.aside)
+        """Files below the cache folder that are nobody's and must not be removed, with their sizes."""
         self.tree = trio.Lock()
         self.changed = trio.Event()
         self.tell: Callable[[FileKey], object] = lambda _: None
@@ -160,6 +166,15 @@ class Shelf:
         free_bytes = space.free_bytes + sum(entry.ranges.total for entry in doomed) + self._removed_bytes
         return replace(space, used_bytes=used_bytes, free_bytes=free_bytes)
 
+    def is_kept_for_others(self, file: SourceFile) -> bool:
+        """Whether a file that must not be removed is in the way of this one's copy; of the same name and size it is
+        none, for then its source has it."""
+        name = cache_path(file.key)
+        return any(
+            size != file.size if other == name else other.startswith(f"{name}/") or name.startswith(f"{other}/")
+            for other, size in self.aside.items()
+        )
+
     # --- disk ---
 
     async def on_disk(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
@@ -222,16 +237,39 @@ class Shelf:
                 await self.trouble(error)
 
     async def _remove_files(self, entry: CacheEntry) -> None:
+        moved = None
         async with self.tree:
             if entry.id not in self.holdings.doomed:
                 return
             await self.on_disk(self.folder.remove_partial, entry.id)
             if self.owners.get(entry.key) == entry.id:
-                await self.on_disk(self.folder.remove_published, entry.key)
+                if entry.state is not EntryState.MOVED:  # else a person has deleted it
+                    moved = await self.on_disk(only_copy, self.folder.place, cache_path(entry.key))
+                if moved is None:
+                    await self.on_disk(self.folder.remove_published, entry.key)
                 self.owners.pop(entry.key, None)
             self.holdings.removed(entry.id)
-            self._removed_bytes += entry.ranges.total
+            if moved is None:
+                self._removed_bytes += entry.ranges.total
+            else:
+                await self._keep_moved(moved)
         self.note_change()
+
+    async def _keep_moved(self, said: Label) -> None:
+        """What was about to be removed says that it is the only copy: that is the truth, whatever the index said."""
+        entry = moved_entry(self.next_id, said)
+        self.next_id += 1
+        log.error("%s was moved to the SSD, and the index does not know it: it is found again", entry.key)
+        there = self.holdings.live.get(entry.key)
+        self.drop([there] if there is not None else [], DropCause.REPLACED)
+        self.holdings.add(entry)
+        self.owners[entry.key] = entry.id
+        self.tell(entry.key)
+        await self.on_disk(relabel, self.folder, Label(said.file, said.begun_at, entry.home, entry.id))
+        try:
+            await self.ledger.put(entry)
+        except CacheError as error:
+            log.debug("the row of %s waits: %s", entry.key, error)
 
     # --- when the SSD fails ---
 
@@ -290,9 +328,9 @@ class Shelf:
 
     def _begin_at(self, opened: Opened) -> None:
         self.presence.begin_at(opened.folder)
-        self.ledger = Ledger(self.presence, opened.index, opened.kept, opened.rows_left)
+        self.ledger = Ledger(self.presence, opened)
         self.holdings, self.absent, self._gone = Holdings(opened.entries), Holdings(), set()
-        self.owners = _owners(opened)
+        self.owners, self.aside = _owners(opened), dict(opened.aside)
         self.next_id = max(self.next_id, opened.next_id)
         self._quiet_until = float("-inf")
         log.info("the cache folder %s is back, with %d copies", self.folder.root, len(opened.entries))

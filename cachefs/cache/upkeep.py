@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cachefs.cache import inside, label
+from cachefs.cache.adoption import opened
 from cachefs.cache.shelf import Shelf
 from cachefs.descriptors import Descriptor
 from cachefs.errors import CacheError
@@ -140,7 +141,12 @@ class Upkeep:
             if not await shelf.on_disk(_is_rubbish, shelf.folder.place, name):
                 return False
             await shelf.on_disk(shelf.folder.remove, name)
+            shelf.aside.pop(name, None)
             return True
+
+    def aside_bytes(self, name: str) -> int | None:
+        """The size of a leftover that may be the only file of its name; None for any other leftover."""
+        return self._shelf.aside.get(name)
 
     async def remove_rows(self, rows: Iterable[CacheEntry]) -> None:
         """Remove rows that no entry stands for. Raises ``CacheError``."""
@@ -197,10 +203,10 @@ def _data_after(number: int, position: int, end: int) -> int:
 
 
 def _is_rubbish(root: str, name: str) -> bool:
-    """Whether it is a regular file, and none that says of itself that it is the only one of its kind."""
-    try:
-        number = inside.open_file(root, name)
-    except OSError:
+    """Whether it is a regular file, and none that says of itself that it is the only one of its kind. Raises
+    ``OSError`` when nobody can tell."""
+    number = opened(root, name)
+    if number is None:
         return False
     try:
         said = label.read(number, FileKey(SourceName(""), name))

@@ -141,7 +141,7 @@ def test_a_keepsake_holds_names_of_any_bytes(tmp_path: Path) -> None:
     assert keepsake.read(str(tmp_path)) == kept
 
 
-@pytest.mark.expected_warnings("the index .* is gone")
+@pytest.mark.expected_warnings("the index .* is gone", "say nothing of themselves")
 async def test_a_start_gets_over_a_label_of_nonsense(tmp_path: Path) -> None:
     root = tmp_path / "cache"
     async with opened(root) as store:

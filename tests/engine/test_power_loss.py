@@ -29,6 +29,7 @@ NEAR = 15
 pytestmark = pytest.mark.expected_warnings(
     "A new one is made from what is on the SSD",
     "the index does not know it: it is found again",
+    "files on the SSD that say nothing of themselves, and may be the only ones, are kept",
 )
 
 

@@ -196,7 +196,7 @@ def test_a_lost_index_costs_neither_copies_nor_pins_nor_inode_numbers(
     expected_warnings: list[str],
     befall: Callable[[Path], object],
 ) -> None:
-    expected_warnings.append("A new one is made from what is on the SSD: copies kept: 1; files removed .*: 0")
+    expected_warnings.append("A new one is made from what is on the SSD: copies kept: 1; files that .*: 0")
     assert running.run("pin", "film.mkv").returncode == 0
     wait_until(running, lambda: running.status().entries_cached == 1, "the film is cached")
     number = _film(running).stat().st_ino

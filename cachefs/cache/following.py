@@ -1,0 +1,127 @@
+"""Letting the rows follow the files: what a moved file says of itself is the truth, whatever the index says of it.
+
+Called by ``cache.recovery`` at a start, in a worker thread. It decides from rows and labels, and writes labels that
+are missing; the rows are its caller's, since the index may be full.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from cachefs.cache import inside, label, moved_disk
+from cachefs.cache.adoption import key_of, label_of, moved_entry
+from cachefs.cache.folder import Contents, Folder
+from cachefs.cache.label import Label
+from cachefs.model import CacheEntry, EntryState
+from cachefs.paths import cache_path
+from cachefs.ranges import Ranges
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Following:
+    """The entries as the files have it, what of that the index has yet to learn, and the files that are missing what
+    they should say."""
+
+    entries: dict[int, CacheEntry]
+    changed: dict[int, CacheEntry] = field(default_factory=dict)
+    gone: set[int] = field(default_factory=set)
+    unlabelled: list[CacheEntry] = field(default_factory=list)
+
+    def put(self, entry: CacheEntry) -> None:
+        self.entries[entry.id] = self.changed[entry.id] = entry
+
+    def drop(self, entry_id: int) -> None:
+        self.entries.pop(entry_id)
+        self.gone.add(entry_id)
+
+
+def follow(root: str, rows: Iterable[CacheEntry], contents: Contents, next_id: int, *, doubtful: bool) -> Following:
+    """Look at what the files say that no row knows, and at those of moved rows; ``doubtful``: at all of them, since the
+    index may be an older one, or lack what came last."""
+    found = Following({row.id: row for row in rows})
+    known = {cache_path(row.key): row for row in found.entries.values() if row.state.is_whole}
+    lost = {row.id for name, row in known.items() if row.home is not None and name not in contents.published}
+    suspects = _claimed(root) if doubtful else frozenset[str]()
+    for name in contents.published:
+        row = known.get(name)
+        if row is not None and row.home is None and name not in suspects and not lost:
+            continue
+        key = key_of(name)
+        try:
+            said = label_of(root, name, key) if key is not None else None
+        except OSError:
+            continue  # as the row has it; without one it stays for whoever can read it
+        if said is not None and said.home is not None:
+            next_id += _follow_moved(found, row, said, lost, next_id)
+        elif row is not None and row.home is not None:
+            if said is not None and doubtful:
+                log.info("%s is at its source again, and the index does not know it", row.key)
+                found.put(_copy(row, said))
+            elif said is None:
+                found.unlabelled.append(row)
+    return found
+
+
+def _claimed(root: str) -> frozenset[str]:
+    """Files whose labels are worth to be read."""
+    named = inside.attributes(root, "files", label.NAME)
+    return frozenset(name for name, value in named if not isinstance(value, bytes) or label.claims_to_be_moved(value))
+
+
+def _follow_moved(found: Following, row: CacheEntry | None, said: Label, lost: set[int], next_id: int) -> int:
+    """A file says that it was moved, and ``row`` is that of its name. Returns how many new numbers were used."""
+    if row is not None and row.home is not None and row.id == said.entry_id:
+        if row.home != said.home:
+            found.put(replace(row, home=said.home))
+        return 0
+    if said.entry_id in lost:
+        if row is not None:
+            found.drop(row.id)
+        lost.discard(said.entry_id)
+        before = found.entries[said.entry_id]
+        inode = before.source_file.inode
+        found.put(replace(before, source_file=replace(said.file, inode=inode), home=said.home, ranges=_all(said)))
+        return 0
+    if row is not None and row.home is not None:
+        found.unlabelled.append(row)
+        return 0
+    log.warning("%s was moved to the SSD, and the index does not know it: it is found again", said.file.key)
+    moved = moved_entry(row.id if row is not None else next_id, said)
+    if row is not None:
+        moved = replace(row, source_file=said.file, state=EntryState.MOVED, ranges=_all(said), home=moved.home)
+    for other in [entry for entry in found.entries.values() if entry.key == said.file.key]:
+        found.drop(other.id)
+    found.gone.discard(moved.id)
+    found.put(moved)
+    if moved.id != said.entry_id:
+        found.unlabelled.append(moved)
+    return int(row is None)
+
+
+def _copy(row: CacheEntry, said: Label) -> CacheEntry:
+    return replace(row, source_file=said.file, state=EntryState.CACHED, ranges=_all(said), home=None)
+
+
+def _all(said: Label) -> Ranges:
+    return Ranges.of([(0, said.file.size)])
+
+
+def write_labels(folder: Folder, entries: Iterable[CacheEntry], sizes: Mapping[str, int]) -> None:
+    """Let moved files say again what they should: an index may be lost, and labels go where nobody copies them."""
+    written = 0
+    for entry in entries:
+        if sizes.get(cache_path(entry.key), -1) < 0:
+            continue
+        try:
+            if not moved_disk.relabel(folder, Label(entry.source_file, entry.begun_at, entry.home, entry.id)):
+                break  # nor will the SSD take the others
+        except OSError as error:
+            log.debug("%s cannot be labelled: %s", entry.key, error)
+            continue
+        written += 1
+    if written:
+        log.info("moved files that say again that they are the only ones: %d", written)

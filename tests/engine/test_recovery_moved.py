@@ -1,0 +1,254 @@
+"""What a start makes of moved files whose index, labels or modes are not what they were: nothing of them is lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cachefs.cache import keepsake, label
+from cachefs.cache.store import Store, open_store
+from cachefs.errors import CacheError
+from cachefs.model import CacheEntry, DropCause, EntryState, Fingerprint, Home, Phase, SourceName
+from tests.engine.cachekit import MEDIA, ROOMY, cached, content, key, names, opened, source_file
+
+DATA = b"0123456789"
+FOUND = "was moved to the SSD, and the index does not know it: it is found again"
+LOST = "the index .* is gone"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def on_ssd(root: Path, path: str) -> Path:
+    return root / "files" / MEDIA / path
+
+
+async def moved(store: Store, path: str, data: bytes = DATA) -> CacheEntry:
+    entry = await cached(store, path, data)
+    home = Home(Fingerprint(len(data), 1, 5, "uuid"), Phase.LEAVING, digest="d")
+    leaving = await store.moves.leave(entry, home)
+    assert leaving is not None
+    away = await store.moves.set_home(leaving, Home(home.fingerprint, Phase.AWAY, digest="d"))
+    assert away is not None
+    return away
+
+
+async def home_again(store: Store, entry: CacheEntry) -> None:
+    assert await store.moves.returned(entry, source_file(entry.key.path, entry.size)) is not None
+
+
+def index_of(root: Path) -> bytes:
+    return (root / "index.sqlite").read_bytes()
+
+
+def put_back(root: Path, index: bytes) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        (root / f"index.sqlite{suffix}").unlink(missing_ok=True)
+    (root / "index.sqlite").write_bytes(index)
+
+
+def lose_index(root: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        (root / f"index.sqlite{suffix}").unlink(missing_ok=True)
+
+
+def state(store: Store, path: str) -> EntryState | None:
+    entry = store.get(key(path))
+    return None if entry is None else entry.state
+
+
+# --- an older index --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.expected_warnings(FOUND)
+async def test_an_older_index_does_not_make_copies_of_moved_files(root: Path) -> None:
+    async with opened(root) as store:
+        await cached(store, "a")
+        await cached(store, "b")
+    older = index_of(root)
+    async with opened(root) as store:
+        for path in ("a", "b"):
+            await store.evict(key(path))
+        await store.remove_doomed()
+        await moved(store, "a")
+        await moved(store, "new")
+    put_back(root, older)
+    async with opened(root) as store:
+        assert [state(store, path) for path in ("a", "b", "new")] == [EntryState.MOVED, None, EntryState.MOVED]
+        store.gone(key("a"))
+        await store.remove_doomed()
+    async with opened(root) as store:
+        assert [content(store, entry) for entry in store.moves.all()] == [DATA, DATA]
+
+
+async def test_an_older_index_does_not_keep_what_has_come_home(root: Path) -> None:
+    async with opened(root) as store:
+        await moved(store, "a")
+    older = index_of(root)
+    async with opened(root) as store:
+        (entry,) = store.moves.all()
+        await home_again(store, entry)
+    put_back(root, older)
+    async with opened(root) as store:
+        assert state(store, "a") is EntryState.CACHED
+        assert not store.observe(source_file("a", 99))
+
+
+@pytest.mark.expected_warnings(FOUND)
+async def test_the_end_of_an_index_that_is_missing_is_read_off_the_files(root: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "picture"
+    async with opened(root) as store:
+        await cached(store, "a")
+        entry = store.get(key("a"))
+        assert entry is not None
+        before = index_of(root), (root / "index.sqlite-wal").read_bytes()
+        home = Home(entry.fingerprint, Phase.LEAVING)
+        assert await store.moves.leave(entry, home) is not None
+        shutil.copytree(root, picture)
+    put_back(picture, before[0])
+    (picture / "index.sqlite-wal").write_bytes(before[1])
+    async with opened(picture) as store:
+        assert state(store, "a") is EntryState.MOVED
+
+
+@pytest.mark.expected_warnings(FOUND)
+async def test_what_says_that_it_was_moved_is_not_removed_whatever_memory_says(root: Path) -> None:
+    async with opened(root) as store:
+        await moved(store, "other")
+        await cached(store, "a")
+        said = os.getxattr(on_ssd(root, "other"), label.NAME)
+        os.setxattr(on_ssd(root, "a"), label.NAME, said)
+        await store.drop(names("a"), DropCause.GONE)
+        await store.remove_doomed()
+        assert state(store, "a") is EntryState.MOVED
+        await store.moves.delete(key("other"))
+    async with opened(root) as store:
+        assert [content(store, entry) for entry in store.moves.all()] == [DATA]
+        await store.moves.delete(key("a"))  # a person does it
+        await store.remove_doomed()
+        assert not on_ssd(root, "a").exists()
+
+
+@pytest.mark.expected_warnings(FOUND)
+async def test_no_copy_is_published_over_what_says_that_it_was_moved(root: Path) -> None:
+    async with opened(root) as store:
+        await moved(store, "other")
+        await cached(store, "a")
+        said = os.getxattr(on_ssd(root, "other"), label.NAME)
+        os.setxattr(on_ssd(root, "a"), label.NAME, said)
+        await store.drop(names("a"), DropCause.CHANGED)
+        with pytest.raises(AssertionError):
+            await cached(store, "a", b"anew", mtime_ns=2)
+        assert on_ssd(root, "a").read_bytes() == DATA
+        await store.remove_doomed()
+        assert state(store, "a") is EntryState.MOVED
+
+
+# --- labels that cannot be read --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ordinary_root() -> Iterator[Path]:
+    """A cache folder of an ordinary user, who runs the test."""
+    uid = os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:
+        if uid == 0:
+            os.chown(folder, 65534, 65534)
+            os.seteuid(65534)
+        try:
+            yield Path(folder, "cache")
+        finally:
+            os.seteuid(uid)
+
+
+@pytest.mark.expected_warnings(LOST)
+@pytest.mark.parametrize("mode", [0o000, 0o200])
+async def test_a_moved_file_that_not_even_its_owner_may_read_is_found_again(ordinary_root: Path, mode: int) -> None:
+    async with opened(ordinary_root) as store:
+        await moved(store, "a")
+    on_ssd(ordinary_root, "a").chmod(mode)
+    lose_index(ordinary_root)
+    async with opened(ordinary_root) as store:
+        assert state(store, "a") is EntryState.MOVED
+    assert stat.S_IMODE(on_ssd(ordinary_root, "a").stat().st_mode) == mode
+
+
+@pytest.mark.expected_warnings(LOST, FOUND, "cannot be looked at .*: it may be an only copy, and is kept")
+async def test_a_file_whose_label_the_ssd_cannot_read_is_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(root) as store:
+        await moved(store, "a")
+    lose_index(root)
+
+    def fail(*_: object, **__: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "getxattr", fail)
+        async with opened(root) as store:
+            assert state(store, "a") is None
+    assert on_ssd(root, "a").read_bytes() == DATA
+    async with opened(root) as store:
+        assert state(store, "a") is EntryState.MOVED
+
+
+# --- labels that are lost --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.expected_warnings(LOST)
+async def test_a_start_lets_moved_files_say_again_that_they_are_the_only_ones(root: Path) -> None:
+    async with opened(root) as store:
+        before = await moved(store, "a")
+    os.removexattr(on_ssd(root, "a"), label.NAME)
+    async with opened(root):
+        pass
+    lose_index(root)
+    async with opened(root) as store:
+        (entry,) = store.moves.all()
+        assert entry.home is not None
+        assert before.home is not None
+        assert entry.home.digest == before.home.digest
+
+
+# --- a start that is refused -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.expected_warnings(LOST)
+async def test_a_refused_start_leaves_the_cache_folder_to_its_own_sources(root: Path) -> None:
+    async with opened(root) as store:
+        await moved(store, "a")
+    lose_index(root)
+    (root / keepsake.NAME).unlink()
+    for _ in range(2):
+        with pytest.raises(CacheError, match="there is no source Media in the configuration"):
+            async with open_store(root, ROOMY, {SourceName("Misspelled"): "/mnt/media"}):
+                pytest.fail("it was opened")
+    async with opened(root) as store:
+        assert state(store, "a") is EntryState.MOVED
+
+
+# --- moved files that somebody has taken away ------------------------------------------------------------------------
+
+
+@pytest.mark.expected_warnings("it was removed behind cachefs")
+async def test_a_moved_file_that_was_brought_home_by_hand_is_copied_again(root: Path) -> None:
+    async with opened(root) as store:
+        await moved(store, "a")
+        await moved(store, "b")
+    on_ssd(root, "a").unlink()
+    on_ssd(root, "b").unlink()
+    async with opened(root) as store:
+        assert state(store, "a") is None
+        await cached(store, "a")
+        c = await moved(store, "c")
+        assert await store.moves.rename(c.key, key("b"))
+    async with opened(root) as store:
+        assert [state(store, path) for path in ("a", "b")] == [EntryState.CACHED, EntryState.MOVED]
+        assert store.recovery.kept == 2
