@@ -25,6 +25,7 @@ class Flaw(enum.Enum):
     UNRECORDED = "the index does not speak of it"
     UNCLAIMED_ROW = "the index speaks of it, and nothing is served from it"
     LEFTOVER = "no copy accounts for it"
+    ALONE = "it may be the only one: it does not say whose copy it is, and its source does not have it"
     FOREIGN = "cachefs did not make it"
     INDEX = "the index is damaged"
     UNCOMPARED = "it cannot be compared now"
@@ -42,6 +43,7 @@ class Flaw(enum.Enum):
 _REMEDIES = {
     Flaw.UNCLAIMED_ROW: "cachefs verify --repair removes the row",
     Flaw.LEFTOVER: "cachefs verify --repair removes it",
+    Flaw.ALONE: "it is kept, and used for nothing: copy it to its source, or delete it there",
     Flaw.FOREIGN: "look at it, and remove it yourself; cachefs follows no link and enters no other file system",
     Flaw.INDEX: "stop cachefs and start it again: it makes the index anew from what is on the SSD",
     Flaw.LOST: "look after the SSD, and bring the file back from a backup; cachefs keeps what is there",

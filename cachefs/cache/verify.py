@@ -16,6 +16,7 @@ from typing import Protocol
 
 import trio
 
+from cachefs.cache.adoption import key_of
 from cachefs.cache.copying import Chunk, read_chunk
 from cachefs.cache.filecopy import SourceFiles, close_at_source
 from cachefs.cache.moving import Movers
@@ -276,6 +277,18 @@ class Verification:
         return name == folder or name.startswith(f"{folder}/")
 
     async def _judge_leftover(self, name: str) -> None:
+        size = self._upkeep.aside_bytes(name)
+        if size is not None:
+            key = key_of(name)
+            try:
+                is_home = key is not None and await self._size_at_home(key) == size
+            except OSError as error:
+                detail = error.strerror or str(error)
+                self._findings.append(Finding(Flaw.UNCOMPARED, self._upkeep.place(name), detail=detail))
+                return
+            if not is_home:
+                self._findings.append(Finding(Flaw.ALONE, self._upkeep.place(name)))
+                return
         mended, detail = "", ""
         if self._wish.repair:
             try:
@@ -290,13 +303,30 @@ class Verification:
             self._findings.append(finding)
         for entry in besides.unrecorded:
             await self._judge(entry, Flaw.UNRECORDED)
-        mended = ""
-        if self._wish.repair and besides.unclaimed_rows:
-            await self._upkeep.remove_rows(besides.unclaimed_rows)
-            mended = _REMOVED
         for row in besides.unclaimed_rows:
-            flaw = Flaw.UNCLAIMED_ROW if row.home is None else Flaw.LOST
+            at_home = row.home is not None and await self._is_at_home(row.key)
+            mended = ""
+            if self._wish.repair or at_home:
+                await self._upkeep.remove_rows((row,))
+                mended = _REMOVED
+            flaw = Flaw.UNCLAIMED_ROW if row.home is None or at_home else Flaw.LOST
             self._findings.append(Finding(flaw, self._upkeep.place(name_of(row)), row.key, mended=mended))
+
+    async def _is_at_home(self, key: FileKey) -> bool:
+        try:
+            return await self._size_at_home(key) is not None
+        except OSError:
+            return False
+
+    async def _size_at_home(self, key: FileKey) -> int | None:
+        """How large the source's file of this name is; None when it has none. Raises ``OSError`` when it does not
+        tell."""
+        try:
+            return (await self._files.stat(key)).size
+        except OSError as error:
+            if error.errno not in (*_GONE, errno.EINVAL):
+                raise
+            return None
 
 
 def first_difference(file: Descriptor, chunk: Chunk, start: int) -> int | None:

@@ -13,13 +13,14 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from cachefs.cache import label
 from cachefs.cache.moving import Movers
 from cachefs.cache.places import Hold, Homes
 from cachefs.cache.populate import CopySettings
 from cachefs.cache.store import Store
 from cachefs.cache.verify import Verification, Wish
 from cachefs.errors import SourceOffline
-from cachefs.model import CacheEntry
+from cachefs.model import CacheEntry, FileKey, Home, Phase, SourceFile
 from cachefs.ranges import Ranges
 from cachefs.verification import Flaw, Report
 from tests.engine.cachekit import MEDIA, begun, key, listed, opened, write
@@ -327,6 +328,59 @@ async def test_no_source_is_read_while_somebody_reads_from_it(
 
 
 # --- what belongs to no copy -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.expected_warnings("the index .* is gone", "are kept and not used: 4")
+async def test_what_may_be_the_only_copy_is_removed_only_when_its_source_has_it(root: Path, source: FakeSource) -> None:
+    async with opened(root) as store:
+        for path in ("home", "changed", "alone", "away"):
+            await Cache(store, source, root).cached(path)
+    for path in ("home", "changed", "alone", "away"):
+        os.removexattr(root / "files" / MEDIA / path, label.NAME)
+    for suffix in ("", "-wal", "-shm"):
+        (root / f"index.sqlite{suffix}").unlink(missing_ok=True)
+    source.write("changed", DATA + b"more")
+    (source.root / "alone").unlink()
+    async with opened(root) as store:
+        cache = Cache(store, source, root)
+        stat = FakeSource.stat
+
+        async def away(slow: FakeSource, file: FileKey) -> SourceFile:
+            if file.path == "away":
+                raise OSError(errno.EIO, "it is offline")
+            return await stat(slow, file)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(FakeSource, "stat", away)
+            report = await cache.verify(repair=True)
+        found = {Path(finding.place).name: finding.flaw for finding in report.findings}
+        assert found == {
+            "home": Flaw.LEFTOVER,
+            "changed": Flaw.ALONE,
+            "alone": Flaw.ALONE,
+            "away": Flaw.UNCOMPARED,
+        }
+        assert listed(root) == {"files/Media/changed", "files/Media/alone", "files/Media/away"}
+        assert len((await cache.verify()).findings) == 3
+
+
+@pytest.mark.expected_warnings("it was removed behind cachefs")
+async def test_a_moved_file_that_is_at_its_source_again_is_not_missed_on_the_ssd(
+    root: Path, source: FakeSource
+) -> None:
+    async with opened(root) as store:
+        for path in ("home", "lost"):
+            entry = await Cache(store, source, root).cached(path)
+            assert await store.moves.leave(entry, Home(entry.fingerprint, Phase.AWAY)) is not None
+    for path in ("home", "lost"):
+        (root / "files" / MEDIA / path).unlink()
+    (source.root / "lost").unlink()
+    async with opened(root) as store:
+        cache = Cache(store, source, root)
+        report = await cache.verify()
+        assert flaws(report) == {"home": Flaw.UNCLAIMED_ROW, "lost": Flaw.LOST}
+        assert [finding.mended for finding in report.findings if finding.flaw is Flaw.UNCLAIMED_ROW] == ["removed"]
+        assert flaws(await cache.verify()) == {"lost": Flaw.LOST}
 
 
 async def test_leftovers_are_named_and_removed_with_repair(root: Path, source: FakeSource) -> None:
