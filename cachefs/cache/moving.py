@@ -311,9 +311,10 @@ class Movers:
         except CacheError as error:
             raise OSError(error.number, str(error), key.path) from error
 
-    async def let_go(self, key: FileKey, number: int) -> None:
-        """A moved file was deleted: its source need not keep its place. Raises ``OSError``."""
-        await self._homes.let_go(key, number, keep=False)
+    async def let_go(self, key: FileKey, number: int, *, in_use: bool) -> None:
+        """A moved file was deleted: its source need not keep its place; nor its number, unless it is ``in_use``. Raises
+        ``OSError``."""
+        await (self._homes.set_aside(key, number) if in_use else self._homes.let_go(key, number, keep=False))
 
     # --- looking ---
 

@@ -42,6 +42,8 @@ _PATIENCE_S = 2.0
 _RENAME_NOREPLACE = 1
 _OTHER_FILESYSTEM = "it is on another file system than its source's root"
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_DELETED = ".deleted"
+"""What follows the number of a file that was deleted while somebody had it open."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -133,11 +135,16 @@ class Homes:
         """The file will not come back (or, ``keep``, not now): what is kept of it takes no room any more."""
         await self.change(key, _trim if keep else _let_go, self._source(key), kept)
 
+    async def set_aside(self, key: FileKey, kept: int) -> None:
+        """The file will not come back, but its number is not to be another's yet: ``let_go`` ends that. What a crash
+        leaves of it is not taken for a moved file's."""
+        await self.change(key, _set_aside, self._source(key), kept)
+
     async def filled(self, key: FileKey) -> frozenset[int]:
         """The numbers of those that are kept at this file's source with bytes in them."""
         source = self._source(key)
         sizes = await source.call_gently(_sizes, source)
-        return frozenset(number for number, size in sizes.items() if size)
+        return frozenset(int(name) for name, size in sizes.items() if size and name.isdigit())
 
     async def count_kept(self, source: Source) -> int:
         """How many files this source keeps places for. Raises ``OSError``."""
@@ -145,12 +152,13 @@ class Homes:
 
     async def tidy(self, name: SourceName, moved: Callable[[], Set[int]]) -> None:
         """Remove what is kept at a source of files that are moved no more: all but these numbers, and those that the
-        kernel knows. What has bytes stays."""
+        kernel knows. What has bytes stays, unless its file was deleted."""
         source = self._named(name)
         sizes = await source.call_gently(_sizes, source)
-        keep, knows = moved(), self._union.inodes.knows  # asked now: what was empty by then is among them
-        spare = {number for number, size in sizes.items() if not size and number not in keep and not knows(number)}
-        await source.call_gently(_remove, source, spare)
+        keep = set(map(str, moved()))  # asked now: what was there by then is among them
+        empty = {name for name, size in sizes.items() if not (size and name.isdigit())} - keep
+        known = {name for name in empty if self._union.inodes.knows(int(name.removesuffix(_DELETED)))}
+        await source.call_gently(_remove, source, empty - known)
 
     def _source(self, key: FileKey) -> Source:
         return self._named(key.source)
@@ -345,21 +353,35 @@ def _make_folders(source: Source, path: str) -> None:
 
 def _trim(source: Source, kept: int) -> None:
     with suppress(FileNotFoundError), _reserved(source, make=False) as folder:
-        number = os.open(str(kept), os.O_WRONLY | _FILE, dir_fd=folder)
-        try:
-            info = os.fstat(number)
-            if info.st_size and info.st_nlink == 1:  # another name would be its own: it is at home
-                os.ftruncate(number, 0)
-                os.fsync(number)
-        finally:
-            os.close(number)
+        for name in (str(kept), f"{kept}{_DELETED}"):
+            with suppress(FileNotFoundError):
+                _empty(folder, name)
+
+
+def _empty(folder: int, name: str) -> None:
+    number = os.open(name, os.O_WRONLY | _FILE, dir_fd=folder)
+    try:
+        info = os.fstat(number)
+        if info.st_size and info.st_nlink == 1:  # another name would be its own: it is at home
+            os.ftruncate(number, 0)
+            os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def _let_go(source: Source, kept: int) -> None:
     with suppress(FileNotFoundError), _reserved(source, make=False) as folder:
-        os.unlink(str(kept), dir_fd=folder)
+        try:
+            os.unlink(f"{kept}{_DELETED}", dir_fd=folder)
+        except FileNotFoundError:
+            os.unlink(str(kept), dir_fd=folder)
         sync_names(folder)
     _remove_reserved(source)
+
+
+def _set_aside(source: Source, kept: int) -> None:
+    with suppress(FileNotFoundError), _reserved(source, make=False) as folder:
+        os.rename(str(kept), f"{kept}{_DELETED}", src_dir_fd=folder, dst_dir_fd=folder)
 
 
 def _count_kept(source: Source) -> int:
@@ -378,20 +400,19 @@ def _count_names(root: int) -> int:
         os.close(folder)
 
 
-def _sizes(source: Source) -> dict[int, int]:
-    """What is kept, by its number."""
+def _sizes(source: Source) -> dict[str, int]:
+    """What is kept, by its name there."""
     with suppress(FileNotFoundError), _reserved(source, make=False) as folder:
         found = {name: os.stat(name, dir_fd=folder, follow_symlinks=False) for name in os.listdir(folder)}
-        return {
-            int(name): info.st_size for name, info in found.items() if name.isdigit() and stat.S_ISREG(info.st_mode)
-        }
+        ours = {name: info for name, info in found.items() if name.removesuffix(_DELETED).isdigit()}
+        return {name: info.st_size for name, info in ours.items() if stat.S_ISREG(info.st_mode)}
     return {}
 
 
-def _remove(source: Source, spare: Set[int]) -> None:
+def _remove(source: Source, spare: Set[str]) -> None:
     with suppress(FileNotFoundError), _reserved(source, make=False) as folder:
-        for name in map(str, spare):
+        for name in spare:
             with suppress(FileNotFoundError):
-                if not os.stat(name, dir_fd=folder, follow_symlinks=False).st_size:
+                if not (name.isdigit() and os.stat(name, dir_fd=folder, follow_symlinks=False).st_size):
                     os.unlink(name, dir_fd=folder)
     _remove_reserved(source)

@@ -49,8 +49,8 @@ class Home(Protocol):
         """Wait until none below it is just giving up its place at its source."""
         ...
 
-    async def let_go(self, key: FileKey, number: int, /) -> None:
-        """Its source need not keep its place any more."""
+    async def let_go(self, key: FileKey, number: int, /, *, in_use: bool) -> None:
+        """Its source need not keep its place any more; nor, unless it is ``in_use``, its number."""
         ...
 
 
@@ -118,7 +118,7 @@ class MovedFiles:
         async with self._held(moved) as gone:
             self._routing.withdraw(moved.key)
             _refuse_undone(await self._files.delete(moved.key), moved.key)
-        await self._union.when_forgotten(gone.node, partial(self._let_go, moved))
+        await self._ended(gone.node, moved)
         await self.tell_folders(moved.key)
         return gone
 
@@ -144,7 +144,7 @@ class MovedFiles:
             self._routing.withdraw(new)
             _refuse_undone(await self._files.rename(old, new), old)
         if replaced is not None and gone is not None:
-            await self._union.when_forgotten(gone.node, partial(self._let_go, replaced))
+            await self._ended(gone.node, replaced)
         return Renamed(self._node(moved), gone, there is not None)
 
     async def yield_to(
@@ -167,7 +167,7 @@ class MovedFiles:
             )  # what becomes of it in an error is looked at by whoever settles such files
             self._routing.withdraw(key)
             await self._files.delete(key)
-        await self._union.when_forgotten(gone.node, partial(self._let_go, moved))
+        await self._ended(gone.node, moved)
         return gone, result
 
     async def left(self, key: FileKey) -> None:
@@ -219,11 +219,17 @@ class MovedFiles:
             finally:
                 await source.discard(coming)
 
-    async def _let_go(self, moved: CacheEntry) -> None:
+    async def _ended(self, node: Node | None, moved: CacheEntry) -> None:
+        """It is deleted: nobody but those who have it open, while the kernel knows it, needs what is kept of it."""
+        await self._union.when_forgotten(node, partial(self._let_go, moved))
+        if node is not None:
+            await self._let_go(moved, in_use=True)
+
+    async def _let_go(self, moved: CacheEntry, *, in_use: bool = False) -> None:
         if self._homes is None:
             return
         try:
-            await self._homes.let_go(moved.key, moved.source_file.inode)
+            await self._homes.let_go(moved.key, moved.source_file.inode, in_use=in_use)
         except OSError as error:
             log.info("what source %s keeps of the deleted %s stays there: %s", moved.key.source, moved.key.path, error)
 

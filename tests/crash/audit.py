@@ -182,7 +182,7 @@ def _half_home(stage: Stage) -> str:
         kept = sorted(path for path in (stage.source / RESERVED).iterdir() if path.stat().st_size)
     except FileNotFoundError:
         return ""
-    filled = [path.name for path in kept if int(path.name) in moved]
+    filled = [path.name for path in kept if path.name.isdigit() and int(path.name) in moved]
     return f"moved files take room at their source: {', '.join(filled)}" if filled else ""
 
 

@@ -34,6 +34,8 @@ PARTS_AND_OTHERS = {
     "changes._unlink_for_good": "a part of _remove",
     "homes._reserve": "a part of a move",
     "homes._remove_reserved": "a part of a return",
+    "homes._empty": "a part of _trim",
+    "homes._set_aside": "it tells whoever looks for an SSD that is not there, and no file rests on it",
     **dict.fromkeys(("foldertimes.unseen", "foldertimes.touch"), "a folder's time, which is no part of any file"),
     **dict.fromkeys(("homes._reserved", "homes._make_folders", "homes._rename_to_nothing"), "parts of a return"),
     "homes._remove": "it follows the restoration of a whole source",

@@ -6,15 +6,19 @@ import errno
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
+from cachefs.cache.places import Stays
 from cachefs.cache.restoring import Restoration
 from cachefs.fs import foldertimes
 from cachefs.fs.foldertimes import unseen
 from cachefs.fs.found import RESERVED
+from cachefs.fs.homes import Homes
 from cachefs.fs.times import set_times
 from cachefs.model import SourceName
 from cachefs.verification import Flaw
@@ -193,6 +197,8 @@ async def test_who_restores_everything_leaves_nothing_of_deleted_files_at_any_so
             await trio.to_thread.run_sync(kernel_of(fs).unlink, path)
         await Restoration(fs.movers, (), fs.union.sources).run()
         assert [len(kept_at(folder)) for folder in fs.folders.values()] == [2, 1, 1], "no other file gets their numbers"
+        counted = [await Homes(fs.union).count_kept(source) for source in fs.union.sources.values()]
+        assert counted == [1, 0, 0], "nobody takes them for files of an SSD that is not there"
     async with rooms(tmp_path, *paths) as fs:
         films, series, away = fs.folders.values()
         (films / RESERVED / "1000000").write_bytes(b"what could not be brought home")
@@ -207,6 +213,25 @@ async def test_who_restores_everything_leaves_nothing_of_deleted_files_at_any_so
         assert len(kept_at(away)) == 1
         await fs.movers.restore(entry.key)
         assert (films / "stays").stat().st_ino == entry.source_file.inode & 0xFFFF_FFFF_FFFF
+
+
+async def test_a_file_that_is_deleted_on_its_way_home_while_somebody_has_it_open_takes_no_room(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        put(fs, FILM, CONTENT)
+        key = await fs.moved(FILM)
+        number = (await fs.node(FILM)).number
+        bring = fs.movers.carrying.bring
+
+        async def late(*args: Any) -> None:
+            await bring(*args)
+            await trio.to_thread.run_sync(kernel_of(fs).unlink, FILM)
+
+        with pytest.MonkeyPatch.context() as patch, suppress(Stays, OSError):
+            patch.setattr(fs.movers.carrying, "bring", late)
+            await fs.movers.restore(key)
+        (kept,) = (fs.folder / RESERVED).iterdir()
+        assert (kept.name, kept.stat().st_size) == (f"{number}.deleted", 0)
+        assert not (fs.folder / FILM).exists()
 
 
 # --- folders that are deleted behind the mount -----------------------------------------------------------------------
