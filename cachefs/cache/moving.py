@@ -44,6 +44,7 @@ Ts = TypeVarTuple("Ts")
 LOOK_EVERY_S = 30.0
 """How soon what could not be moved, or settled, is tried again."""
 _TRIES = 3
+_ROTTEN = "its bytes on the SSD are not those that were moved (see cachefs verify)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +81,14 @@ class Movers:
         self._turns: dict[FileKey | int, trio.Lock] = {}
         self._not_before: dict[int, float] = {}
         self._stays: dict[FileKey, str] = {}
+        self._damaged: dict[FileKey, str] = {}
         self._restoring: dict[FileKey, RestoreProgress] = {}
         self._leaving: dict[FileKey, trio.Event] = {}
 
     def problems(self) -> tuple[tuple[FileKey, str], ...]:
-        """Moved files that cannot be settled or restored as they should, and why."""
-        return tuple(sorted((key, why) for key, why in self._stays.items() if self._store.moves.get(key) is not None))
+        """Moved files that cannot be settled or restored as they should, or whose bytes the SSD has lost, and why."""
+        known = {**self._stays, **self._damaged}
+        return tuple(sorted((key, why) for key, why in known.items() if self._store.moves.get(key) is not None))
 
     def moved(self) -> list[CacheEntry]:
         """Every moved file that is there."""
@@ -336,14 +339,33 @@ class Movers:
         return problem
 
     async def look(self, key: FileKey) -> None:
-        """See that the SSD has a moved file. Raises ``OSError``."""
+        """See that the SSD has a moved file. Raises ``OSError``; ``problems`` has it from then on."""
         entry = self._store.moves.get(key)
         if entry is not None:
-            await self._store.on_ssd(moved_bytes.state_at, self._store.file_of(entry))
+            with self._noting(key):
+                await self._store.on_ssd(moved_bytes.state_at, self._store.file_of(entry))
+            if self._damaged.get(key) != _ROTTEN:
+                self._damaged.pop(key, None)
 
     async def has_its_bytes(self, key: FileKey, account: Callable[[int], None]) -> bool:
         """Whether a moved file's bytes are those that were moved. Of one that was written since they are taken as they
-        are, to be told by from now on. Raises ``OSError`` when they cannot be read."""
+        are, to be told by from now on. Raises ``OSError`` when they cannot be read. ``problems`` has what is wrong."""
+        with self._noting(key):
+            has_them = await self._has_its_bytes(key, account)
+            self._damaged.pop(key, None)
+            if not has_them:
+                self._damaged[key] = _ROTTEN
+            return has_them
+
+    @contextmanager
+    def _noting(self, key: FileKey) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._damaged[key] = f"its only copy cannot be read: {error.strerror or error} (see cachefs verify)"
+            raise
+
+    async def _has_its_bytes(self, key: FileKey, account: Callable[[int], None]) -> bool:
         entry = self._store.moves.get(key)
         if entry is None or entry.home is None:
             return True
