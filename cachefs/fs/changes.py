@@ -138,6 +138,7 @@ class Changes:
             moved = self._moved.get(key)
             if moved is not None:
                 await self._forget_name(await self._moved.delete(moved), Link(parent.number, name))
+                self._union.watched.touched(parent)
             else:
                 await self._remove(parent, name, os.unlink)
 
@@ -247,6 +248,8 @@ class Changes:
         old_key, new_key = keys
         if self._moved.get(old_key) is not None:
             await self._rename_moved(names, keys, new_targets)
+            self._union.watched.touched(names.old[0])
+            self._union.watched.touched(names.new[0])
             return True
         if self._moved.get(new_key) is None:
             return False

@@ -23,6 +23,7 @@ from cachefs.fs.reach import Child
 from cachefs.fs.remembered import HOLDS_S
 from cachefs.fs.tree import named
 from cachefs.fs.union import Union
+from cachefs.model import FileKey
 
 _LOOK_AT_ONCE = 512
 """Names of a folder that one thread hop asks attributes of."""
@@ -36,6 +37,10 @@ class _Kept:
     reading."""
 
     reading: Reading
+    keys: tuple[FileKey, ...]
+    """The folder's, when it was read."""
+    as_of: int
+    """What was changed through the mount since the count was this is not told as it was seen."""
     looking: trio.Lock = field(default_factory=trio.Lock)
     """Held by whoever looks at names of it."""
 
@@ -59,6 +64,7 @@ class Listings:
         begin = listing.after(place)
         await self._look_on(folder, kept, begin)
         end = listing.fits(begin, room)
+        self._mind_changes(folder, kept, range(begin, end))
         steady = self._is_true(folder, reading)
         numbers: dict[int, int] = {}
         folders = reading.kind is Told.CERTAIN
@@ -107,7 +113,8 @@ class Listings:
         if kept is not None and (place or self._is_true(folder, kept.reading)):
             self._kept.move_to_end(folder.number)
             return kept
-        kept = _Kept(await self._union.contents.read(folder, _LOOK_AT_ONCE))
+        keys, as_of = self._union.keys(folder), self._union.touches.count
+        kept = _Kept(await self._union.contents.read(folder, _LOOK_AT_ONCE), keys, as_of)
         self._kept[folder.number] = kept
         self._kept.move_to_end(folder.number)
         names = sum(len(other.reading.listing) for other in self._kept.values())
@@ -122,6 +129,23 @@ class Listings:
             async with kept.looking:
                 if not listing.is_looked_at(begin):
                     await self._union.contents.look_on(folder, kept.reading, begin, _LOOK_AT_ONCE)
+
+    def _mind_changes(self, folder: Node, kept: _Kept, told: range) -> None:
+        """Only the names are told of files that were changed through the mount since they were looked at."""
+        listing, now = kept.reading.listing, self._union.touches.count
+        if kept.as_of == now:
+            return
+        touched = self._union.touches.since(kept.as_of)
+        if touched is None or self._union.keys(folder) != kept.keys:
+            for index in told:
+                listing.tell_name_only(index)
+            return
+        for key in touched:
+            above, _, name = key.path.rpartition("/")
+            if FileKey(key.source, above) in kept.keys:
+                listing.tell_name_only(name)
+        if not kept.looking.locked():  # else somebody is looking: what he has seen may be older than this
+            kept.as_of = now
 
     def _is_true(self, folder: Node, reading: Reading) -> bool:
         """Whether nothing has happened in the folder since it was read."""

@@ -118,6 +118,7 @@ class MovedFiles:
         async with self._held(moved) as gone:
             self._routing.withdraw(moved.key)
             _refuse_undone(await self._files.delete(moved.key), moved.key)
+        self._union.touched((moved.key,))
         await self._ended(gone.node, moved)
         await self.tell_folders(moved.key)
         return gone
@@ -143,6 +144,7 @@ class MovedFiles:
                 await self._files.replacing(old, (await self._union.files.identified(new, there)).fingerprint)
             self._routing.withdraw(new)
             _refuse_undone(await self._files.rename(old, new), old)
+        self._union.touched((old, new))
         if replaced is not None and gone is not None:
             await self._ended(gone.node, replaced)
         return Renamed(self._node(moved), gone, there is not None)
@@ -167,6 +169,7 @@ class MovedFiles:
             )  # what becomes of it in an error is looked at by whoever settles such files
             self._routing.withdraw(key)
             await self._files.delete(key)
+        self._union.touched((key,))
         await self._ended(gone.node, moved)
         return gone, result
 

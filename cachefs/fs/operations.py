@@ -12,6 +12,7 @@ import logging
 import os
 import stat as st
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
@@ -71,6 +72,8 @@ class _OpenFolder:
     names: list[str] = field(default_factory=list)
     found: list[Found | None] = field(default_factory=list)
     """Attributes of the names before ``len(found)``; None where a name was gone by then."""
+    as_of: int = 0
+    """How often something had been changed through the mount by then."""
 
 
 class Operations(pyfuse3.Operations):
@@ -302,8 +305,11 @@ class Operations(pyfuse3.Operations):
         await self._read_by_name(opened, start_id, token)
 
     async def _read_by_name(self, opened: _OpenFolder, start: int, token: pyfuse3.ReaddirToken) -> None:
+        changed, opened.as_of = self._union.touches.count != opened.as_of, self._union.touches.count
         if start == 0 or not opened.names:
             await self._read_folder(opened)
+        elif changed:
+            del opened.found[max(start, len(_DOTS)) :]  # it may be another file by now that has such a name
         names, found = opened.names, opened.found
         looked_up = self._union.inodes.looked_up
         for index in range(start, len(names)):
@@ -321,7 +327,7 @@ class Operations(pyfuse3.Operations):
         """Everything but a very large folder's end, in one thread hop."""
         listed = await self._union.contents.listing(opened.folder, _STAT_AT_ONCE)
         opened.names = [*_DOTS, *listed.names]
-        first = [listed.children.get(name) for name in listed.names[:_STAT_AT_ONCE]]
+        first = await self._in_order(opened.folder, listed.names[:_STAT_AT_ONCE], listed.children)
         opened.found = [listed.own, self._above(listed.own), *first]
 
     def _above(self, own: Found) -> Found:
@@ -335,7 +341,15 @@ class Operations(pyfuse3.Operations):
         begin = len(opened.found)
         names = opened.names[begin : begin + _STAT_AT_ONCE]
         found = await self._union.contents.children(opened.folder, names)
-        opened.found += [found.get(name) for name in names]
+        opened.found += await self._in_order(opened.folder, names, found)
+
+    async def _in_order(self, folder: Node, names: list[str], found: dict[str, Found]) -> list[Found | None]:
+        """What was found of each name. What is not there may be gone, or have moved just then."""
+        for name in names:
+            if name not in found:
+                with suppress(FileNotFoundError):
+                    found[name] = await self._union.lookup(folder, name)
+        return [found.get(name) for name in names]
 
     @_errors
     async def releasedir(self, fh: int) -> None:

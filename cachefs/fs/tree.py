@@ -25,6 +25,7 @@ from cachefs.fs.roots import Roots
 from cachefs.fs.source import Source
 from cachefs.fs.space import Space, total
 from cachefs.fs.stat import Stat
+from cachefs.fs.touched import Touched
 from cachefs.fs.watched import Watched
 from cachefs.model import FileKey, UnionPath
 from cachefs.paths import Layout
@@ -50,6 +51,7 @@ class Tree:
         self.remembered = Remembered(memory if memory is not None else NoMemory())
         self.roots = Roots(self.sources, self.remembered, self.inodes, tag_of)
         self.watched = Watched(self.inodes.leaves.close_folder, self._changed)
+        self.touches = Touched()
         self.certainty = Certain(self.sources, self.roots, self.remembered, self.watched)
         self.files = Files(self.sources, self.roots, witness, self.certainty.under, self.elsewhere)
         self.files_asked = Files(self.sources, self.roots, witness, _nothing_is_certain, self.elsewhere)
@@ -164,6 +166,7 @@ class Tree:
     def touched(self, keys: Iterable[FileKey]) -> None:
         """These files are being changed through the mount, or were just now."""
         for key in keys:
+            self.touches.touch(key)
             self.watched.touched_below(FileKey(key.source, key.path.rpartition("/")[0]))
 
     async def close_idle_folders(self) -> None:

@@ -75,3 +75,58 @@ def test_a_file_that_moves_or_comes_home_is_listed_once(kernel: WireKernel, seed
         moved ^= {name}
     for lister in listers:
         assert sorted(lister.names) == names
+
+
+def begun_without_its_last(kernel: WireKernel, folder: int) -> tuple[Lister, str]:
+    """A lister who has been told all but the end of the folder, and a name that is still to come."""
+    whole, lister = Lister(kernel, folder), Lister(kernel, folder)
+    whole.finish()
+    while len(lister.told) * 2 < len(whole.told):
+        lister.go_on()
+    last = whole.told[-1].name
+    assert last not in lister.names
+    return lister, last
+
+
+def test_who_is_told_of_a_name_later_is_not_told_of_the_file_that_has_lost_it(kernel: WireKernel) -> None:
+    folder, names = films(kernel, SOME)
+    lister, last = begun_without_its_last(kernel, folder)
+    old = kernel.look_up(folder, last)
+    kernel.unlink(folder, last)
+    new, handle = kernel.create(folder, last)
+    kernel.release(new, handle)
+    lister.finish()
+    assert sorted(lister.names) == names
+    assert {told.node for told in lister.told if told.name == last} <= {0, new}
+    assert old != new == kernel.look_up(folder, last)
+
+
+def test_who_is_told_of_a_file_later_is_not_told_the_size_that_it_had(kernel: WireKernel) -> None:
+    folder, _ = films(kernel, SOME)
+    old, last = begun_without_its_last(kernel, folder)
+    kernel.unlink(folder, last)
+    node, handle = kernel.create(folder, last)
+    lister = Lister(kernel, folder)
+    while lister.told[-1:] == [] or lister.told[-1].place < old.told[-1].place:
+        lister.go_on()
+    assert last not in lister.names
+    kernel.write(node, handle, b"written since")
+    lister.finish()
+    kernel.release(node, handle)
+    (told,) = [told for told in lister.told if told.name == last]
+    assert told.node == 0 or told.size == len(b"written since")
+
+
+def test_a_moved_file_that_was_deleted_is_not_told_as_it_was(kernel: WireKernel) -> None:
+    folder, names = films(kernel, SOME)
+    lister, last = begun_without_its_last(kernel, folder)
+    kernel.move(f"Films/{last}")
+    kernel.unlink(folder, last)
+    node, handle = kernel.create(folder, last)
+    kernel.release(node, handle)
+    lister.finish()
+    assert sorted(lister.names) == names
+    assert {told.node for told in lister.told if told.name == last} <= {0, node}
+    afterwards = Lister(kernel, folder)
+    afterwards.finish()
+    assert sorted(afterwards.names) == names

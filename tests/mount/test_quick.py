@@ -133,6 +133,27 @@ def test_who_reads_on_in_a_large_folder_that_somebody_has_begun_anew_misses_no_n
         assert len(kept) == len(set(kept)) == MANY
 
 
+def test_a_file_written_anew_is_not_taken_for_the_deleted_one_by_who_is_told_of_it_later(
+    mounted: RunningCachefs, source: Path
+) -> None:
+    films = mounted.mountpoint / "Films"
+    (source / "Films").mkdir()
+    for number in range(400):  # all of them are looked at for the first reply
+        (source / "Films" / f"film {number}").write_bytes(b"old")
+    with opened_folder(films) as whole:
+        last = [name for names in iter(lambda: getdents(whole, 1024), []) for name in names][-1]
+    (films / "another").touch()  # so that it is read anew, and not from what the kernel has kept
+    with opened_folder(films) as slow, (films / last).open("rb") as deleted:
+        getdents(slow, 1024)
+        (films / last).unlink()
+        (films / last).write_bytes(b"written anew")
+        assert last in [name for names in iter(lambda: getdents(slow, 1024), []) for name in names]
+        assert (films / last).read_bytes() == b"written anew"
+        (films / last).write_bytes(b"and again")
+        assert (source / "Films" / last).read_bytes() == b"and again"
+        assert deleted.read() == b"old"
+
+
 def test_a_folder_of_100000_is_listed_in_full_while_it_changes(mounted: RunningCachefs, source: Path) -> None:
     folder, here = source / "Films", mounted.mountpoint / "Films"
     folder.mkdir()
