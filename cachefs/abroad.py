@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from cachefs.fs.homes import kept_in
+from cachefs.fs.keepings import kept_in
 
 
 def count(source: Path) -> int:

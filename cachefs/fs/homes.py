@@ -14,19 +14,17 @@ import ctypes
 import errno
 import fcntl
 import os
-import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Set
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
 import trio
 
 from cachefs.descriptors import Descriptor, sync_names
-from cachefs.fs import reach
+from cachefs.fs import keepings, reach
 from cachefs.fs.foldertimes import unseen
 from cachefs.fs.found import RESERVED
 from cachefs.fs.source import Source
@@ -42,8 +40,6 @@ _PATIENCE_S = 2.0
 _RENAME_NOREPLACE = 1
 _OTHER_FILESYSTEM = "it is on another file system than its source's root"
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_DELETED = ".deleted"
-"""What follows the number of a file that was deleted while somebody had it open."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -117,7 +113,7 @@ class Homes:
 
     async def open_return(self, key: FileKey, kept: int) -> Descriptor:
         """The kept inode, or a new file in its place, open for writing what comes back; ``arrive`` names it."""
-        return await self.change(key, _open_reserved, self._source(key), kept)
+        return await self.change(key, keepings.open_one, self._source(key), kept)
 
     async def identify(self, key: FileKey, returning: Descriptor) -> SourceFile:
         """What the returning file is, as it will be known under its name."""
@@ -133,32 +129,32 @@ class Homes:
 
     async def let_go(self, key: FileKey, kept: int, *, keep: bool) -> None:
         """The file will not come back (or, ``keep``, not now): what is kept of it takes no room any more."""
-        await self.change(key, _trim if keep else _let_go, self._source(key), kept)
+        await self.change(key, keepings.trim if keep else keepings.let_go, self._source(key), kept)
 
     async def set_aside(self, key: FileKey, kept: int) -> None:
         """The file will not come back, but its number is not to be another's yet: ``let_go`` ends that. What a crash
         leaves of it is not taken for a moved file's."""
-        await self.change(key, _set_aside, self._source(key), kept)
+        await self.change(key, keepings.set_aside, self._source(key), kept)
 
     async def filled(self, key: FileKey) -> frozenset[int]:
         """The numbers of those that are kept at this file's source with bytes in them."""
         source = self._source(key)
-        sizes = await source.call_gently(_sizes, source)
+        sizes = await source.call_gently(keepings.sizes, source)
         return frozenset(int(name) for name, size in sizes.items() if size and name.isdigit())
 
     async def count_kept(self, source: Source) -> int:
         """How many files this source keeps places for. Raises ``OSError``."""
-        return await source.call(_count_kept, source)
+        return await source.call(keepings.count, source)
 
     async def tidy(self, name: SourceName, moved: Callable[[], Set[int]]) -> None:
         """Remove what is kept at a source of files that are moved no more: all but these numbers, and those that the
         kernel knows. What has bytes stays, unless its file was deleted."""
         source = self._named(name)
-        sizes = await source.call_gently(_sizes, source)
+        sizes = await source.call_gently(keepings.sizes, source)
         keep = set(map(str, moved()))  # asked now: what was there by then is among them
         empty = {name for name, size in sizes.items() if not (size and name.isdigit())} - keep
-        known = {name for name in empty if self._union.inodes.knows(int(name.removesuffix(_DELETED)))}
-        await source.call_gently(_remove, source, empty - known)
+        known = {name for name in empty if self._union.inodes.knows(int(name.removesuffix(keepings.DELETED)))}
+        await source.call_gently(keepings.remove, source, empty - known)
 
     def _source(self, key: FileKey) -> Source:
         return self._named(key.source)
@@ -168,15 +164,6 @@ class Homes:
         if source is None:
             raise OSError(errno.ENOENT, "no such source", name)
         return source
-
-
-def kept_in(source: Path) -> int:
-    """How many files the source in this folder keeps places for. Blocks; raises ``OSError``."""
-    number = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        return _count_names(number)
-    finally:
-        os.close(number)
 
 
 # --- in the source's threads -----------------------------------------------------------------------------------------
@@ -223,7 +210,7 @@ def _take_away(source: Source, path: str, kept: int | None, seen: SourceFile, ct
             else:
                 _refuse_other_filesystem(source, found)
                 if kept is not None:
-                    _mark(source, kept)
+                    keepings.mark(source, kept)
                 with unseen(folder, name):
                     os.unlink(name, dir_fd=folder)
         finally:
@@ -245,7 +232,7 @@ def _lease(number: int) -> bool:
 
 
 def _reserve(source: Source, folder: int, name: str, kept: int | None) -> None:
-    with _reserved(source) as reserved:
+    with keepings.opened(source) as reserved:
         try:
             with unseen(folder, name):
                 os.rename(name, str(kept), src_dir_fd=folder, dst_dir_fd=reserved)
@@ -256,14 +243,6 @@ def _reserve(source: Source, folder: int, name: str, kept: int | None) -> None:
         sync_names(reserved)
 
 
-def _mark(source: Source, kept: int) -> None:
-    """An empty file in the place of the inode that could not be kept: the source is known by it to have files that
-    moved, and is not taken for an empty mountpoint when that was its last one."""
-    with _reserved(source) as reserved:
-        os.close(os.open(str(kept), os.O_WRONLY | os.O_CREAT | _FILE, 0o600, dir_fd=reserved))
-        sync_names(reserved)
-
-
 def _refuse_other_filesystem(source: Source, found: Stat) -> None:
     """It could not come back by a renaming."""
     with source.folders.at("") as root:
@@ -271,41 +250,10 @@ def _refuse_other_filesystem(source: Source, found: Stat) -> None:
             raise OSError(errno.EXDEV, _OTHER_FILESYSTEM)
 
 
-@contextmanager
-def _reserved(source: Source, *, make: bool = True) -> Iterator[int]:
-    """The folder of what is kept, open; never what a link in its place leads to. ``FileNotFoundError`` where there is
-    none, unless it is to be made."""
-    with source.folders.at("") as root:
-        if make:
-            with suppress(FileExistsError):
-                with unseen(root, RESERVED):
-                    os.mkdir(RESERVED, 0o700, dir_fd=root)
-                sync_names(root)
-        number = os.open(RESERVED, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
-    try:
-        yield number
-    finally:
-        os.close(number)
-
-
-def _remove_reserved(source: Source) -> None:
-    with source.folders.at("") as root, suppress(OSError), unseen(root, RESERVED):  # something may be in it
-        os.rmdir(RESERVED, dir_fd=root)
-
-
-def _open_reserved(source: Source, kept: int) -> Descriptor:
-    with _reserved(source) as folder:
-        number = os.open(str(kept), os.O_RDWR | os.O_CREAT | _FILE, 0o600, dir_fd=folder)
-        if not stat.S_ISREG(os.fstat(number).st_mode):
-            os.close(number)
-            raise OSError(errno.EEXIST, f"{source.path}/{RESERVED}/{kept} is no file")
-        return Descriptor(number)
-
-
 def _arrive(source: Source, path: str, kept: int, returning: Descriptor) -> None:
     folder_path, name = reach.split(path)
     _make_folders(source, folder_path)
-    with source.folders.at(folder_path) as folder, _reserved(source) as reserved:
+    with source.folders.at(folder_path) as folder, keepings.opened(source) as reserved:
         _refuse_another(reserved, str(kept), returning)
         try:
             with unseen(folder, name):
@@ -316,7 +264,7 @@ def _arrive(source: Source, path: str, kept: int, returning: Descriptor) -> None
             raise OSError(errno.EXDEV, _OTHER_FILESYSTEM, path) from error
         sync_names(folder)
         sync_names(reserved)
-    _remove_reserved(source)
+    keepings.remove_folder(source)
 
 
 def _refuse_another(folder: int, name: str, opened: Descriptor) -> None:
@@ -349,70 +297,3 @@ def _make_folders(source: Source, path: str) -> None:
             sync_names(folder)
             source.folders.forget(below)  # what may be open is one that was deleted
         above = below
-
-
-def _trim(source: Source, kept: int) -> None:
-    with suppress(FileNotFoundError), _reserved(source, make=False) as folder:
-        for name in (str(kept), f"{kept}{_DELETED}"):
-            with suppress(FileNotFoundError):
-                _empty(folder, name)
-
-
-def _empty(folder: int, name: str) -> None:
-    number = os.open(name, os.O_WRONLY | _FILE, dir_fd=folder)
-    try:
-        info = os.fstat(number)
-        if info.st_size and info.st_nlink == 1:  # another name would be its own: it is at home
-            os.ftruncate(number, 0)
-            os.fsync(number)
-    finally:
-        os.close(number)
-
-
-def _let_go(source: Source, kept: int) -> None:
-    with suppress(FileNotFoundError), _reserved(source, make=False) as folder:
-        try:
-            os.unlink(f"{kept}{_DELETED}", dir_fd=folder)
-        except FileNotFoundError:
-            os.unlink(str(kept), dir_fd=folder)
-        sync_names(folder)
-    _remove_reserved(source)
-
-
-def _set_aside(source: Source, kept: int) -> None:
-    with suppress(FileNotFoundError), _reserved(source, make=False) as folder:
-        os.rename(str(kept), f"{kept}{_DELETED}", src_dir_fd=folder, dst_dir_fd=folder)
-
-
-def _count_kept(source: Source) -> int:
-    with source.folders.at("") as root:
-        return _count_names(root)
-
-
-def _count_names(root: int) -> int:
-    try:
-        folder = os.open(RESERVED, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
-    except FileNotFoundError:
-        return 0
-    try:
-        return sum(name.isdigit() for name in os.listdir(folder))
-    finally:
-        os.close(folder)
-
-
-def _sizes(source: Source) -> dict[str, int]:
-    """What is kept, by its name there."""
-    with suppress(FileNotFoundError), _reserved(source, make=False) as folder:
-        found = {name: os.stat(name, dir_fd=folder, follow_symlinks=False) for name in os.listdir(folder)}
-        ours = {name: info for name, info in found.items() if name.removesuffix(_DELETED).isdigit()}
-        return {name: info.st_size for name, info in ours.items() if stat.S_ISREG(info.st_mode)}
-    return {}
-
-
-def _remove(source: Source, spare: Set[str]) -> None:
-    with suppress(FileNotFoundError), _reserved(source, make=False) as folder:
-        for name in spare:
-            with suppress(FileNotFoundError):
-                if not (name.isdigit() and os.stat(name, dir_fd=folder, follow_symlinks=False).st_size):
-                    os.unlink(name, dir_fd=folder)
-    _remove_reserved(source)

@@ -47,7 +47,7 @@ AT_START = {
     "index.Index.set_labelled": Mishap.NO_LABELS,
     "index.Index.device_tag": Mishap.NONE,
     "inside.refuse_links": Mishap.NONE,
-    "homes._trim": Mishap.HALF_HOME,
+    "keepings.trim": Mishap.HALF_HOME,
 }
 """The steps of a start, and what brings them about. Recovery's other steps are those of an eviction, too."""
 ALSO_AT_START = {

@@ -21,7 +21,8 @@ MODULES = tuple(f"cachefs.cache.{name}" for name in _NAMES)
 AT_SOURCE = {
     "cachefs.fs.backing": ("write", "write_both"),
     "cachefs.fs.changes": ("_create", "_link", "_remove", "_set_attributes"),
-    "cachefs.fs.homes": ("_arrive", "_let_go", "_open_reserved", "_take_away", "_trim"),
+    "cachefs.fs.homes": ("_arrive", "_take_away"),
+    "cachefs.fs.keepings": ("let_go", "open_one", "trim"),
     "cachefs.fs.rename": ("carry_out",),
     "cachefs.fs.syncing": ("_sync",),
     "cachefs.fs.writing": ("_truncate",),
@@ -33,12 +34,12 @@ PARTS_AND_OTHERS = {
     "rename._rename": "a part of carry_out",
     "changes._unlink_for_good": "a part of _remove",
     "homes._reserve": "a part of a move",
-    "homes._remove_reserved": "a part of a return",
-    "homes._empty": "a part of _trim",
-    "homes._set_aside": "it tells whoever looks for an SSD that is not there, and no file rests on it",
+    "keepings.remove_folder": "a part of a return",
+    "keepings._empty": "a part of _trim",
+    "keepings.set_aside": "it tells whoever looks for an SSD that is not there, and no file rests on it",
     **dict.fromkeys(("foldertimes.unseen", "foldertimes.touch"), "a folder's time, which is no part of any file"),
-    **dict.fromkeys(("homes._reserved", "homes._make_folders", "homes._rename_to_nothing"), "parts of a return"),
-    "homes._remove": "it follows the restoration of a whole source",
+    **dict.fromkeys(("keepings.opened", "homes._make_folders", "homes._rename_to_nothing"), "parts of a return"),
+    "keepings.remove": "it follows the restoration of a whole source",
     "backing.copy_back": "a program writes the file through a mapping; no writer of the rig does",
     **dict.fromkeys(("xattrs._set", "xattrs._remove"), "no writer of the rig sets attributes"),
     "changes._fsync_folder": "no writer of the rig syncs a folder",
@@ -60,7 +61,14 @@ CHANGES_NOTHING = frozenset(
     }
 )
 
-ONLY_MOVING = ("moved_", "homes.", "index.Index.rename", "index.Index.save_home", "folder.Folder.make_folders_of")
+ONLY_MOVING = (
+    "moved_",
+    "homes.",
+    "keepings.",
+    "index.Index.rename",
+    "index.Index.save_home",
+    "folder.Folder.make_folders_of",
+)
 """What happens to moved files only."""
 
 OUT_OF_REACH = {

@@ -30,7 +30,7 @@ Act = Callable[[Rooms], Awaitable[None]]
 
 GIVES_ROOM = {"remove", "remove_published", "remove_partial", "prune"}
 """Of the SSD's steps, those that a full file system still takes."""
-AT_SOURCE = {"make_room", "write", "sync_data", "set_attributes", "_open_reserved", "_arrive", "_take_away"}
+AT_SOURCE = {"make_room", "write", "sync_data", "set_attributes", "open_one", "_arrive", "_take_away"}
 
 
 @dataclass
