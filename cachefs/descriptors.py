@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,6 +83,17 @@ def open_below(path: str, flags: int) -> int:
         return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
     finally:
         os.close(place)
+
+
+def open_unreadable(number: int) -> int:
+    """Open for reading what a place of ours (O_PATH) is: a file whose mode does not even let its owner, who we are. The
+    mode is another one, but not for long. Raises ``OSError``."""
+    itself, mode = f"/proc/self/fd/{number}", stat.S_IMODE(os.fstat(number).st_mode)
+    os.chmod(itself, mode | stat.S_IRUSR)
+    try:
+        return os.open(itself, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.chmod(itself, mode)
 
 
 def sync_names(folder: int) -> None:

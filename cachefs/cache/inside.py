@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from cachefs.descriptors import open_unreadable
 from cachefs.errors import CacheError
 
 _PLACE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -82,21 +83,11 @@ def open_file(root: str, path: str) -> int:
         try:
             return os.open(name, os.O_RDONLY | _REGULAR, dir_fd=place)
         except PermissionError:
-            return _open_unreadable(name, place)
-
-
-def _open_unreadable(name: str, place: int) -> int:
-    """A file of ours whose mode does not even let its owner read it: the mode is another one, but not for long."""
-    number = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
-    try:
-        itself, mode = f"/proc/self/fd/{number}", stat.S_IMODE(os.fstat(number).st_mode)
-        os.chmod(itself, mode | stat.S_IRUSR)
-        try:
-            return os.open(itself, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        finally:
-            os.chmod(itself, mode)
-    finally:
-        os.close(number)
+            number = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
+            try:
+                return open_unreadable(number)
+            finally:
+                os.close(number)
 
 
 def rmdir(root: str, path: str) -> None:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from cachefs.cache.copying import Attributes, Chunk, read_attributes, read_chunk, write_chunk
 from cachefs.cache.label import PREFIX
-from cachefs.descriptors import Descriptor, open_below
+from cachefs.descriptors import Descriptor, open_below, open_unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,14 @@ class Digest(Protocol):
 
 
 def open_file(path: str, flags: int) -> Descriptor:
+    for more in (os.O_NOATIME, 0):  # to look at a film is not to watch it
+        with suppress(PermissionError):
+            return Descriptor(open_below(path, flags | more))
+    number = open_below(path, os.O_PATH)
     try:
-        return Descriptor(open_below(path, flags | os.O_NOATIME))  # to look at a film is not to watch it
-    except PermissionError:
-        return Descriptor(open_below(path, flags))
+        return Descriptor(open_unreadable(number))
+    finally:
+        os.close(number)
 
 
 def state_of(file: Descriptor) -> State:
