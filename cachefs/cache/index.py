@@ -57,6 +57,10 @@ class Index:
             self._connection.close()
             raise
 
+    def distrust(self) -> None:
+        """Let the next start look closely, as after an end that was not in peace."""
+        self._sound = False
+
     def close(self) -> None:
         """Let go of it, and leave word that it was closed in peace, unless something was found wrong with it."""
         with suppress(sqlite3.Error):  # then the next start looks closely

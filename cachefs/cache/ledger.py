@@ -89,6 +89,10 @@ class Ledger:
             self._late[entry.id] = before
             raise
 
+    def later(self, entry: CacheEntry) -> None:
+        """Write its row when there is room: memory knows it, and its file says the same."""
+        self._late[entry.id] = entry
+
     def _forget(self, gone: Iterable[int]) -> None:
         self.dead_rows.difference_update(gone)
         for entry_id in gone:
@@ -118,6 +122,8 @@ class Ledger:
         return result
 
     async def close(self) -> None:
+        if self._late:
+            self.index.distrust()
         await self.call(self.index.close)
 
     async def abandon(self, finish: Callable[[], object]) -> None:

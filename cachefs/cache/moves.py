@@ -187,16 +187,19 @@ class Moves:
         return self._shelf.holdings.by_id(entry_id)
 
     async def _write(self, before: CacheEntry, after: CacheEntry) -> CacheEntry | None:
-        """Label, then row. Where there is no room for the row, the label says again what it said. None when the file
-        cannot be labelled."""
+        """Label, then row. Where there is no room for the row of a moved file, it is written later; that of a copy is
+        needed, and its label says again what it said. None when the file cannot be labelled."""
         if not await self._label(after):
             return None
         try:
-            return await self._save(after)
-        except CacheError:
-            with suppress(CacheError):
-                await self._label(before)
-            raise
+            await self._shelf.ledger.save_home(after)
+        except CacheError as error:
+            if before.home is None or not isinstance(error, IndexFull):
+                with suppress(CacheError):
+                    await self._label(before)
+                raise
+            self._shelf.ledger.later(after)
+        return self._saved(after)
 
     def _written(self, entry: CacheEntry | None) -> CacheEntry:
         if entry is None:
@@ -209,8 +212,7 @@ class Moves:
         said = Label(entry.source_file, entry.begun_at, entry.home, entry.id if moved else 0)
         return await self._on_disk(moved_disk.relabel, self._shelf.folder, said)
 
-    async def _save(self, entry: CacheEntry) -> CacheEntry:
-        await self._shelf.ledger.save_home(entry)
+    def _saved(self, entry: CacheEntry) -> CacheEntry:
         now = self._shelf.holdings.by_id(entry.id)
         if now is not None:  # what was read and wanted meanwhile stays
             entry = replace(now, source_file=entry.source_file, state=entry.state, ranges=entry.ranges, home=entry.home)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from cachefs.cache import keepsake, label
+from cachefs.cache import keepsake, label, moved_bytes
+from cachefs.cache.index import Index
 from cachefs.cache.store import Store, open_store
-from cachefs.errors import CacheError
+from cachefs.errors import CacheError, IndexFull
 from cachefs.model import CacheEntry, DropCause, EntryState, Fingerprint, Home, Phase, SourceName
 from tests.engine.cachekit import MEDIA, ROOMY, cached, content, key, names, opened, source_file
 
@@ -199,6 +202,19 @@ async def test_a_file_whose_label_the_ssd_cannot_read_is_kept(root: Path, monkey
         assert state(store, "a") is EntryState.MOVED
 
 
+@pytest.mark.parametrize("mode", [0o000, 0o200])
+async def test_a_moved_file_that_not_even_its_owner_may_read_can_come_home(ordinary_root: Path, mode: int) -> None:
+    async with opened(ordinary_root) as store:
+        entry = await moved(store, "a")
+        on_ssd(ordinary_root, "a").chmod(mode)
+        copy = moved_bytes.open_file(store.file_of(entry), os.O_RDONLY)
+        assert moved_bytes.read_and_count(copy, 0, len(DATA), hashlib.sha256()).pieces[0].data == DATA
+        copy.close()
+        await home_again(store, entry)
+        assert state(store, "a") is EntryState.CACHED
+    assert stat.S_IMODE(on_ssd(ordinary_root, "a").stat().st_mode) == mode
+
+
 # --- labels that are lost --------------------------------------------------------------------------------------------
 
 
@@ -215,6 +231,64 @@ async def test_a_start_lets_moved_files_say_again_that_they_are_the_only_ones(ro
         assert entry.home is not None
         assert before.home is not None
         assert entry.home.digest == before.home.digest
+
+
+# --- an index that has no room ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def full() -> Iterator[None]:
+    """The index takes no change."""
+
+    @contextmanager
+    def refuse(index: Index) -> Iterator[None]:
+        raise IndexFull("database or disk is full")
+        yield
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Index, "_transaction", refuse)
+        yield
+
+
+@pytest.mark.expected_warnings("the SSD is full")
+async def test_a_name_that_the_index_could_not_take_is_served_and_written_when_there_is_room(
+    root: Path, tmp_path: Path
+) -> None:
+    picture = tmp_path / "picture"
+    async with opened(root) as store:
+        await moved(store, "a")
+        with full():
+            assert await store.moves.rename(key("a"), key("b"))
+            shutil.copytree(root, picture)
+    with full():
+        async with opened(picture) as store:
+            (entry,) = store.moves.all()
+            assert (entry.key, content(store, entry)) == (key("b"), DATA)
+    async with opened(picture) as store:
+        assert state(store, "b") is EntryState.MOVED
+    index = Index(str(picture / "index.sqlite"))
+    assert [row.key for row in index.entries()] == [key("b")]
+    index.close()
+
+
+@pytest.mark.expected_warnings("the cache folder .* fails")
+@pytest.mark.parametrize("killed", [False, True])
+async def test_a_file_comes_home_although_the_index_has_no_room(root: Path, tmp_path: Path, killed: bool) -> None:
+    picture = tmp_path / "picture"
+    async with opened(root) as store:
+        entry = await moved(store, "a")
+        with full():
+            returning = await store.moves.set_home(entry, Home(entry.fingerprint, Phase.RETURNING))
+            assert returning is not None
+            await home_again(store, returning)
+            assert state(store, "a") is EntryState.CACHED
+            shutil.copytree(root, picture)
+            await store._shelf.close()
+    async with opened(picture if killed else root) as store:
+        assert state(store, "a") is EntryState.CACHED
+        await store.evict(key("a"))
+        await store.remove_doomed()
+        assert not on_ssd(picture if killed else root, "a").exists()
 
 
 # --- a start that is refused -----------------------------------------------------------------------------------------
