@@ -649,10 +649,10 @@ async def test_verify_finds_rot_and_takers_and_mends_nothing_of_what_is_the_only
         assert fs.movers.problems() == (
             (key, "its bytes on the SSD are not those that were moved (see cachefs verify)"),
         )
-        copy.rename(copy.with_name("aside"))
+        copy.rename(tmp_path / "aside")
         assert await verified(fs, content=False) == {(Flaw.LOST, "")}
         assert "cannot be read: No such file" in fs.movers.problems()[0][1]
-        copy.with_name("aside").rename(copy)
+        (tmp_path / "aside").rename(copy)
         assert await verified(fs, content=False) == set()
         assert not fs.movers.problems()
         copy.unlink()
