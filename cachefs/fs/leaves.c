@@ -574,6 +574,9 @@ static int by_place(const void *one, const void *other)
 int cachefs_listing_sort(struct listing *listing)
 {
 	size_t count = listing->count;
+	while (listing->sorted < count &&
+	       (listing->sorted == 0 || listing->items[listing->sorted - 1].off < listing->items[listing->sorted].off))
+		listing->sorted++; /* as what was remembered is */
 	if (listing->sorted == count)
 		return 0;
 	struct sorted *order = malloc(count * sizeof(*order));

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 
+from cachefs.fs.inodes import Node
+from cachefs.fs.operations import Operations
+from tests.engine.fskit import TIMEOUT_S, Kernel, Rooms, rooms
 from tests.engine.wirekit import ROOT_NODE, Lister, WireKernel, wire_kernel
 
 MANY = 1500
@@ -130,3 +136,53 @@ def test_a_moved_file_that_was_deleted_is_not_told_as_it_was(kernel: WireKernel)
     afterwards = Lister(kernel, folder)
     afterwards.finish()
     assert sorted(afterwards.names) == names
+
+
+# --- name by name, where there is no channel -------------------------------------------------------------------------
+
+
+async def by_name(fs: Rooms, scenario: Callable[[Kernel], None]) -> None:
+    with trio.fail_after(TIMEOUT_S):
+        await trio.to_thread.run_sync(scenario, Kernel(Operations(fs.union, fs.routing, fs.changes), fs.folder))
+
+
+async def test_name_by_name_nobody_is_told_of_the_file_that_has_lost_its_name(tmp_path: Path) -> None:
+    def list_while_it_is_written_anew(kernel: Kernel) -> None:
+        with kernel.at("Films") as number:
+            whole, slow = (kernel.call(kernel.operations.opendir, number, kernel.caller) for _ in range(2))
+            last = kernel.read_folder(whole, 0)[-1].name
+            found = kernel.read_folder(slow, 0, 10)
+            deleted = kernel.open(f"Films/{last}")
+            kernel.unlink(f"Films/{last}")
+            kernel.close(kernel.open(f"Films/{last}", os.O_RDWR | os.O_CREAT))
+            while batch := kernel.read_folder(slow, found[-1].position, 10):
+                found += batch
+        (told,) = [listed.number for listed in found if listed.name == last]
+        assert told == kernel.stat(f"Films/{last}").ino != kernel.fstat(deleted).ino
+        kernel.close(deleted)
+
+    async with rooms(tmp_path) as fs:
+        (fs.folder / "Films").mkdir()
+        for number in range(SOME):
+            (fs.folder / "Films" / f"film {number}").touch()
+        await by_name(fs, list_while_it_is_written_anew)
+
+
+async def test_name_by_name_a_file_that_comes_home_just_then_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rooms(tmp_path) as fs:
+        (fs.folder / "Films").mkdir()
+        (fs.folder / "Films" / "Heat.mkv").write_bytes(b"Heat")
+        key = await fs.moved("Films/Heat.mkv")
+        add_moved = fs.union.sightings.add_moved
+
+        async def late(folder: Node, *args: Any) -> None:
+            if folder.number != ROOT_NODE and fs.store.moves.get(key) is not None:
+                await fs.movers.restore(key)
+            await add_moved(folder, *args)
+
+        monkeypatch.setattr(fs.union.sightings, "add_moved", late)
+        listed: list[str] = []
+        await by_name(fs, lambda kernel: listed.extend(name for name, _ in kernel.entries("Films")))
+        assert sorted(listed) == [".", "..", "Heat.mkv"]
