@@ -24,5 +24,7 @@ def refusal(cache: Path, source: Path, name: str, kept: int) -> str:
     files = "a file" if kept == 1 else f"{kept} files"
     return (
         f"source {name} has moved {files} to an SSD, and the cache folder {cache} holds none: is the SSD mounted? "
-        f"Without it they would be missing in the mount. If they are lost for good, remove {source}/.cachefs-moved"
+        f"Without it they would be missing in the mount. If they are at home again, or lost for good, remove {source}"
+        f"/.cachefs-moved; but first copy to the source what there is in {cache}/files/{name}: files that say nothing "
+        "of themselves, since their extended attributes were lost on the way to another SSD, may be the ones"
     )

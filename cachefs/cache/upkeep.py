@@ -16,7 +16,7 @@ from cachefs.cache.adoption import opened
 from cachefs.cache.shelf import Shelf
 from cachefs.descriptors import Descriptor
 from cachefs.errors import CacheError
-from cachefs.model import CacheEntry, DropCause, FileKey, SourceName
+from cachefs.model import CacheEntry, DropCause, EntryState, FileKey, SourceName
 from cachefs.paths import cache_path
 from cachefs.ranges import Ranges, Span
 from cachefs.verification import Flaw
@@ -129,6 +129,19 @@ class Upkeep:
             return False
         self._shelf.drop([entry], cause)
         await self._shelf.forget_rows()
+        return True
+
+    async def forget_missing(self, entry_id: int) -> bool:
+        """Let a moved file's entry go whose file is not on the SSD any more, since its source has one of its name."""
+        shelf = self._shelf
+        async with shelf.tree:
+            entry = self.current(entry_id)
+            if entry is None or entry.state is not EntryState.MOVED:
+                return False
+            if await shelf.on_disk(os.path.lexists, shelf.folder.published(entry.key)):
+                return False
+            shelf.drop([entry], DropCause.DELETED)
+        await shelf.forget_rows()
         return True
 
     async def remove(self, name: str) -> bool:

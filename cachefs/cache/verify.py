@@ -41,6 +41,7 @@ _CAUSES = {
 _AT_HOME = {TAKEN: Flaw.TAKEN, FOLDER_GONE: Flaw.HOMELESS}
 _DROPPED = "dropped; it is copied again if it is still wanted"
 _REMOVED = "removed"
+_AT_SOURCE = "the source has a file of its name, which is shown from now on"
 
 
 class Library(SourceFiles, Protocol):
@@ -129,9 +130,12 @@ class Verification:
 
     async def _verify_moved(self, entry: CacheEntry) -> None:
         """The only copy: it can be read, it has the bytes that were moved, and its place is there for it. Nothing of
-        it is ever mended here."""
+        it is ever mended here; one that somebody has brought home by hand is forgotten."""
         try:
             problem = await self._moved.look_at_home(entry.key)
+            if problem == TAKEN and await self._upkeep.forget_missing(entry.id):
+                self._note(entry, Flaw.MISSING, "somebody has removed it", _AT_SOURCE)
+                return
             if problem:
                 self._note(entry, _AT_HOME[problem], "", "")
         except OSError as error:
