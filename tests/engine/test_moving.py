@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import stat
 import threading
@@ -658,6 +659,17 @@ async def test_verify_finds_rot_and_takers_and_mends_nothing_of_what_is_the_only
         copy.unlink()
         assert await verified(fs, content=False) == {(Flaw.LOST, "")}
         assert fs.store.moves.get(key) is not None
+
+
+async def test_a_moved_file_that_is_brought_home_by_hand_while_mounted_is_that_of_its_source(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        at = put(fs, FILM, CONTENT)
+        key = await fs.moved(FILM)
+        shutil.move(tmp_path / "ssd/files/Media" / FILM, at)
+        assert {flaw for flaw, _ in await verified(fs, repair=False)} == {Flaw.MISSING}
+        assert fs.store.get(key) is None
+        assert await content(fs, FILM) == CONTENT
+        assert await verified(fs, repair=False) == set()
 
 
 # --- every file operation, on files that have moved ------------------------------------------------------------------

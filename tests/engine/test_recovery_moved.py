@@ -18,11 +18,7 @@ from cachefs.cache.index import Index
 from cachefs.cache.store import Store, open_store
 from cachefs.errors import CacheError, IndexFull
 from cachefs.model import CacheEntry, DropCause, EntryState, Fingerprint, Home, Phase, SourceName
-from cachefs.verification import Flaw
 from tests.engine.cachekit import MEDIA, ROOMY, cached, content, key, names, opened, source_file
-from tests.engine.fskit import rooms
-from tests.engine.test_moving import CONTENT, FILM, put, verified
-from tests.engine.test_moving import content as film_content
 
 DATA = b"0123456789"
 FOUND = "was moved to the SSD, and the index does not know it: it is found again"
@@ -330,14 +326,3 @@ async def test_a_moved_file_that_was_brought_home_by_hand_is_copied_again(root: 
     async with opened(root) as store:
         assert [state(store, path) for path in ("a", "b")] == [EntryState.CACHED, EntryState.MOVED]
         assert store.recovery.kept == 2
-
-
-async def test_a_moved_file_that_is_brought_home_by_hand_while_mounted_is_that_of_its_source(tmp_path: Path) -> None:
-    async with rooms(tmp_path) as fs:
-        at = put(fs, FILM, CONTENT)
-        key_of_film = await fs.moved(FILM)
-        shutil.move(tmp_path / "ssd/files/Media" / FILM, at)
-        assert {flaw for flaw, _ in await verified(fs, repair=False)} == {Flaw.MISSING}
-        assert fs.store.get(key_of_film) is None
-        assert await film_content(fs, FILM) == CONTENT
-        assert await verified(fs, repair=False) == set()
