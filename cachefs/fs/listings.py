@@ -27,7 +27,7 @@ from cachefs.model import FileKey
 
 _LOOK_AT_ONCE = 512
 """Names of a folder that one thread hop asks attributes of."""
-_MOST_NAMES = 16384
+_MOST_NAMES = 65536
 """Kept of folders that somebody is reading."""
 
 
