@@ -91,7 +91,7 @@ class Contents:
 
     def _remember(self, folder: Node, place: Place, packed: bytes | None, changes: int) -> None:
         """``packed``: all there was in the folder after so many changes (-1: that is not known)."""
-        if packed is not None and place.keys:
+        if packed is not None and place.keys and self._tree.watched.may_learn(place.keys[0], changes):
             self._tree.remembered.remember(place.keys[0], packed)
             if place.source.metadata is not Metadata.ASKED:
                 self._tree.watched.learned(folder, place.keys[0], changes)

@@ -79,6 +79,8 @@ class Remembered:
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
         self._at_hand: OrderedDict[FileKey, Known] = OrderedDict()
+        self._recalling: dict[FileKey, object] = {}
+        """What is being recalled: not any more once it has been remembered anew."""
         self._names = 0
 
     def remember(self, folder: FileKey, packed: bytes) -> None:
@@ -97,12 +99,15 @@ class Remembered:
         if known is not None:
             self._at_hand.move_to_end(folder)
             return known
+        recalling = self._recalling.setdefault(folder, object())
         packed = await self._memory.recall(folder) if leaves.are_there() else None
+        if self._recalling.get(folder) is not recalling:
+            return await self.folder(folder)
         listing = Listing.unpack(packed) if packed is not None else None
         own = folder_in(packed) if packed is not None else None
+        self._drop(folder)
         if listing is None or own is None:
             return None
-        self._drop(folder)
         known = self._at_hand[folder] = Known(own, listing)
         self._names += len(listing)
         while self._names > _MOST_NAMES and len(self._at_hand) > 1:
@@ -126,6 +131,7 @@ class Remembered:
         return known.listing.named(name) if known is not None else None
 
     def _drop(self, folder: FileKey) -> None:
+        self._recalling.pop(folder, None)
         known = self._at_hand.pop(folder, None)
         if known is not None:
             self._names -= len(known.listing)

@@ -105,7 +105,8 @@ class Remembering:
         except OSError as error:
             log.debug("%s cannot be remembered: %s", folder, error)
             return
-        if packed is not None and (folder.path or not listing.is_empty):
+        is_news = packed is not None and self._watched.may_learn(folder, changes)
+        if packed is not None and is_news and (folder.path or not listing.is_empty):
             self._remembered.remember(folder, packed)
             self._watched.relearned(folder, changes)
 

@@ -145,6 +145,12 @@ class Watched:
         watch = self._by_key.get(key)
         return watch if watch is not None and watch.remembered == watch.changes else None
 
+    def may_learn(self, key: FileKey, changes: int) -> bool:
+        """Whether what was read of the folder after so many changes may take the place of what is remembered: that is
+        certain when somebody else has read it later, and was answered sooner."""
+        watch = self.certain(key)
+        return watch is None or watch.changes == changes
+
     def relearned(self, key: FileKey, changes: int) -> None:
         """It was read anew by its key, when so many changes had been counted."""
         watch = self._by_key.get(key)
