@@ -104,7 +104,7 @@ class Index:
             _delete_named(connection, (entry,), "home IS NOT NULL")
             connection.execute(f"INSERT INTO entries ({_COLUMNS}) VALUES ({places})", _row(entry))
 
-    def save(self, entries: Collection[CacheEntry], gone: Iterable[int] = ()) -> None:
+    def put(self, entries: Collection[CacheEntry], gone: Iterable[int] = ()) -> None:
         """Make these the rows of their numbers and their names, whatever was; their files say whose they are."""
         places = ", ".join("?" * len(_COLUMNS.split(",")))
         with self._transaction() as connection:

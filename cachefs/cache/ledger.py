@@ -72,7 +72,7 @@ class Ledger:
         gone = tuple(self.dead_rows)
         late = tuple(entry for number, entry in self._late.items() if number not in self.dead_rows)
         if late:
-            await self.call(self.index.save, late, gone)
+            await self.call(self.index.put, late, gone)
             self._forget(gone)
             self._late = {number: entry for number, entry in self._late.items() if entry not in late}
 

@@ -236,7 +236,7 @@ def _recover(
 def _write_rows(index: Index, now: Following) -> tuple[CacheEntry, ...]:
     """Write what the files have shown; returns what the index has no room for."""
     changed = tuple(now.changed.values())
-    if (not changed and not now.gone) or _if_room(index, partial(index.save, changed, now.gone)):
+    if (not changed and not now.gone) or _if_room(index, partial(index.put, changed, now.gone)):
         return ()
     return changed
 

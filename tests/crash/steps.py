@@ -52,12 +52,12 @@ CHANGES_NOTHING = frozenset(
         *(f"folder.{name}" for name in ("holder", "no_hook", "refuse_foreign", "token_of")),
         *(f"folder.Folder.{name}" for name in ("can_name", "contents", "look", "partial", "published", "space")),
         *(f"index.Index.{name}" for name in ("entries", "identity", "keepsake", "next_id", "pins", "problem")),
-        "index.Index.unlabelled",
-        *(f"inside.{name}" for name in ("folder", "is_folder", "open_file", "refuse_foreign", "sizes")),
+        *(f"index.Index.{name}" for name in ("aside", "distrust", "start", "unlabelled")),
+        *(f"inside.{name}" for name in ("attributes", "folder", "is_folder", "open_file", "refuse_foreign", "sizes")),
         "keepsake.read",
         *(f"moved_bytes.{name}" for name in ("difference", "is_equal", "nobody_writes", "open_file")),
         *(f"moved_bytes.{name}" for name in ("read_and_count", "state_at", "state_of")),
-        "label.read",
+        *(f"label.{name}" for name in ("claims_to_be_moved", "read", "says_nothing")),
     }
 )
 
@@ -65,7 +65,7 @@ ONLY_MOVING = (
     "moved_",
     "homes.",
     "keepings.",
-    "index.Index.rename",
+    "index.Index.put",
     "index.Index.save_home",
     "folder.Folder.make_folders_of",
 )
