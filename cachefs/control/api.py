@@ -152,7 +152,8 @@ def _refuse_planted(folder: Path) -> None:
     """Where everybody may make folders, somebody else may have made this one before us: he could put a socket of his
     own in the place of ours."""
     found = folder.lstat()
-    is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
+    others_replace = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
+    is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not others_replace
     if folder.parent.stat().st_mode & stat.S_IWOTH and not is_ours:
         raise UserError(
             f"control.socket: {folder} is not a folder that only you can change, and lies where everybody can make "
