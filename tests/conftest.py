@@ -10,6 +10,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+import cachefs.fs  # noqa: F401 - its channel comes before pyfuse3, whichever test imports that first
 from tests.standin.library import SampleLibrary, build_library
 
 
