@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat as st
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import TypeVar, TypeVarTuple
 
 import trio
@@ -89,25 +89,33 @@ class Sightings:
         self, source: Source, child: Child, parent: Node, *, steady: bool = False, remembered: bool = False
     ) -> Found:
         """The node of a file that was just seen in ``parent``; tells the witness, unless it is only remembered."""
-        found = await self.found_all(source, (child,), parent, steady=steady, remembered=remembered)
+        moved = self._tree.moved_in(parent, (child.name,))
+        found = await self.found_all(source, (child,), parent, steady=steady, remembered=remembered, moved=moved)
         await self.add_moved(parent, found, () if found else (child.name,))
         if child.name not in found:
             raise not_there(child.name)
         return found[child.name]
 
     async def found_all(
-        self, source: Source, children: Iterable[Child], parent: Node, *, steady: bool, remembered: bool = False
+        self,
+        source: Source,
+        children: Iterable[Child],
+        parent: Node,
+        *,
+        steady: bool,
+        remembered: bool = False,
+        moved: Container[str] | None = None,
     ) -> dict[str, Found]:
         """The nodes of files that were just seen in one folder. A library is walked through here: what is the same
         for all of them is worked out once. ``steady``: their folder is watched, and nothing happened in it since it was
-        asked."""
+        asked. ``moved``: those of them that have moved, where that is known."""
         keys = self._tree.keys(parent)
         prefix = f"{keys[0].path}/" if keys and keys[0].path else ""
         witness, device_of, meet = self._tree.witness, self._tree.roots.device, self._tree.inodes.meet
         ttl_s, name_of_source, number_of_parent = source.ttl_s, source.name, parent.number
         name_s = HOLDS_S if remembered else self.name_s(parent, source, steady=steady)
         found: dict[str, Found] = {}
-        moved = self._tree.moved_in(parent)
+        moved = moved if moved is not None else self._tree.moved_in(parent)
         for child in children:
             name, seen = child
             if name in moved:
@@ -122,11 +130,10 @@ class Sightings:
             found[name] = Found(node, seen, name_s, name_s if alone else min(name_s, ttl_s))
         return found
 
-    async def add_moved(self, folder: Node, found: dict[str, Found], names: Iterable[str] | None = None) -> None:
+    async def add_moved(self, folder: Node, found: dict[str, Found], names: Sequence[str] | None = None) -> None:
         """The moved files in a folder (or those of these names) beside what its source has."""
-        moved, at = self._tree.moved_in(folder), self._tree.place(folder)
-        for name in moved if names is None else [name for name in names if name in moved]:
-            place = self._tree.elsewhere.place(named(at.keys[0], name))
+        for name in self._tree.moved_in(folder, names):
+            place = self._tree.elsewhere.place(named(self._tree.place(folder).keys[0], name))
             if place is not None:
                 found[name] = await self._tree.elsewhere.find(place, self._tree.inodes, Link(folder.number, name))
 

@@ -10,7 +10,7 @@ import errno
 import os
 import stat as st
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from cachefs.errors import SourceError
 from cachefs.fs.certain import Certain
@@ -148,10 +148,12 @@ class Tree:
         node = self.inodes.meet(number_of(device.tag, seen.ino), seen, None)
         return node if self.inodes.get(node.number) is node else None
 
-    def moved_in(self, folder: Node) -> dict[str, int]:
-        """The names of the moved files in a folder itself, and their numbers."""
-        keys = () if self.is_virtual(folder) else self.keys(folder)[:1]
-        return {name: number for key in keys for name, number in self.elsewhere.names_in(key).items()}
+    def moved_in(self, folder: Node, names: Sequence[str] | None = None) -> dict[str, int]:
+        """The moved files in a folder itself, or those of these names, and their numbers."""
+        keys = () if self.is_virtual(folder) else self.keys(folder)
+        if not keys:
+            return {}
+        return self.elsewhere.names_in(keys[0]) if names is None else self.elsewhere.those_in(keys[0], names)
 
     def holds_in(self, folder: Node) -> bool:
         """Whether anything of a file in this folder itself is cached."""
