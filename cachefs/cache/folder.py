@@ -344,7 +344,9 @@ def refuse_foreign(root: str) -> None:
     for name in TREES:
         if os.path.lexists(f"{root}/{name}") and (not os.path.isdir(f"{root}/{name}") or os.listdir(f"{root}/{name}")):
             raise CacheError(
-                f"cache.path {root} has a '{name}' that cachefs did not make: give cachefs an empty folder of its own"
+                f"cache.path {root} has a '{name}' that cachefs did not make: give cachefs an empty folder of its own. "
+                f"If this was its own, and has lost all but '{name}', make an empty file named lock beside that: then "
+                "what files say of themselves is believed, those that have moved among them"
             )
 
 

@@ -86,8 +86,9 @@ def _follow_moved(found: Following, row: CacheEntry | None, said: Label, lost: s
         inode = before.source_file.inode
         found.put(replace(before, source_file=replace(said.file, inode=inode), home=said.home, ranges=_all(said)))
         return 0
-    if row is not None and row.home is not None:
-        found.unlabelled.append(row)
+    if row is not None and row.home is not None:  # an older index: another file had the name then
+        found.put(replace(row, source_file=said.file, home=said.home, ranges=_all(said)))
+        found.unlabelled.append(found.entries[row.id])
         return 0
     log.warning("%s was moved to the SSD, and the index does not know it: it is found again", said.file.key)
     moved = moved_entry(row.id if row is not None else next_id, said)

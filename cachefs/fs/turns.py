@@ -8,7 +8,7 @@ locks the folder that holds a name, and not the one whose own name changes. Who 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import trio
@@ -31,6 +31,8 @@ class Turns:
         self._held: Counter[FileKey] = Counter()
         self._changing: Counter[FileKey] = Counter()
         self._renaming: Counter[FileKey] = Counter()
+        self._waiting: Counter[FileKey] = Counter()
+        """What is to be renamed, and waits: whoever comes later waits behind it, or it would wait for ever."""
         self._ended = trio.Event()
 
     @asynccontextmanager
@@ -38,7 +40,7 @@ class Turns:
         """Around a change of files that may be moved; yields what they are called. ``content``: of their bytes, so that
         their digests are forgotten."""
         keys = tuple(keys_of())
-        while any(key in self._held or self._is_renamed(key) for key in keys):
+        while any(key in self._held or self._is_to_be_renamed(key) for key in keys):
             await self._ended.wait()
             keys = tuple(keys_of())
         with self._counted(self._changing, keys):
@@ -55,7 +57,7 @@ class Turns:
         """Around a renaming of files or folders at their source; yields what they are called."""
         keys = tuple(keys_of())
         while any(map(self._is_busy, keys)):
-            await self._ended.wait()
+            await self._wait_before_others(keys)
             keys = tuple(keys_of())
         with self._counted(self._renaming, keys):
             yield keys
@@ -63,7 +65,7 @@ class Turns:
     @asynccontextmanager
     async def held(self, key: FileKey) -> AsyncIterator[None]:
         """No change of the file begins within; one that lasts is ``is_changing``."""
-        while self._is_renamed(key):
+        while self._is_to_be_renamed(key):
             await self._ended.wait()
         with self._counted(self._held, (key,)):
             with trio.move_on_after(PATIENCE_S):
@@ -71,15 +73,24 @@ class Turns:
                     await self._ended.wait()
             yield
 
-    def _is_renamed(self, key: FileKey) -> bool:
-        """Whether this, or a folder that it is in, is being renamed."""
-        return bool(self._renaming) and (
-            key in self._renaming or any(map(self._renaming.__contains__, folders_above(key)))
-        )
+    async def _wait_before_others(self, keys: Sequence[FileKey]) -> None:
+        """Until something has ended."""
+        self._waiting.update(keys)
+        came = False
+        try:
+            await self._ended.wait()
+            came = True
+        finally:
+            _take(self._waiting, keys)
+            if not came:
+                self._note_end()
+
+    def _is_to_be_renamed(self, key: FileKey) -> bool:
+        return _has(self._renaming, key) or _has(self._waiting, key)
 
     def _is_busy(self, key: FileKey) -> bool:
-        """Whether anything happens to this or below it."""
-        if self._is_renamed(key):
+        """Whether anything happens to this or below it, or a folder that it is in is being renamed."""
+        if _has(self._renaming, key):
             return True
         return any(key in (other, *folders_above(other)) for kind in self._all() for other in kind)
 
@@ -87,14 +98,26 @@ class Turns:
         return self._held, self._changing, self._renaming
 
     @contextmanager
-    def _counted(self, counts: Counter[FileKey], keys: Iterable[FileKey]) -> Iterator[None]:
+    def _counted(self, counts: Counter[FileKey], keys: Sequence[FileKey]) -> Iterator[None]:
         counts.update(keys)
         try:
             yield
         finally:
-            counts.subtract(keys)
-            for key in keys:
-                if not counts[key]:
-                    del counts[key]
-            self._ended.set()
-            self._ended = trio.Event()
+            _take(counts, keys)
+            self._note_end()
+
+    def _note_end(self) -> None:
+        self._ended.set()
+        self._ended = trio.Event()
+
+
+def _has(counts: Counter[FileKey], key: FileKey) -> bool:
+    """Whether this, or a folder that it is in, is counted."""
+    return bool(counts) and (key in counts or any(folder in counts for folder in folders_above(key)))
+
+
+def _take(counts: Counter[FileKey], keys: Sequence[FileKey]) -> None:
+    counts.subtract(keys)
+    for key in keys:
+        if not counts[key]:
+            del counts[key]

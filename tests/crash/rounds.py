@@ -102,7 +102,10 @@ def _at_steps(steps: Iterable[str], chance: random.Random) -> Iterable[Strike]:
 
 def _at_random(chance: random.Random) -> Strike:
     victim = chance.choices(list(Victim), (4, 1, 4))[0]
+    at_any_end = [mishap for mishap in Mishap if mishap is not Mishap.HALF_HOME]  # that is what only a crash leaves
     mishap = (
-        chance.choices(list(Mishap), [30, *[1] * (len(Mishap) - 1)])[0] if victim is not Victim.SERVER else Mishap.NONE
+        chance.choices(at_any_end, [30, *[1] * (len(at_any_end) - 1)])[0]
+        if victim is not Victim.SERVER
+        else Mishap.NONE
     )
     return Strike(victim, after_s=chance.choice((0.05, 0.2, 0.5, 1.0)) * (0.5 + chance.random()), mishap=mishap)

@@ -60,9 +60,11 @@ async def write(store: Store, entry: CacheEntry, data: bytes, at: int = 0) -> No
     store.record(entry.id, at, at + len(data))
 
 
-async def cached(store: Store, path: str, data: bytes = b"0123456789", *, mtime_ns: int = 1) -> CacheEntry:
+async def cached(
+    store: Store, path: str, data: bytes = b"0123456789", *, mtime_ns: int = 1, inode: int | None = None
+) -> CacheEntry:
     """A published entry with these bytes."""
-    file = source_file(path, len(data), mtime_ns=mtime_ns)
+    file = source_file(path, len(data), mtime_ns=mtime_ns, inode=inode)
     entry = await begun(store, file)
     await write(store, entry, data)
     published = await store.publish(entry, file)

@@ -169,6 +169,34 @@ async def test_a_folder_is_renamed_although_somebody_changes_a_moved_file_in_it_
         assert await shown(fs) == {"Old films/Heat.mkv": CONTENT}
 
 
+async def test_a_folder_that_is_to_be_renamed_waits_for_nobody_who_came_later(tmp_path: Path) -> None:
+    """Else those who change a file in it again and again would keep it, and the folder above, from everybody."""
+    async with rooms(tmp_path) as fs:
+        put(fs, FILM, CONTENT)
+        put(fs, TARGET, OTHER)
+        turns, came = fs.routing.turns, list[str]()
+
+        async def change(path: str) -> None:
+            async with turns.changing(lambda: (fs.key(path),), content=False):
+                came.append(path)
+
+        async def rename(old: str, new: str) -> None:
+            async with turns.renaming(lambda: (fs.key(old), fs.key(new))):
+                came.append(old)
+
+        async with trio.open_nursery() as nursery, turns.changing(lambda: (fs.key(FILM),), content=False):
+            for folder in ("Films", "Films/x"):  # two that wait do not wait for each other
+                nursery.start_soon(rename, folder, "y")
+                await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(change, TARGET)
+            await trio.testing.wait_all_tasks_blocked()
+            assert came == ["Films/x"], "nothing happens below that"
+            nursery.start_soon(change, "Elsewhere/f")
+            await trio.testing.wait_all_tasks_blocked()
+            assert came == ["Films/x", "Elsewhere/f"]
+        assert came == ["Films/x", "Elsewhere/f", "Films", TARGET]
+
+
 @pytest.mark.parametrize("coming", ["of its source", "moved"])
 async def test_what_is_renamed_over_a_moved_file_never_goes_over_a_stranger_in_its_place(
     tmp_path: Path, coming: str

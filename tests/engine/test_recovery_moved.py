@@ -34,8 +34,8 @@ def on_ssd(root: Path, path: str) -> Path:
     return root / "files" / MEDIA / path
 
 
-async def moved(store: Store, path: str, data: bytes = DATA) -> CacheEntry:
-    entry = await cached(store, path, data)
+async def moved(store: Store, path: str, data: bytes = DATA, *, inode: int | None = None) -> CacheEntry:
+    entry = await cached(store, path, data, inode=inode)
     home = Home(Fingerprint(len(data), 1, 5, "uuid"), Phase.LEAVING, digest="d")
     leaving = await store.moves.leave(entry, home)
     assert leaving is not None
@@ -46,6 +46,37 @@ async def moved(store: Store, path: str, data: bytes = DATA) -> CacheEntry:
 
 async def home_again(store: Store, entry: CacheEntry) -> None:
     assert await store.moves.returned(entry, source_file(entry.key.path, entry.size)) is not None
+
+
+async def test_an_older_index_gives_no_two_moved_files_one_inode(root: Path, expected_warnings: list[str]) -> None:
+    """A name had another moved file then, which has another name by now."""
+    expected_warnings.append(FOUND)
+    async with opened(root) as store:
+        old = await moved(store, "a", b"the older one")
+    older = index_of(root)
+    async with opened(root) as store:
+        assert await store.moves.rename(old.key, key("b"))
+        await moved(store, "a", b"the newer", inode=4242)
+        right = {entry.key: (entry.source_file.inode, entry.size) for entry in store.moves.all()}
+    put_back(root, older)
+    for _ in range(2):  # and what the files say has not been spoilt
+        async with opened(root) as store:
+            assert {entry.key: (entry.source_file.inode, entry.size) for entry in store.moves.all()} == right
+            assert len({entry.id for entry in store.moves.all()}) == 2
+        put_back(root, older)
+
+
+async def test_an_older_index_swaps_no_two_moved_files(root: Path) -> None:
+    async with opened(root) as store:
+        a, b = await moved(store, "a", b"one"), await moved(store, "b", b"another")
+    older = index_of(root)
+    async with opened(root) as store:
+        for old, new in ((a.key, "c"), (b.key, "a"), (key("c"), "b")):
+            assert await store.moves.rename(old, key(new))
+        right = {entry.key: (entry.source_file.inode, entry.size) for entry in store.moves.all()}
+    put_back(root, older)
+    async with opened(root) as store:
+        assert {entry.key: (entry.source_file.inode, entry.size) for entry in store.moves.all()} == right
 
 
 def index_of(root: Path) -> bytes:
