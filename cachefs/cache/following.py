@@ -75,7 +75,9 @@ def _claimed(root: str) -> frozenset[str]:
 def _follow_moved(found: Following, row: CacheEntry | None, said: Label, lost: set[int], next_id: int) -> int:
     """A file says that it was moved, and ``row`` is that of its name. Returns how many new numbers were used."""
     if row is not None and row.home is not None and row.id == said.entry_id:
-        if row.home != said.home:
+        if row.source_file.inode != said.file.inode:  # an older index: the number was given to another file since
+            found.put(replace(row, source_file=said.file, home=said.home, ranges=_all(said)))
+        elif row.home != said.home:
             found.put(replace(row, home=said.home))
         return 0
     if said.entry_id in lost:
