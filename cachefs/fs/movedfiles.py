@@ -164,9 +164,7 @@ class MovedFiles:
         await self._sync(source, _open_at, source, coming.path, seen)
         async with self._held(moved) as gone:
             await self._files.yielding(key, (await self._union.files.identified(coming, seen)).fingerprint)
-            result = await rename(
-                _is_away(moved)
-            )  # what becomes of it in an error is looked at by whoever settles such files
+            result = await rename(_is_away(moved))  # in an error, whoever settles such files looks what became of it
             self._routing.withdraw(key)
             await self._files.delete(key)
         self._union.touched((key,))

@@ -54,7 +54,7 @@ class Turns:
 
     @asynccontextmanager
     async def renaming(self, keys_of: KeysOf) -> AsyncIterator[tuple[FileKey, ...]]:
-        """Around a renaming of files or folders at their source; yields what they are called."""
+        """Around a renaming of files or folders at their source, or a folder's removal; yields what they are called."""
         keys = tuple(keys_of())
         while any(map(self._is_busy, keys)):
             await self._wait_before_others(keys)

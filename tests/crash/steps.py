@@ -20,9 +20,10 @@ MODULES = tuple(f"cachefs.cache.{name}" for name in _NAMES)
 
 AT_SOURCE = {
     "cachefs.fs.backing": ("write", "write_both"),
-    "cachefs.fs.changes": ("_create", "_link", "_remove", "_set_attributes"),
+    "cachefs.fs.changes": ("_create", "_link", "_set_attributes"),
     "cachefs.fs.homes": ("_arrive", "_take_away"),
     "cachefs.fs.keepings": ("let_go", "open_one", "trim"),
+    "cachefs.fs.losing": ("remove",),
     "cachefs.fs.rename": ("carry_out",),
     "cachefs.fs.syncing": ("_sync",),
     "cachefs.fs.writing": ("_truncate",),
@@ -32,7 +33,7 @@ AT_SOURCE = {
 PARTS_AND_OTHERS = {
     **dict.fromkeys(("backing.write_at", "backing._bring_back", "backing._drop_set_id"), "a part of a write"),
     "rename._rename": "a part of carry_out",
-    "changes._unlink_for_good": "a part of _remove",
+    "losing.unlink_for_good": "a part of remove",
     "homes._reserve": "a part of a move",
     "keepings.remove_folder": "a part of a return",
     "keepings._empty": "a part of _trim",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -157,6 +159,29 @@ async def test_a_moved_file_is_found_under_its_new_folder_by_whoever_waited_for_
             assert fs.store.moves.get(fs.key("elsewhere/f")) is not None, "it waits"
             go_on.set()
         assert await shown(fs) == {"P/e/g": OTHER, "P/e/f": CONTENT}
+
+
+async def test_a_folder_is_not_removed_by_a_name_that_the_one_above_has_no_more(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        (fs.folder / "P/d").mkdir(parents=True)
+        above = await fs.node("P")
+        async with trio.open_nursery() as nursery:
+
+            async def remove() -> None:
+                with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
+                    await fs.changes.rmdir(above, "d")
+
+            async def meet() -> None:
+                nursery.start_soon(remove)
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                assert (fs.folder / "P/d").is_dir(), "it waits"
+
+            with pytest.MonkeyPatch.context() as patch:
+                before(fs.source, "change", meet, patch)
+                await call(fs, lambda kernel: kernel.rename("P", "Q"))
+        assert (fs.folder / "Q/d").is_dir()
+        await fs.changes.rmdir(above, "d")
+        assert not (fs.folder / "Q/d").exists()
 
 
 async def test_a_folder_is_renamed_although_somebody_changes_a_moved_file_in_it_just_now(tmp_path: Path) -> None:

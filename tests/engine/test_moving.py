@@ -771,7 +771,7 @@ class Killer:
         for owner, names in ((fs.store.moves, _STEPS["moves"]), (fs.movers._homes, _STEPS["homes"])):
             for name in names:
                 patch.setattr(owner, name, partial(self._step, getattr(owner, name)))
-        patch.setattr(fs.source, "gate", lambda name: self._moment() if name in ("carry_out", "_remove") else None)
+        patch.setattr(fs.source, "gate", lambda name: self._moment() if name in ("carry_out", "remove") else None)
 
     async def _step(self, function: Callable[..., Awaitable[object]], *args: Any, **named: Any) -> object:
         self._moment()

@@ -330,7 +330,7 @@ async def test_a_change_demotes_in_memory_and_index_before_it_acts(fs: Rooms, tm
     await fs.published("a", data=SSD)
     await fs.node("a")
     seen: list[tuple[str, object, int]] = []
-    acts = {"open_node", "write", "_set_attributes", "_link", "_remove", "carry_out"}
+    acts = {"open_node", "write", "_set_attributes", "_link", "remove", "carry_out"}
 
     def gate(name: str) -> None:
         if name in acts:
