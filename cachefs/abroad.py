@@ -1,15 +1,24 @@
-"""Moved files whose SSD is not there: a source keeps places for them, and the cache folder holds no file at all.
+"""Files that are on the SSD alone: what is refused and said for their sake, by the daemon, ``check`` and ``accept``.
 
-Asked by the daemon before it mounts and by ``check``, so that they say the same. An SSD that is not mounted leaves an
-empty folder; a mount without the moved files would show a library with holes, and Plex would take them for deleted.
+An SSD that is not mounted leaves an empty folder; a mount without the moved files would show a library with holes, and
+Plex would take them for deleted. So would a source that is looked at below the mount, or another disk in its place.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
+from cachefs.config import Config
+from cachefs.errors import CannotMount, UserError
+from cachefs.fs.homes import Homes
 from cachefs.fs.keepings import kept_in
+from cachefs.fs.union import Union
+from cachefs.units import format_size
+
+log = logging.getLogger(__name__)
 
 
 def count(source: Path) -> int:
@@ -19,12 +28,55 @@ def count(source: Path) -> int:
     return 0
 
 
+async def refuse_empty(cache: Path, union: Union, homes: Homes) -> None:
+    """Refuse to mount with an SSD that has no file, where a source keeps places. Raises ``CannotMount``.
+
+    A source that does not answer now shows its files as they were seen last, the moved ones too.
+    """
+    for source in union.sources.values():
+        try:
+            kept = await homes.count_kept(source)
+        except OSError as error:
+            log.debug("%s: %s", source.name, error)
+            continue
+        if kept:
+            raise CannotMount(refusal(cache, Path(source.path), source.name, kept))
+
+
 def refusal(cache: Path, source: Path, name: str, kept: int) -> str:
     """What is said where a source keeps so many places."""
-    files = "a file" if kept == 1 else f"{kept} files"
     return (
-        f"source {name} has moved {files} to an SSD, and the cache folder {cache} holds none: is the SSD mounted? "
-        f"Without it they would be missing in the mount. If they are at home again, or lost for good, remove {source}"
-        f"/.cachefs-moved; but first copy to the source what there is in {cache}/files/{name}: files that say nothing "
-        "of themselves, since their extended attributes were lost on the way to another SSD, may be the ones"
+        f"source {name} has moved {_files(kept)} to an SSD, and the cache folder {cache} holds none: is the SSD "
+        "mounted? Without it they would be missing in the mount. If they are at home again, or lost for good, remove "
+        f"{source}/.cachefs-moved; but first copy to the source what there is in {cache}/files/{name}: files that say "
+        "nothing of themselves, since their extended attributes were lost on the way to another SSD, may be the ones"
     )
+
+
+def held(sizes: Collection[int]) -> str:
+    """What the SSD holds, of files with these sizes."""
+    return f"the SSD holds the only copy of {_files(len(sizes))} ({format_size(sum(sizes))})"
+
+
+def in_place(config: Config, sizes: Collection[int]) -> str:
+    """What is said where the mount lies over the source, and the SSD has files with these sizes; else nothing. Who
+    mounted elsewhere before, in move mode, has files that Plex misses as soon as cachefs stops."""
+    if not (sizes and config.in_place):
+        return ""
+    return (
+        f"{held(sizes)}, and whoever looks below {config.mountpoint} while cachefs is stopped finds them gone; "
+        "bring them home: cachefs restore --all"
+    )
+
+
+def refuse_other_disk(name: str, path: Path, away: int) -> None:
+    """Ask once more before a source is taken as it is now, whose files are on the SSD. Raises ``UserError``."""
+    if away:
+        raise UserError(
+            f"the SSD holds the only copy of {_files(away)} of source {name}: from here on they would come home to "
+            f"what is in {path} now. If that is the right disk, cachefs accept --moved {name}"
+        )
+
+
+def _files(count: int) -> str:
+    return "one file" if count == 1 else f"{count} files"

@@ -92,6 +92,7 @@ class _Looks:
     sources: dict[int, probes.Folder] = field(default_factory=dict)
     cache: probes.Storage | None = None
     place: probes.Place | None = None
+    nesting: nesting.Place | None = None
     plex: PlexFacts | None = None
 
     def add(self, severity: Severity, key: str, message: str) -> None:
@@ -136,6 +137,7 @@ async def _look_at_place(config: Config, looks: _Looks) -> None:
     mountpoint = config.mountpoint
     place = await within(LOCAL_S, probes.look_at_mountpoint, mountpoint, config.control.socket)
     looks.place = place
+    looks.nesting = await within(LOCAL_S, nesting.look_at_mountpoint, mountpoint)
     if place is None:
         looks.add(Severity.ERROR, "mountpoint", f"{mountpoint} does not answer within {format_duration(LOCAL_S)}")
     elif place.mount is not None and place.mount.is_cachefs:
@@ -151,10 +153,10 @@ async def _look_at_place(config: Config, looks: _Looks) -> None:
         else:
             message = f"mounted now, by the daemon with pid {place.daemon_pid}"
         looks.add(Severity.NOTE, "mountpoint", message)
-    elif place.mount is not None and not _in_place(config):
+    elif place.mount is not None and not config.in_place:
         what = f"{place.mount.source} ({place.mount.fstype})"
         looks.add(Severity.ERROR, "mountpoint", f"{mountpoint} is in use: {what} is mounted there; choose another")
-    elif place.folder is not None and not _in_place(config):
+    elif place.folder is not None and not config.in_place:
         can_be_made = place.has_parent and place_of_mount.is_kept_full(config)
         _judge_empty_place(place.folder, can_be_made, looks)
 
@@ -172,7 +174,7 @@ def _judge_empty_place(folder: probes.Folder, can_be_made: bool, looks: _Looks) 
 
 async def _look_at_source(config: Config, index: int, source: SourceConfig, looks: _Looks) -> None:
     key = f"sources[{index}].path"
-    if _in_place(config) and _dead_mount(looks.place):
+    if config.in_place and _dead_mount(looks.place):
         looks.add(Severity.NOTE, key, f"{source.path} cannot be seen until the dead mount over it is cleared")
         return
     folder = await within(source.timeout, probes.look_at_folder, source.path)
@@ -189,7 +191,7 @@ async def _look_at_source(config: Config, index: int, source: SourceConfig, look
 
 async def _judge_away(config: Config, key: str, source: SourceConfig, problem: str, looks: _Looks) -> None:
     """As a start does: where the source was seen before, cachefs mounts without it."""
-    seen = not _in_place(config) and await within(LOCAL_S, has_seen, str(config.cache.path), source.name)
+    seen = not config.in_place and await within(LOCAL_S, has_seen, str(config.cache.path), source.name)
     if seen:
         message = f"{source.path} {problem}; cachefs mounts without it, shows what it saw last, and probes for it"
         looks.add(Severity.WARNING, key, message)
@@ -253,14 +255,11 @@ def _judge_moved(config: Config, moved: Moved | None, looks: _Looks) -> None:
     if moved is None:
         looks.add(Severity.WARNING, "cache.path", f"it took too long to look for moved files in {config.cache.path}")
     elif moved.sizes:
-        files = "one file" if len(moved.sizes) == 1 else f"{len(moved.sizes)} files"
-        message = f"the SSD holds the only copy of {files} ({format_size(sum(moved.sizes.values()))})"
+        sizes = moved.sizes.values()
         stays = "" if config.cache.mode == "move" else ", moved earlier: that stays so in mode copy, too"
-        if _in_place(config):
-            gone = f"{message}, and whoever looks below {config.mountpoint} while cachefs is stopped finds them gone"
-            looks.add(Severity.WARNING, "cache.mode", f"{gone}; bring them home: cachefs restore --all")
-            return
-        looks.add(Severity.NOTE, "cache.mode", f"{message}{stays}; cachefs restore --all brings all of it home")
+        message = f"{abroad.held(sizes)}{stays}; cachefs restore --all brings all of it home"
+        missed = abroad.in_place(config, sizes)
+        looks.add(Severity.WARNING if missed else Severity.NOTE, "cache.mode", missed or message)
 
 
 async def _look_at_sharing(config: Config, looks: _Looks) -> None:
@@ -329,6 +328,8 @@ def _compare(config: Config, looks: _Looks) -> None:
     if looks.cache is None:
         return
     nested = list(nesting.of_cache(config, looks.sources, looks.cache))
+    if looks.nesting is not None:
+        nested += nesting.of_mountpoint(config, looks.sources, looks.nesting)
     for problem in nested:
         looks.add(Severity.ERROR, problem.key, problem.message)
     for _, source in sorted(looks.sources.items()):
@@ -337,10 +338,6 @@ def _compare(config: Config, looks: _Looks) -> None:
                 f"{config.cache.path} is on the same file system as the source {source.path}; it will gain nothing"
             )
             looks.add(Severity.WARNING, "cache.path", message)
-
-
-def _in_place(config: Config) -> bool:
-    return any(source.path == config.mountpoint for source in config.sources)
 
 
 def _dead_mount(place: probes.Place | None) -> bool:

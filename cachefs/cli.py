@@ -22,7 +22,8 @@ from rich.console import RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from cachefs import __version__, daemon, fstab, health, show, terminal
+from cachefs import __version__, abroad, daemon, fstab, health, show, terminal
+from cachefs.cache.belonging import moved_in
 from cachefs.cache.metadata import forget_source
 from cachefs.commands import machine, restore, shared, verify
 from cachefs.config import Config
@@ -276,6 +277,9 @@ def accept(config_file: Path | None, moved: bool, source: str) -> None:
         with shared.client(config) as client:
             client.accept(source, moved=moved)
     except NotRunning:
+        if not moved:
+            on_ssd = moved_in(str(config.cache.path)).sizes
+            abroad.refuse_other_disk(named.name, named.path, sum(key.source == named.name for key in on_ssd))
         trio.run(forget_source, str(config.cache.path), named.name)
     terminal.write(f"accepted: {show.printable(str(named.path))}, as it is now\n")
 

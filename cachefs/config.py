@@ -261,6 +261,11 @@ class Config(Section):
         """What the user should know although nothing is wrong."""
         return self._warnings
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the mount lies over the source's own folder."""
+        return any(source.path == self.mountpoint for source in self.sources)
+
 
 def load(path: Path, environ: Mapping[str, str]) -> Config:
     """The configuration in a file, overridden by ``CACHEFS_`` variables; ``ConfigError`` with all that is wrong."""

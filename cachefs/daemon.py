@@ -25,7 +25,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import trio
 
@@ -79,7 +78,6 @@ from cachefs.plex.client import Ask, PlexClient, PlexSettings
 from cachefs.resolving import Resolver
 from cachefs.status import Counters, HealthRegistry
 from cachefs.supervision import supervise
-from cachefs.units import format_size
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +176,9 @@ class _Server:
             async with AsyncExitStack() as stack:
                 parts = await self.build(stack)
                 await parts.movers.settle_all(_SETTLE_WITHIN_S)
-                _warn_of_moved_in_place(parts)
+                moved_in_place = abroad.in_place(self._config, [entry.size for entry in parts.movers.moved()])
+                if moved_in_place:
+                    log.warning("%s", moved_in_place)
                 changes = Changes(parts.union, parts.routing, parts.movers)
                 xattrs = Xattrs(parts.union, parts.routing, parts.acls)
                 operations = Operations(parts.union, parts.routing, changes, xattrs)
@@ -207,7 +207,8 @@ class _Server:
             Backings("it is switched off (fast_path: off)" if config.fast_path == "off" else ""),
         )
         homes = Homes(union)
-        await _refuse_without_moved(config, union, store, homes)
+        if not store.inventory().entries:
+            await abroad.refuse_empty(config.cache.path, union, homes)
         settings = CopySettings(config.copying.workers, config.copying.bandwidth, config.copying.hours)
         movers = Movers(
             store,
@@ -317,34 +318,6 @@ class _Server:
         return tasks
 
 
-async def _refuse_without_moved(config: Config, union: Union, store: Store, homes: Homes) -> None:
-    """See ``abroad``. A source that does not answer now shows its files as they were seen last, the moved ones too."""
-    if store.inventory().entries:
-        return
-    for source in union.sources.values():
-        try:
-            kept = await homes.count_kept(source)
-        except OSError as error:
-            log.debug("%s: %s", source.name, error)
-            continue
-        if kept:
-            raise CannotMount(abroad.refusal(config.cache.path, Path(source.path), source.name, kept))
-
-
-def _warn_of_moved_in_place(parts: Parts) -> None:
-    """Who mounted elsewhere before, in move mode, has files that Plex misses as soon as cachefs stops."""
-    moved = parts.movers.moved()
-    if moved and any(source.in_place for source in parts.union.sources.values()):
-        size = format_size(sum(entry.size for entry in moved))
-        log.warning(
-            "the SSD holds the only copy of moved files (%d, %s), and whoever looks below %s while cachefs is stopped "
-            "finds them gone; bring them home: cachefs restore --all",
-            len(moved),
-            size,
-            parts.mountpoint,
-        )
-
-
 def _of(error: OSError) -> str:
     return f": {error.filename}" if error.filename else ""
 
@@ -403,7 +376,7 @@ async def _union(
             str(s.path),
             timeout_s=s.timeout,
             ttl_s=s.ttl,
-            in_place=s.path == config.mountpoint,
+            in_place=config.in_place,
             metadata=SourceMetadata(s.metadata),
         )
         for s in config.sources
@@ -481,7 +454,7 @@ async def _mounted(config: Config, operations: Operations) -> AsyncIterator[None
     other = await trio.to_thread.run_sync(mounts.mounted_at, config.mountpoint)
     kept_full = place.is_kept_full(config)
     ours = kept_full and other is not None and other.is_cachefs
-    if other is not None and not ours and not await trio.to_thread.run_sync(nesting.in_place, config):
+    if other is not None and not ours and not config.in_place:
         what = f"{other.source} ({other.fstype})"
         raise CannotMount(f"{config.mountpoint} is in use: {what} is mounted there; unmount it, or choose another")
     at = await trio.to_thread.run_sync(place.prepare, config.mountpoint) if kept_full else config.mountpoint

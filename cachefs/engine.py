@@ -16,7 +16,7 @@ from pathlib import Path
 
 import trio
 
-from cachefs import __version__, explaining, paths
+from cachefs import __version__, abroad, explaining, paths
 from cachefs.cache.moving import Movers
 from cachefs.cache.populate import Copiers
 from cachefs.cache.restoring import Restoration
@@ -240,13 +240,9 @@ class DaemonEngine:
             raise UserError(f"{name}: no such source; there are: {names}")
         if source.online and not source.health().problem:
             raise UserError(f"source {name} is online: there is nothing to accept")
-        away = sum(entry.key.source == source.name for entry in self._parts.movers.moved())
-        if away and not moved:
-            files = "a file" if away == 1 else f"{away} files"
-            raise UserError(
-                f"the SSD holds the only copy of {files} of source {name}: from here on they would come home to what "
-                f"is in {source.path} now. If that is the right disk, cachefs accept --moved {name}"
-            )
+        if not moved:
+            away = sum(entry.key.source == source.name for entry in self._parts.movers.moved())
+            abroad.refuse_other_disk(name, Path(source.path), away)
         await self._parts.union.accept(source)
         if not source.online:
             raise UserError(f"source {name} is accepted as it will be, but is still away: {source.health().problem}")

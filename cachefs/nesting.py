@@ -7,6 +7,7 @@ a source would show itself in the mount, and a mountpoint inside a source would 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +21,14 @@ T = TypeVar("T")
 
 _LOCAL_S = 10.0
 """For the SSD and the mountpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The mountpoint with its symbolic links followed, and the folders above it."""
+
+    path: Path
+    above: frozenset[probes.Identity]
 
 
 async def refuse(config: Config) -> None:
@@ -40,8 +49,8 @@ async def refuse(config: Config) -> None:
                 nursery.start_soon(look, index, source)
     with trio.move_on_after(_LOCAL_S):
         cache = await _alone(probes.look_at_cache, config.cache.path)
-        above = await _alone(_above, config.mountpoint)
-        problems = [*of_cache(config, sources, cache), *_of_mountpoint(config, sources, above)]
+        place = await _alone(look_at_mountpoint, config.mountpoint)
+        problems = [*of_cache(config, sources, cache), *of_mountpoint(config, sources, place)]
         if problems:
             raise UserError("\n".join(str(problem) for problem in problems))
 
@@ -57,32 +66,30 @@ def of_cache(config: Config, sources: Mapping[int, probes.Folder], cache: probes
             yield Problem(f"sources[{index}].path", message)
 
 
+def look_at_mountpoint(mountpoint: Path) -> Place:
+    """Asks the folders above it, and not itself: a mount there may be dead. Blocks."""
+    resolved = mounts.resolve_now(mountpoint)
+    return Place(resolved, probes.look_at_folder(resolved.parent).lineage)
+
+
+def of_mountpoint(config: Config, sources: Mapping[int, probes.Folder], place: Place) -> Iterator[Problem]:
+    """Mountpoint inside a source, or a source itself under another name: once it is mounted over, the source's own name
+    must be known to lead to the mount."""
+    for _, source in sorted(sources.items()):
+        if source.identity in place.above:
+            message = f"{config.mountpoint} is really inside the source {source.path}; mount elsewhere, or over it"
+            yield Problem("mountpoint", message)
+        elif source.path != config.mountpoint and source.real == place.path:
+            message = f"{config.mountpoint} is really the source {source.path}; to mount over it, name it by that path"
+            yield Problem("mountpoint", message)
+
+
 async def _alone(look: Callable[[Path], T], path: Path) -> T:
     """In a thread that is left behind when it is stuck, and keeps no other waiting."""
     return await trio.to_thread.run_sync(look, path, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
-
-
-def in_place(config: Config) -> bool:
-    """Whether the mount lies over a source's own folder, under whatever name. Blocks, but asks no mountpoint."""
-    resolved = mounts.resolve_now(config.mountpoint)
-    return any(mounts.resolve_now(source.path) == resolved for source in config.sources)
-
-
-def _of_mountpoint(
-    config: Config, sources: Mapping[int, probes.Folder], above: frozenset[probes.Identity]
-) -> Iterator[Problem]:
-    for _, source in sorted(sources.items()):
-        if source.identity in above:
-            message = f"{config.mountpoint} is really inside the source {source.path}; mount elsewhere, or over it"
-            yield Problem("mountpoint", message)
 
 
 def _covered(config: Config) -> set[Path]:
     """The sources that a mount of ours hides: left by an earlier run, or living."""
     mount = mounts.mounted_at(config.mountpoint)
     return {config.mountpoint} if mount is not None and mount.is_cachefs else set()
-
-
-def _above(mountpoint: Path) -> frozenset[probes.Identity]:
-    """The folders above the mountpoint, which itself is not asked: a mount there may be dead."""
-    return probes.look_at_folder(mounts.resolve_now(mountpoint).parent).lineage

@@ -54,6 +54,8 @@ class Folder:
     lineage: frozenset[Identity] = frozenset()
     """The folder itself and everything above it, symbolic links resolved."""
     empty: bool = False
+    real: Path | None = None
+    """Its path with symbolic links resolved."""
 
     @property
     def device(self) -> int | None:
@@ -120,14 +122,15 @@ def look_at_folder(path: Path) -> Folder:
         found = os.stat(path)
         if not stat.S_ISDIR(found.st_mode):
             return Folder(path, problem="is no folder")
-        lineage = frozenset(_lineage(path))
+        real = Path(os.path.realpath(path))
+        lineage = frozenset(_lineage(real))
         with os.scandir(path) as listing:
             empty = next(listing, None) is None
     except FileNotFoundError:
         return Folder(path, problem="does not exist", missing=True)
     except OSError as error:
         return Folder(path, problem=f"cannot be read: {error.strerror}")
-    return Folder(path, identity=(found.st_dev, found.st_ino), lineage=lineage, empty=empty)
+    return Folder(path, identity=(found.st_dev, found.st_ino), lineage=lineage, empty=empty, real=real)
 
 
 def look_at_cache(path: Path) -> Storage:
@@ -211,8 +214,7 @@ def readable_by_everybody(path: Path) -> bool:
         return False
 
 
-def _lineage(path: Path) -> Iterator[Identity]:
-    real = Path(os.path.realpath(path))
+def _lineage(real: Path) -> Iterator[Identity]:
     for folder in (real, *real.parents):
         found = os.stat(folder)
         yield found.st_dev, found.st_ino

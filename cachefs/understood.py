@@ -52,7 +52,7 @@ def understood(config: Config, space: tuple[int, int] | None, server: str) -> tu
 
 
 def _mountpoint(config: Config) -> str:
-    if any(source.path == config.mountpoint for source in config.sources):
+    if config.in_place:
         return f"{config.mountpoint}, in place: over the source's own folder"
     if len(config.sources) == 1:
         return f"{config.mountpoint}, showing the content of {config.sources[0].name}"

@@ -266,6 +266,15 @@ async def test_a_link_does_not_hide_that_a_source_is_in_the_cache(folders: Folde
     assert "is really inside the cache" in only(await examined(config), ERROR, "sources[0].path")
 
 
+async def test_a_link_does_not_hide_that_the_mountpoint_is_in_a_source_or_a_source_itself(folders: Folders) -> None:
+    make_links(folders)
+    report = await examined(folders.config(mountpoint=f"{folders.root}/link"))
+    assert "is really inside the source" in only(report, ERROR, "mountpoint")
+    (folders.root / "same").symlink_to(folders.root / "media")
+    report = await examined(folders.config(mountpoint=f"{folders.root}/same"))
+    assert f"is really the source {folders.root}/media" in only(report, ERROR, "mountpoint")
+
+
 async def test_a_cache_beside_the_source_may_still_be_made(folders: Folders) -> None:
     report = await examined(folders.config(cache={"path": f"{folders.root}/new/deeper"}))
     assert report.can_mount

@@ -30,7 +30,7 @@ def test_who_mounts_in_place_over_moved_files_is_warned_until_they_are_home(
         wait_until(running, lambda: not film.exists(), "it has moved")
         assert running.terminate() == 0
 
-        expected_warnings.append("the only copy of moved files .1, 195 KiB.* finds them gone; bring them home")
+        expected_warnings.append("the only copy of one file .195 KiB.* finds them gone; bring them home")
         in_place = settings | {"mountpoint": str(film.parent), "cache": settings["cache"] | {"mode": "copy"}}
         running = start_mount(in_place)
         assert read(film) == CONTENT
@@ -62,7 +62,7 @@ def test_without_the_ssd_that_has_moved_files_nothing_is_mounted(
         ssd.mkdir()
         with pytest.raises(CachefsFailed, match="ended with 3") as refused:
             start_mount(settings)
-        said = "source media has moved a file to an SSD, and the cache folder .*/ssd holds none: is the SSD mounted"
+        said = "source media has moved one file to an SSD, and the cache folder .*/ssd holds none: is the SSD mounted"
         by_hand = "first copy to the source what there is in .*/ssd/files/media"
         assert re.search(f"{said}.*{by_hand}", str(refused.value))
         checked = running.run("check")
@@ -94,8 +94,12 @@ def test_another_disk_is_accepted_for_moved_files_only_by_who_says_so(
         wait_until(running, lambda: not running.status().sources[0].online, "another folder has its place")
         refused = running.run("accept", "media")
         assert refused.returncode == 2
-        assert "the only copy of a file of source media" in refused.stderr
+        assert "the only copy of one file of source media" in refused.stderr
         assert not running.status().sources[0].online
+        assert running.terminate() == 0
+        asked = running.run("accept", "media")
+        assert (asked.returncode, asked.stderr) == (2, refused.stderr), "the same without a daemon"
+        running = start_mount(settings)
         assert running.run("accept", "--moved", "media").returncode == 0
         assert running.run("restore", "film.mkv").returncode == 0
         assert (media / "film.mkv").read_bytes() == CONTENT

@@ -130,6 +130,12 @@ def test_a_mountpoint_in_a_source_by_a_symbolic_link(
     assert "mountpoint" in made.output
     assert "really inside the source" in made.output
 
+    (tmp_path / "same").symlink_to("media")
+    settings["mountpoint"] = str(tmp_path / "same")
+    made = refused()
+    assert made.code == CONFIGURATION
+    assert f"mountpoint: {tmp_path}/same is really the source {tmp_path}/media" in made.output
+
 
 # --- the cache -------------------------------------------------------------------------------------------------------
 
