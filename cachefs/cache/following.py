@@ -76,7 +76,7 @@ def _follow_moved(found: Following, row: CacheEntry | None, said: Label, lost: s
     """A file says that it was moved, and ``row`` is that of its name. Returns how many new numbers were used."""
     if row is not None and row.home is not None and row.id == said.entry_id:
         if row.source_file.inode != said.file.inode:  # an older index: the number was given to another file since
-            found.put(replace(row, source_file=said.file, home=said.home, ranges=_all(said)))
+            found.put(_moved(row, said))
         elif row.home != said.home:
             found.put(replace(row, home=said.home))
         return 0
@@ -86,16 +86,16 @@ def _follow_moved(found: Following, row: CacheEntry | None, said: Label, lost: s
         lost.discard(said.entry_id)
         before = found.entries[said.entry_id]
         inode = before.source_file.inode
-        found.put(replace(before, source_file=replace(said.file, inode=inode), home=said.home, ranges=_all(said)))
+        found.put(_moved(before, replace(said, file=replace(said.file, inode=inode))))
         return 0
     if row is not None and row.home is not None:  # an older index: another file had the name then
-        found.put(replace(row, source_file=said.file, home=said.home, ranges=_all(said)))
+        found.put(_moved(row, said))
         found.unlabelled.append(found.entries[row.id])
         return 0
     log.warning("%s was moved to the SSD, and the index does not know it: it is found again", said.file.key)
     moved = moved_entry(row.id if row is not None else next_id, said)
     if row is not None:
-        moved = replace(row, source_file=said.file, state=EntryState.MOVED, ranges=_all(said), home=moved.home)
+        moved = _moved(row, replace(said, home=moved.home))
     for other in [entry for entry in found.entries.values() if entry.key == said.file.key]:
         found.drop(other.id)
     found.gone.discard(moved.id)
@@ -103,6 +103,10 @@ def _follow_moved(found: Following, row: CacheEntry | None, said: Label, lost: s
     if moved.id != said.entry_id:
         found.unlabelled.append(moved)
     return int(row is None)
+
+
+def _moved(row: CacheEntry, said: Label) -> CacheEntry:
+    return replace(row, source_file=said.file, state=EntryState.MOVED, ranges=_all(said), home=said.home)
 
 
 def _copy(row: CacheEntry, said: Label) -> CacheEntry:

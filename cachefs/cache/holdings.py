@@ -104,6 +104,10 @@ class Holdings:
                 keys.add(folder)
         return [self.live[key] for key in keys]
 
+    def of_number(self, inode: int) -> list[CacheEntry]:
+        """The live entries of a file, under whatever name."""
+        return [self.live[key] for key in self._by_inode.get(inode, ())]
+
     def below(self, folder: FileKey) -> list[CacheEntry]:
         """The live entries below a folder."""
         if folder not in self._below:

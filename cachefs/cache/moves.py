@@ -65,6 +65,11 @@ class Moves:
         """Every moved file that is there."""
         return [entry for entry in self._shelf.holdings.live.values() if entry.state is EntryState.MOVED]
 
+    def has_number(self, inode: int) -> bool:
+        """Whether this is a moved file's inode number."""
+        found = [entry for held in (self._shelf.holdings, self._shelf.absent) for entry in held.of_number(inode)]
+        return any(entry.state is EntryState.MOVED for entry in found)
+
     async def leave(self, entry: CacheEntry, home: Home) -> CacheEntry | None:
         """From here on the SSD's copy is the file; its source may give up its own. None when the entry is another one
         by now, or the SSD's file cannot say whose it is: then nothing has changed."""

@@ -199,7 +199,7 @@ class Movers:
             raise Stays("somebody has it open")
         if entry.source_file.inode >> 48 >= 0x7FFE:
             raise Stays("its inode number cannot be kept")
-        if any(other.source_file.inode == entry.source_file.inode for other in self._store.moves.all()):
+        if self._store.moves.has_number(entry.source_file.inode):
             raise Stays("a file that has moved already has its inode number")
 
     async def _give_up(self, entry: CacheEntry, at_home: AtHome, digest: str) -> None:

@@ -1,6 +1,6 @@
 """Open files, and which descriptor serves each read: the one place that decides it.
 
-Called by ``operations`` for everything that has a file handle, and by ``changes`` for every change (see ``opened``). An
+Called by ``operations`` for everything that has a file handle, and by ``changes`` for every change (see ``inuse``). An
 open file that the daemon serves is followed, not pinned: each read asks the store anew, so a handle moves to the SSD in
 mid-stream when its file is published, and back when the entry goes. A complete entry opened for reading is handed to
 the kernel (passthrough), by the table in ``modes``.
@@ -24,8 +24,8 @@ from cachefs.fs import backing, channel, reach
 from cachefs.fs.backing import Backings
 from cachefs.fs.found import Place
 from cachefs.fs.inodes import Node
+from cachefs.fs.inuse import InUse
 from cachefs.fs.modes import TABLE, Answer, Mode, Wish
-from cachefs.fs.opened import Opened
 from cachefs.fs.openfiles import Handle, Opening, OpenInode
 from cachefs.fs.reading import Reading
 from cachefs.fs.union import Union
@@ -43,7 +43,7 @@ _OFFER_HOLDS_S = 30.0
 """At most, for one that may be believed for long: whether it still may is asked anew."""
 
 
-class Routing(Opened):
+class Routing(InUse):
     """The open files of the mount, and what serves them."""
 
     def __init__(self, union: Union, store: Store, counters: Counters, backings: Backings | None = None) -> None:

@@ -1,8 +1,9 @@
 """Who may change which names just now: whom a moved file's change, its way home and a folder's new name wait for.
 
-Used by ``opened`` and ``changes``. A file becomes its source's again only while nobody changes it; a folder gets
-another name only while neither happens below it, for both go by its files' names. The kernel does not see to that: it
-locks the folder that holds a name, and not the one whose own name changes. Who had to wait asks anew for his names.
+Used by ``inuse``, ``changes`` and ``renaming``. A file becomes its source's again only while nobody changes it; a
+folder gets another name only while neither happens below it, for both go by its files' names. The kernel does not see
+to that: it locks the folder that holds a name, and not the one whose own name changes. Who had to wait asks anew for
+his names.
 """
 
 from __future__ import annotations

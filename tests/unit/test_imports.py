@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 EXCEPTIONS = {
     ("fs.routing", "cache.store"),
-    ("fs.opened", "cache.store"),
+    ("fs.inuse", "cache.store"),
 }
 
 PURE = {"planner", "wanting", "explaining", "sidecars", "model", "ranges", "units", "paths", "verification"}

@@ -42,7 +42,7 @@ _TOUCH_EVERY_S = 60.0
 _MOST_HANDLES = 1 << 30
 
 
-class Opened:
+class InUse:
     """See the module. Use from the event loop only."""
 
     def __init__(self, union: Union, store: Store, counters: Counters, backings: Backings | None = None) -> None:
