@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
+import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,3 +58,18 @@ hypothesis.settings.load_profile("steady")  # the same examples everywhere, howe
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "expected_warnings(*patterns): log messages of WARNING or above that are fine")
+
+
+@pytest.fixture
+def ordinary_folder() -> Iterator[Path]:
+    """The path of a new folder, still to be made, in one of an ordinary user, who is the one who runs the test."""
+    uid = os.geteuid()
+    codecs.lookup("ascii")  # loaded at its first use, which an ordinary user cannot from a Python in root's home
+    with tempfile.TemporaryDirectory() as folder:
+        if uid == 0:
+            os.chown(folder, 65534, 65534)
+            os.seteuid(65534)
+        try:
+            yield Path(folder, "new")
+        finally:
+            os.seteuid(uid)

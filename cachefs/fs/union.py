@@ -8,42 +8,37 @@ is told where it does not answer. What is in whole folders is ``contents``'s.
 from __future__ import annotations
 
 import stat as st
-from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
+from functools import cached_property, partial
 
 from cachefs.fs import reach
 from cachefs.fs.contents import Contents
-from cachefs.fs.elsewhere import Elsewhere
-from cachefs.fs.found import BELIEVED_S, RESERVED, VIRTUAL_S, Found, Place, Witness, not_there
+from cachefs.fs.found import BELIEVED_S, RESERVED, VIRTUAL_S, Found, Place, not_there
 from cachefs.fs.inodes import Link, Node
 from cachefs.fs.patience import Patience
 from cachefs.fs.reach import Child
-from cachefs.fs.remembered import HOLDS_S, Memory, is_away
+from cachefs.fs.remembered import HOLDS_S, is_away
 from cachefs.fs.sightings import Sightings
 from cachefs.fs.source import Source
 from cachefs.fs.stat import Stat
 from cachefs.fs.tree import Tree, named
 from cachefs.fs.watched import Asked
 from cachefs.model import FileKey
-from cachefs.paths import Layout
 
 
 class Union(Tree):
     """The tree, and what is in it. Use from the event loop only."""
 
-    def __init__(
-        self,
-        sources: Iterable[Source],
-        layout: Layout,
-        witness: Witness,
-        tag_of: Callable[[str], Awaitable[int]],
-        memory: Memory | None = None,
-        elsewhere: Elsewhere | None = None,
-    ) -> None:
-        super().__init__(sources, layout, witness, tag_of, memory, elsewhere)
-        self.sightings = Sightings(self)
-        self.contents = Contents(self, self.sightings)
-        self._patience = Patience()
+    @cached_property
+    def sightings(self) -> Sightings:
+        return Sightings(self)
+
+    @cached_property
+    def contents(self) -> Contents:
+        return Contents(self, self.sightings)
+
+    @cached_property
+    def _patience(self) -> Patience:
+        return Patience()
 
     async def lookup(self, parent: Node, name: str) -> Found:
         """What ``name`` in a folder is now; the caller counts the kernel's lookup."""

@@ -6,8 +6,7 @@ import errno
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -334,22 +333,8 @@ async def test_crash_during_publication_that_takes_the_index_along(root: Path, s
         assert entry is None or content(store, entry) == DATA
 
 
-@pytest.fixture
-def ordinary_folder() -> Iterator[Path]:
-    """A folder of an ordinary user, who is the one who runs the test."""
-    uid = os.geteuid()
-    with tempfile.TemporaryDirectory() as folder:
-        if uid == 0:
-            os.chown(folder, 65534, 65534)
-            os.seteuid(65534)
-        try:
-            yield Path(folder)
-        finally:
-            os.seteuid(uid)
-
-
 def test_copy_of_a_file_that_not_even_its_owner_may_write_is_labelled_and_made_durable(ordinary_folder: Path) -> None:
-    folder = Folder.take(str(ordinary_folder / "cache"))
+    folder = Folder.take(str(ordinary_folder))
     folder.create_partial(1, 10)
     os.chmod(folder.partial(1), 0o444)
     assert folder.label(1, label.Label(source_file("a", 10), 1.0))

@@ -11,14 +11,13 @@ import select
 import socket
 import struct
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.engine.wirekit import serving
+
 PLAIN, MARKED, FAILS = 2, 3, 4
 HANDLE, BACKING_ID = 7, 42
 LOOKUP, OPEN, INIT = 1, 14, 26
@@ -105,24 +104,9 @@ class Kernel:
 @pytest.fixture
 def kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
     """The kernel of a server that wants all there is, or of one that does not (by parametrizing with False)."""
-    own, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     words = ["wants"] if getattr(request, "param", True) else []
-    command = [sys.executable, "-c", _SERVER, str(device.fileno()), *words]
-    with own, device:
-        own.settimeout(20)
-        with subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": "."},
-            pass_fds=(device.fileno(),),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-        ) as server:
-            try:
-                yield Kernel(own, device, server)
-            finally:
-                server.kill()
+    with serving(_SERVER, *words) as (own, device, server):
+        yield Kernel(own, device, server)
 
 
 def test_a_session_begins_with_what_one_hung_disk_makes_necessary(kernel: Kernel) -> None:

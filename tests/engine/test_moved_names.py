@@ -49,12 +49,7 @@ async def test_a_change_before_the_first_look_at_what_comes_home_is_done_when_it
     """The SSD's file was opened, and its state not yet seen: the change leaves no trace in what is compared later."""
     meeting = MEETINGS[what]
     async with rooms(tmp_path) as fs:
-        put(fs, FILM, CONTENT)
-        key = await fs.moved(FILM)
-        if meeting.target:
-            put(fs, TARGET, OTHER)
-        if meeting.target == "moved":
-            await fs.moved(TARGET)
+        key = await meeting.prepare(fs)
         done: list[bool] = []
         real = fs.store.on_ssd
 
@@ -68,12 +63,7 @@ async def test_a_change_before_the_first_look_at_what_comes_home_is_done_when_it
             patch.setattr(fs.store, "on_ssd", on_ssd)
             await fs.movers.restore(key)
         assert done
-        await fs.store.remove_doomed()
-        assert await shown(fs) == meeting.left
-        for moved in fs.store.moves.all():
-            await fs.movers.restore(moved.key)
-        assert {path: (fs.folder / path).read_bytes() for path in meeting.left} == meeting.left
-        assert await shown(fs) == meeting.left
+        await meeting.must_be_done(fs)
 
 
 async def test_a_file_that_is_renamed_on_its_way_home_comes_home_once(tmp_path: Path) -> None:

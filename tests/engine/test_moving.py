@@ -306,6 +306,25 @@ class MetByAReturn:
     target: str = ""
     left: dict[str, bytes] = field(default_factory=dict)
 
+    async def prepare(self, fs: Rooms) -> FileKey:
+        """The moved file, and what is at the other name."""
+        put(fs, FILM, CONTENT)
+        key = await fs.moved(FILM)
+        if self.target:
+            put(fs, TARGET, OTHER)
+        if self.target == "moved":
+            await fs.moved(TARGET)
+        return key
+
+    async def must_be_done(self, fs: Rooms) -> None:
+        """In the union, and at the source once everything is at home."""
+        await fs.store.remove_doomed()
+        assert await shown(fs) == self.left
+        for moved in fs.store.moves.all():
+            await fs.movers.restore(moved.key)
+        assert {path: (fs.folder / path).read_bytes() for path in self.left} == self.left
+        assert await shown(fs) == self.left
+
 
 MEETINGS = {
     "unlink": MetByAReturn(lambda kernel: kernel.unlink(FILM)),
@@ -321,12 +340,7 @@ MEETINGS = {
 async def test_a_change_that_meets_a_file_on_its_way_home_is_done_when_it_says_so(tmp_path: Path, what: str) -> None:
     meeting = MEETINGS[what]
     async with rooms(tmp_path) as fs:
-        put(fs, FILM, CONTENT)
-        key = await fs.moved(FILM)
-        if meeting.target:
-            put(fs, TARGET, OTHER)
-        if meeting.target == "moved":
-            await fs.moved(TARGET)
+        key = await meeting.prepare(fs)
         arriving, go_on = trio.Event(), threading.Event()
 
         def gate(name: str) -> None:
@@ -341,12 +355,7 @@ async def test_a_change_that_meets_a_file_on_its_way_home_is_done_when_it_says_s
             nursery.start_soon(trio.to_thread.run_sync, meeting.change, kernel_of(fs))
             await trio.testing.wait_all_tasks_blocked(0.05)
             go_on.set()
-        await fs.store.remove_doomed()
-        assert await shown(fs) == meeting.left
-        for moved in fs.store.moves.all():
-            await fs.movers.restore(moved.key)
-        assert {path: (fs.folder / path).read_bytes() for path in meeting.left} == meeting.left
-        assert await shown(fs) == meeting.left
+        await meeting.must_be_done(fs)
 
 
 async def test_attributes_that_change_while_a_file_moves_go_along_or_keep_it_at_its_source(tmp_path: Path) -> None:

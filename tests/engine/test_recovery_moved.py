@@ -6,7 +6,6 @@ import hashlib
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -189,30 +188,16 @@ async def test_no_copy_is_published_over_what_says_that_it_was_moved(root: Path)
 # --- labels that cannot be read --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def ordinary_root() -> Iterator[Path]:
-    """A cache folder of an ordinary user, who runs the test."""
-    uid = os.geteuid()
-    with tempfile.TemporaryDirectory() as folder:
-        if uid == 0:
-            os.chown(folder, 65534, 65534)
-            os.seteuid(65534)
-        try:
-            yield Path(folder, "cache")
-        finally:
-            os.seteuid(uid)
-
-
 @pytest.mark.expected_warnings(LOST)
 @pytest.mark.parametrize("mode", [0o000, 0o200])
-async def test_a_moved_file_that_not_even_its_owner_may_read_is_found_again(ordinary_root: Path, mode: int) -> None:
-    async with opened(ordinary_root) as store:
+async def test_a_moved_file_that_not_even_its_owner_may_read_is_found_again(ordinary_folder: Path, mode: int) -> None:
+    async with opened(ordinary_folder) as store:
         await moved(store, "a")
-    on_ssd(ordinary_root, "a").chmod(mode)
-    lose_index(ordinary_root)
-    async with opened(ordinary_root) as store:
+    on_ssd(ordinary_folder, "a").chmod(mode)
+    lose_index(ordinary_folder)
+    async with opened(ordinary_folder) as store:
         assert state(store, "a") is EntryState.MOVED
-    assert stat.S_IMODE(on_ssd(ordinary_root, "a").stat().st_mode) == mode
+    assert stat.S_IMODE(on_ssd(ordinary_folder, "a").stat().st_mode) == mode
 
 
 @pytest.mark.expected_warnings(LOST, FOUND, "cannot be looked at .*: it may be an only copy, and is kept")
@@ -234,16 +219,16 @@ async def test_a_file_whose_label_the_ssd_cannot_read_is_kept(root: Path, monkey
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o200])
-async def test_a_moved_file_that_not_even_its_owner_may_read_can_come_home(ordinary_root: Path, mode: int) -> None:
-    async with opened(ordinary_root) as store:
+async def test_a_moved_file_that_not_even_its_owner_may_read_can_come_home(ordinary_folder: Path, mode: int) -> None:
+    async with opened(ordinary_folder) as store:
         entry = await moved(store, "a")
-        on_ssd(ordinary_root, "a").chmod(mode)
+        on_ssd(ordinary_folder, "a").chmod(mode)
         copy = moved_bytes.open_file(store.file_of(entry), os.O_RDONLY)
         assert moved_bytes.read_and_count(copy, 0, len(DATA), hashlib.sha256()).pieces[0].data == DATA
         copy.close()
         await home_again(store, entry)
         assert state(store, "a") is EntryState.CACHED
-    assert stat.S_IMODE(on_ssd(ordinary_root, "a").stat().st_mode) == mode
+    assert stat.S_IMODE(on_ssd(ordinary_folder, "a").stat().st_mode) == mode
 
 
 # --- labels that are lost --------------------------------------------------------------------------------------------

@@ -162,11 +162,20 @@ class Lister:
 @contextmanager
 def wire_kernel(folder: Path) -> Iterator[WireKernel]:
     """A kernel with the file system over ``folder/sources/Media``, which cannot be watched."""
+    with serving(_SERVER, str(folder)) as (own, _, server):
+        kernel = WireKernel(own, server, folder / "sources" / "Media")
+        kernel.begin()
+        yield kernel
+
+
+@contextmanager
+def serving(program: str, *args: str) -> Iterator[tuple[socket.socket, socket.socket, subprocess.Popen[bytes]]]:
+    """The kernel's end of a device, the device, and a process that runs ``program`` with its number."""
     own, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with own, device:
         own.settimeout(ANSWERS_WITHIN_S)
         with subprocess.Popen(
-            [sys.executable, "-c", _SERVER, str(device.fileno()), str(folder)],
+            [sys.executable, "-c", program, str(device.fileno()), *args],
             cwd=_PROJECT,
             env={**os.environ, "PYTHONPATH": "."},
             pass_fds=(device.fileno(),),
@@ -175,8 +184,6 @@ def wire_kernel(folder: Path) -> Iterator[WireKernel]:
             bufsize=0,
         ) as server:
             try:
-                kernel = WireKernel(own, server, folder / "sources" / "Media")
-                kernel.begin()
-                yield kernel
+                yield own, device, server
             finally:
                 server.kill()

@@ -22,12 +22,7 @@ def test_who_mounts_in_place_over_moved_files_is_warned_until_they_are_home(
 ) -> None:
     film = tmp_path / "media" / "film.mkv"
     with settings_in(tmp_path) as settings:
-        film.write_bytes(CONTENT)
-        settings["cache"]["mode"] = "move"
-        running = start_mount(settings)
-        with running.client() as client:
-            client.copy("film.mkv")
-        wait_until(running, lambda: not film.exists(), "it has moved")
+        running = _start_and_move(film, settings, start_mount)
         assert running.terminate() == 0
 
         expected_warnings.append("the only copy of one file .195 KiB.* finds them gone; bring them home")
@@ -49,12 +44,7 @@ def test_without_the_ssd_that_has_moved_files_nothing_is_mounted(
 ) -> None:
     film = tmp_path / "media" / "film.mkv"
     with settings_in(tmp_path) as settings:
-        film.write_bytes(CONTENT)
-        settings["cache"]["mode"] = "move"
-        running = start_mount(settings)
-        with running.client() as client:
-            client.copy("film.mkv")
-        wait_until(running, lambda: not film.exists(), "it has moved")
+        running = _start_and_move(film, settings, start_mount)
         assert running.terminate() == 0
 
         ssd = Path(settings["cache"]["path"])
@@ -81,13 +71,8 @@ def test_another_disk_is_accepted_for_moved_files_only_by_who_says_so(
     expected_warnings.append("source media .* is offline")
     media = tmp_path / "media"
     with settings_in(tmp_path) as settings:
-        for name in ("film.mkv", "other.mkv"):
-            (media / name).write_bytes(CONTENT)
-        settings["cache"]["mode"] = "move"
-        running = start_mount(settings)
-        with running.client() as client:
-            client.copy("film.mkv")
-        wait_until(running, lambda: not (media / "film.mkv").exists(), "it has moved")
+        (media / "other.mkv").write_bytes(CONTENT)
+        running = _start_and_move(media / "film.mkv", settings, start_mount)
         media.rename(tmp_path / "the old disk")
         media.mkdir()
         (media / "of the new disk").touch()
@@ -103,6 +88,19 @@ def test_another_disk_is_accepted_for_moved_files_only_by_who_says_so(
         assert running.run("accept", "--moved", "media").returncode == 0
         assert running.run("restore", "film.mkv").returncode == 0
         assert (media / "film.mkv").read_bytes() == CONTENT
+
+
+def _start_and_move(
+    film: Path, settings: dict[str, Any], start_mount: Callable[[dict[str, Any]], RunningCachefs]
+) -> RunningCachefs:
+    """A cachefs in move mode, with one film in the root of its source that has moved."""
+    film.write_bytes(CONTENT)
+    settings["cache"]["mode"] = "move"
+    running = start_mount(settings)
+    with running.client() as client:
+        client.copy(film.name)
+    wait_until(running, lambda: not film.exists(), "it has moved")
+    return running
 
 
 def _warnings(running: RunningCachefs) -> int:
