@@ -22,7 +22,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -31,6 +31,7 @@ import trio
 from cachefs import (
     __version__,
     abroad,
+    building,
     heap,
     leftover,
     lifeline,
@@ -43,12 +44,11 @@ from cachefs import (
     secrecy,
 )
 from cachefs.cache.folder import holder
-from cachefs.cache.full import NO_ROOM
 from cachefs.cache.metadata import Metadata, open_metadata
 from cachefs.cache.moving import Movers
 from cachefs.cache.populate import Copiers, CopySettings
-from cachefs.cache.store import Limits, Store, open_store
-from cachefs.config import Config, PlexConfig
+from cachefs.cache.store import Store
+from cachefs.config import Config
 from cachefs.control import api
 from cachefs.descriptors import raise_limit
 from cachefs.engine import DaemonEngine, Parts
@@ -58,24 +58,17 @@ from cachefs.fs.acls import Acls
 from cachefs.fs.backing import Backings
 from cachefs.fs.behind import Behind
 from cachefs.fs.changes import Changes
-from cachefs.fs.elsewhere import Elsewhere
-from cachefs.fs.found import Witness
 from cachefs.fs.homes import Homes
 from cachefs.fs.listings import Listings
 from cachefs.fs.operations import Operations
-from cachefs.fs.remembered import Memory
 from cachefs.fs.routing import Routing
-from cachefs.fs.source import Metadata as SourceMetadata
-from cachefs.fs.source import Source
 from cachefs.fs.union import Union
 from cachefs.fs.xattrs import Xattrs
 from cachefs.lifeline import Lifeline, Word
-from cachefs.model import FileKey, Plan, Snapshot, SourceFile, SourceName
-from cachefs.paths import Layout, PathMap
-from cachefs.planning import PLEX, Planning, Plex
+from cachefs.model import Plan
+from cachefs.planning import PLEX, Planning
 from cachefs.plex import watcher
-from cachefs.plex.client import Ask, PlexClient, PlexSettings
-from cachefs.resolving import Resolver
+from cachefs.plex.client import PlexClient
 from cachefs.status import Counters, HealthRegistry
 from cachefs.supervision import supervise
 
@@ -109,43 +102,6 @@ async def plan_once(config: Config) -> Plan:
     async with AsyncExitStack() as stack:
         parts = await _Server(config, Lifeline()).build(stack)
         return replace(await parts.planning.dry_run(), waiting=parts.copiers.waiting())
-
-
-async def path_report(config: Config) -> tuple[str, ...]:
-    """How Plex's paths are found in the mount, learned or checked now, for ``check``; empty when that cannot be asked
-    (``check`` says itself what is wrong with Plex or a source)."""
-    settings = await _plex_settings(config.plex)
-    if settings is None:
-        return ()
-    try:
-        snapshot = await PlexClient(settings).snapshot(_ask(config, ()))
-        async with _union(config, _NoCache(), _first_tag) as union:
-            resolver = _resolver(config, union)
-            await resolver.settle_paths(snapshot.folders)
-            return resolver.notes
-    except (CachefsError, OSError) as error:
-        log.debug("the path mapping cannot be checked: %s", error)
-        return ()
-
-
-class _NoCache:
-    """The witness of a union that is only looked at."""
-
-    def observe(self, file: SourceFile) -> None: ...
-
-    def gone(self, key: FileKey) -> None: ...
-
-    def get(self, key: FileKey) -> None: ...
-
-    def is_confirmed(self, key: FileKey, size: int, mtime_ns: int) -> bool:
-        return False
-
-    def holds_in(self, folder: FileKey) -> bool:
-        return False
-
-
-async def _first_tag(identity: str) -> int:
-    return 0
 
 
 def _first_known(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -196,8 +152,10 @@ class _Server:
         store = await self._open_store(stack)
         await leftover.clear(config.mountpoint, keep_dead=place.is_kept_full(config))
         metadata = self._metadata = await stack.enter_async_context(open_metadata(str(config.cache.path)))
-        elsewhere = await stack.enter_async_context(_elsewhere(config, store))
-        union = await stack.enter_async_context(_union(config, store, store.device_tag, metadata, elsewhere))
+        elsewhere = await stack.enter_async_context(building.open_elsewhere(config, store))
+        union = await stack.enter_async_context(
+            building.open_union(config, store, store.device_tag, metadata, elsewhere)
+        )
         acls = Acls(union) if config.acl == "on" else None
         union.remembering.cached([entry.key for entry in store.inventory().entries])
         routing = Routing(
@@ -219,11 +177,11 @@ class _Server:
             on=config.cache.mode == "move",
         )
         copiers = Copiers(store, union.files, settings, movers.bring_home)
-        plex_settings = await _plex_settings(config.plex)
+        plex_settings = await building.plex_settings(config.plex)
         plex = PlexClient(plex_settings) if plex_settings is not None else None
         planning = Planning(
-            plex=_asker(plex, config) if plex is not None else None,
-            resolver=_resolver(config, union),
+            plex=building.plex_of(plex, config) if plex is not None else None,
+            resolver=building.resolver_for(config, union),
             store=store,
             policy=config.policy,
             health=self._health,
@@ -250,12 +208,12 @@ class _Server:
         """The cache folder of a cachefs that lives is refused; that of one that was killed is free in a moment."""
         config = self._config
         try:
-            return await stack.enter_async_context(_store(config))
+            return await stack.enter_async_context(building.open_cache(config))
         except CacheBusy:
             pid = await trio.to_thread.run_sync(holder, str(config.cache.path))
             if pid is not None and not await leftover.is_over(pid, config.mountpoint, place.is_kept_full(config)):
                 raise
-        return await stack.enter_async_context(_store(config))
+        return await stack.enter_async_context(building.open_cache(config))
 
     # --- serving -------------------------------------------------------------------------------------------------
 
@@ -318,121 +276,8 @@ class _Server:
         return tasks
 
 
-def _of(error: OSError) -> str:
-    return f": {error.filename}" if error.filename else ""
-
-
 def _shown(parts: Parts) -> str:
     return ", ".join(f"{source.name} ({source.path})" for source in parts.union.sources.values())
-
-
-# --- parts -----------------------------------------------------------------------------------------------------------
-
-
-def _store(config: Config) -> AbstractAsyncContextManager[Store]:
-    limits = Limits(config.cache.max_size, config.cache.min_free)
-    sources = {source.name: str(source.path) for source in config.sources}
-    return open_store(config.cache.path, limits, sources)
-
-
-@asynccontextmanager
-async def _elsewhere(config: Config, store: Store) -> AsyncIterator[Elsewhere]:
-    """The SSD's folders that mirror the sources, for moved files."""
-    names = [source.name for source in config.sources]
-    try:
-        made = [name for name in names if await trio.to_thread.run_sync(_is_made, store, name)]
-        elsewhere = Elsewhere(store.moves, store.place_of, made)
-        await elsewhere.open()
-    except OSError as error:
-        raise CannotMount(f"cache.path {config.cache.path} cannot be used: {error.strerror or error}") from error
-    try:
-        yield elsewhere
-    finally:
-        elsewhere.close()
-
-
-def _is_made(store: Store, name: SourceName) -> bool:
-    """In a thread. A full SSD that has no such folder has no moved file either."""
-    try:
-        store.make_place_of(name)
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        return False
-    return True
-
-
-@asynccontextmanager
-async def _union(
-    config: Config,
-    witness: Witness,
-    tag_of: Callable[[str], Awaitable[int]],
-    memory: Memory | None = None,
-    elsewhere: Elsewhere | None = None,
-) -> AsyncIterator[Union]:
-    sources = [
-        Source(
-            s.name,
-            str(s.path),
-            timeout_s=s.timeout,
-            ttl_s=s.ttl,
-            in_place=config.in_place,
-            metadata=SourceMetadata(s.metadata),
-        )
-        for s in config.sources
-    ]
-    layout = Layout(tuple(source.name for source in sources))
-    union = Union(sources, layout, witness, tag_of, memory, elsewhere)
-    try:
-        try:
-            await union.open_sources()
-        except OSError as error:
-            raise CannotMount(f"a source cannot be opened: {error.strerror or error}{_of(error)}") from error
-        yield union
-    finally:
-        union.inodes.leaves.close_idle(0)
-        for source in sources:
-            source.close()
-
-
-async def _plex_settings(config: PlexConfig | None) -> PlexSettings | None:
-    if config is None:
-        return None
-    token = await trio.to_thread.run_sync(config.read_token)
-    return PlexSettings(config.url, token, config.cloud_url)
-
-
-def _asker(plex: PlexClient, config: Config) -> Plex:
-    async def ask(pinned: tuple[str, ...]) -> Snapshot:
-        return await plex.snapshot(_ask(config, pinned))
-
-    return ask
-
-
-def _ask(config: Config, pinned: tuple[str, ...]) -> Ask:
-    policy = config.policy
-    return Ask(
-        playing=True,
-        on_deck=policy.on_deck.enabled,
-        watchlist=policy.watchlist.enabled,
-        recently_added_max_age_s=policy.recently_added.max_age if policy.recently_added.enabled else None,
-        next_episodes_playing=policy.playing.next_episodes,
-        next_episodes_on_deck=policy.on_deck.next_episodes,
-        watchlist_episodes=policy.watchlist.episodes,
-        pinned=pinned,
-    )
-
-
-def _resolver(config: Config, union: Union) -> Resolver:
-    given = config.plex.path_map if config.plex is not None else "auto"
-    return Resolver(
-        layout=union.layout,
-        library=union.files,
-        mountpoint=config.mountpoint,
-        with_sidecars=config.policy.sidecars,
-        rules=PathMap(()) if given == "auto" else PathMap(given),
-        learns=given == "auto",
-    )
 
 
 # --- the mount -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import trio
 
-from cachefs import check, daemon, doctor, fstab, keeper, leftover, logs, mounts, place, show
+from cachefs import building, check, daemon, doctor, fstab, keeper, leftover, logs, mounts, place, show
 from cachefs.announce import Announcer
 from cachefs.commands import shared
 from cachefs.config import Config, PlexConfig
@@ -139,7 +139,7 @@ def _clear_mount(config: Config) -> str:
 
 
 async def _examine(config: Config) -> check.CheckReport:
-    return await check.examine(config, ask_plex, await daemon.path_report(config))
+    return await check.examine(config, ask_plex, await building.path_report(config))
 
 
 async def ask_plex(plex: PlexConfig, token: str) -> check.PlexFacts:

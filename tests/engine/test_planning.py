@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from cachefs import daemon
+from cachefs import building, daemon
 from cachefs.config import Config, PolicyConfig, build
 from cachefs.errors import SourceOffline, UserError
 from cachefs.model import (
@@ -521,9 +521,11 @@ async def test_check_says_how_plex_s_paths_are_found(tmp_path: Path) -> None:
         films = plex.add_library("Films", "movie", "/data/Films")
         plex.add_film(films, "Heat", 1995, "/data/Films/Heat.mkv", 10)
         config = configured(tmp_path, plex)
-        assert await daemon.path_report(config) == ("path mapping: Plex's /data/Films (Films) is /Filme of the mount",)
+        assert await building.path_report(config) == (
+            "path mapping: Plex's /data/Films (Films) is /Filme of the mount",
+        )
         plex.stop_server()
-        assert await daemon.path_report(config) == ()
+        assert await building.path_report(config) == ()
     assert not (tmp_path / "ssd").exists()
 
 
@@ -535,7 +537,7 @@ async def test_check_says_which_given_rule_is_wrong(tmp_path: Path) -> None:
         plex.add_film(films, "Heat", 1995, "/data/Films/Heat.mkv", 10)
         rules = [{"plex": "/data", "mount": "/"}]
         given = {"url": plex.url, "token": plex.token, "cloud_url": plex.url, "path_map": rules}
-        [note] = await daemon.path_report(configured(tmp_path, plex, plex=given))
+        [note] = await building.path_report(configured(tmp_path, plex, plex=given))
     assert "Plex has /data/Films/Heat.mkv, but no such file" in note
     assert "path_map: [{plex: /data/Films, mount: /}]" in note
 

@@ -1,0 +1,180 @@
+"""What the server is made of, from its configuration.
+
+Used by ``daemon``, which says in which order; and, without a server, by ``check`` for how Plex's paths are found.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import trio
+
+from cachefs.cache.full import NO_ROOM
+from cachefs.cache.store import Limits, Store, open_store
+from cachefs.config import Config, PlexConfig
+from cachefs.errors import CachefsError, CannotMount
+from cachefs.fs.elsewhere import Elsewhere
+from cachefs.fs.found import Witness
+from cachefs.fs.remembered import Memory
+from cachefs.fs.source import Metadata as SourceMetadata
+from cachefs.fs.source import Source
+from cachefs.fs.union import Union
+from cachefs.model import FileKey, Snapshot, SourceFile, SourceName
+from cachefs.paths import Layout, PathMap
+from cachefs.planning import Plex
+from cachefs.plex.client import Ask, PlexClient, PlexSettings
+from cachefs.resolving import Resolver
+
+log = logging.getLogger(__name__)
+
+
+def open_cache(config: Config) -> AbstractAsyncContextManager[Store]:
+    limits = Limits(config.cache.max_size, config.cache.min_free)
+    sources = {source.name: str(source.path) for source in config.sources}
+    return open_store(config.cache.path, limits, sources)
+
+
+@asynccontextmanager
+async def open_elsewhere(config: Config, store: Store) -> AsyncIterator[Elsewhere]:
+    """The SSD's folders that mirror the sources, for moved files."""
+    names = [source.name for source in config.sources]
+    try:
+        made = [name for name in names if await trio.to_thread.run_sync(_is_made, store, name)]
+        elsewhere = Elsewhere(store.moves, store.place_of, made)
+        await elsewhere.open()
+    except OSError as error:
+        raise CannotMount(f"cache.path {config.cache.path} cannot be used: {error.strerror or error}") from error
+    try:
+        yield elsewhere
+    finally:
+        elsewhere.close()
+
+
+def _is_made(store: Store, name: SourceName) -> bool:
+    """In a thread. A full SSD that has no such folder has no moved file either."""
+    try:
+        store.make_place_of(name)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        return False
+    return True
+
+
+@asynccontextmanager
+async def open_union(
+    config: Config,
+    witness: Witness,
+    tag_of: Callable[[str], Awaitable[int]],
+    memory: Memory | None = None,
+    elsewhere: Elsewhere | None = None,
+) -> AsyncIterator[Union]:
+    sources = [
+        Source(
+            s.name,
+            str(s.path),
+            timeout_s=s.timeout,
+            ttl_s=s.ttl,
+            in_place=config.in_place,
+            metadata=SourceMetadata(s.metadata),
+        )
+        for s in config.sources
+    ]
+    layout = Layout(tuple(source.name for source in sources))
+    union = Union(sources, layout, witness, tag_of, memory, elsewhere)
+    try:
+        try:
+            await union.open_sources()
+        except OSError as error:
+            raise CannotMount(f"a source cannot be opened: {error.strerror or error}{_of(error)}") from error
+        yield union
+    finally:
+        union.inodes.leaves.close_idle(0)
+        for source in sources:
+            source.close()
+
+
+async def plex_settings(config: PlexConfig | None) -> PlexSettings | None:
+    if config is None:
+        return None
+    token = await trio.to_thread.run_sync(config.read_token)
+    return PlexSettings(config.url, token, config.cloud_url)
+
+
+def plex_of(plex: PlexClient, config: Config) -> Plex:
+    async def ask(pinned: tuple[str, ...]) -> Snapshot:
+        return await plex.snapshot(_ask(config, pinned))
+
+    return ask
+
+
+def _ask(config: Config, pinned: tuple[str, ...]) -> Ask:
+    policy = config.policy
+    return Ask(
+        playing=True,
+        on_deck=policy.on_deck.enabled,
+        watchlist=policy.watchlist.enabled,
+        recently_added_max_age_s=policy.recently_added.max_age if policy.recently_added.enabled else None,
+        next_episodes_playing=policy.playing.next_episodes,
+        next_episodes_on_deck=policy.on_deck.next_episodes,
+        watchlist_episodes=policy.watchlist.episodes,
+        pinned=pinned,
+    )
+
+
+def resolver_for(config: Config, union: Union) -> Resolver:
+    given = config.plex.path_map if config.plex is not None else "auto"
+    return Resolver(
+        layout=union.layout,
+        library=union.files,
+        mountpoint=config.mountpoint,
+        with_sidecars=config.policy.sidecars,
+        rules=PathMap(()) if given == "auto" else PathMap(given),
+        learns=given == "auto",
+    )
+
+
+def _of(error: OSError) -> str:
+    return f": {error.filename}" if error.filename else ""
+
+
+# --- without a server ---
+
+
+async def path_report(config: Config) -> tuple[str, ...]:
+    """How Plex's paths are found in the mount, learned or checked now, for ``check``; empty when that cannot be asked
+    (``check`` says itself what is wrong with Plex or a source)."""
+    settings = await plex_settings(config.plex)
+    if settings is None:
+        return ()
+    try:
+        snapshot = await PlexClient(settings).snapshot(_ask(config, ()))
+        async with open_union(config, _NoCache(), _first_tag) as union:
+            resolver = resolver_for(config, union)
+            await resolver.settle_paths(snapshot.folders)
+            return resolver.notes
+    except (CachefsError, OSError) as error:
+        log.debug("the path mapping cannot be checked: %s", error)
+        return ()
+
+
+class _NoCache:
+    """The witness of a union that is only looked at."""
+
+    def observe(self, file: SourceFile) -> None: ...
+
+    def gone(self, key: FileKey) -> None: ...
+
+    def get(self, key: FileKey) -> None: ...
+
+    def is_confirmed(self, key: FileKey, size: int, mtime_ns: int) -> bool:
+        return False
+
+    def holds_in(self, folder: FileKey) -> bool:
+        return False
+
+
+async def _first_tag(identity: str) -> int:
+    return 0
