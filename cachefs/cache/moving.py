@@ -11,7 +11,6 @@ nothing is ever overwritten, both are kept, and the conflict is shown.
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import math
 import os
@@ -27,8 +26,8 @@ from cachefs.cache import moved_bytes
 from cachefs.cache.carrying import Carrying
 from cachefs.cache.filecopy import SourceFiles, close_at_source
 from cachefs.cache.kept import Kept
-from cachefs.cache.pacing import CHUNK_BYTES
 from cachefs.cache.places import FOLDER_GONE, TAKEN, AtHome, Conflict, Hold, Homes, Stays, text_of
+from cachefs.cache.soundness import Soundness
 from cachefs.cache.store import Store
 from cachefs.descriptors import Descriptor
 from cachefs.errors import CacheError
@@ -44,7 +43,6 @@ Ts = TypeVarTuple("Ts")
 LOOK_EVERY_S = 30.0
 """How soon what could not be moved, or settled, is tried again."""
 _TRIES = 3
-_ROTTEN = "its bytes on the SSD are not those that were moved (see cachefs verify)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +76,16 @@ class Movers:
         self.carrying = Carrying(store, files, homes, bandwidth)
         self.kept = Kept(store, homes)
         """What the sources keep of moved files."""
+        self.soundness = Soundness(store, hold)
         self._turns: dict[FileKey | int, trio.Lock] = {}
         self._not_before: dict[int, float] = {}
         self._stays: dict[FileKey, str] = {}
-        self._damaged: dict[FileKey, str] = {}
         self._restoring: dict[FileKey, RestoreProgress] = {}
         self._leaving: dict[FileKey, trio.Event] = {}
 
     def problems(self) -> tuple[tuple[FileKey, str], ...]:
         """Moved files that cannot be settled or restored as they should, or whose bytes the SSD has lost, and why."""
-        known = {**self._stays, **self._damaged}
+        known = {**self._stays, **self.soundness.flaws}
         return tuple(sorted((key, why) for key, why in known.items() if self._store.moves.get(key) is not None))
 
     def moved(self) -> list[CacheEntry]:
@@ -337,59 +335,6 @@ class Movers:
         elif self._stays.get(key) in (TAKEN, FOLDER_GONE):
             del self._stays[key]
         return problem
-
-    async def look(self, key: FileKey) -> None:
-        """See that the SSD has a moved file. Raises ``OSError``; ``problems`` has it from then on."""
-        entry = self._store.moves.get(key)
-        if entry is not None:
-            with self._noting(key):
-                await self._store.on_ssd(moved_bytes.state_at, self._store.file_of(entry))
-            if self._damaged.get(key) != _ROTTEN:
-                self._damaged.pop(key, None)
-
-    async def has_its_bytes(self, key: FileKey, account: Callable[[int], None]) -> bool:
-        """Whether a moved file's bytes are those that were moved. Of one that was written since they are taken as they
-        are, to be told by from now on. Raises ``OSError`` when they cannot be read. ``problems`` has what is wrong."""
-        with self._noting(key):
-            has_them = await self._has_its_bytes(key, account)
-            self._damaged.pop(key, None)
-            if not has_them:
-                self._damaged[key] = _ROTTEN
-            return has_them
-
-    @contextmanager
-    def _noting(self, key: FileKey) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self._damaged[key] = f"its only copy cannot be read: {error.strerror or error} (see cachefs verify)"
-            raise
-
-    async def _has_its_bytes(self, key: FileKey, account: Callable[[int], None]) -> bool:
-        entry = self._store.moves.get(key)
-        if entry is None or entry.home is None:
-            return True
-        copy = await self._store.on_ssd(moved_bytes.open_file, self._store.file_of(entry), os.O_RDONLY)
-        try:
-            before = await self._store.on_ssd(moved_bytes.state_of, copy)
-            await self._store.on_ssd(moved_bytes.forget_pages, copy)
-            digest, position = hashlib.sha256(), 0
-            while position < before.size:
-                length = min(before.size - position, CHUNK_BYTES)
-                await self._store.on_ssd(moved_bytes.read_and_count, copy, position, length, digest)
-                position += length
-                account(length)
-            async with self._hold(key) as free:
-                now = self._store.moves.get(key)
-                same = free and await self._store.on_ssd(moved_bytes.state_of, copy) == before
-                if not same or now is None or now.home is None:
-                    return True  # it is being written
-                if not now.home.digest:
-                    await self._store.moves.set_home(now, replace(now.home, digest=digest.hexdigest()))
-                    return True
-                return now.home.digest == digest.hexdigest()
-        finally:
-            await self._store.close_on_ssd(copy)
 
     # --- after a crash ---
 

@@ -142,8 +142,8 @@ class Verification:
             self._note(entry, Flaw.UNCOMPARED, error.strerror or str(error), "")
         try:
             if not self._wish.content:
-                await self._moved.look(entry.key)
-            elif not await self._moved.has_its_bytes(entry.key, self._account):
+                await self._moved.soundness.look(entry.key)
+            elif not await self._moved.soundness.has_its_bytes(entry.key, self._account):
                 self._note(entry, Flaw.ROTTEN, "", "")
         except OSError as error:
             self._note(entry, Flaw.LOST, error.strerror or str(error), "")
