@@ -259,16 +259,25 @@ class Movers:
         """False when the file was written to meanwhile, or is no moved file of this name any more."""
         arrived = False
         key, kept = entry.key, entry.source_file.inode
-        copy = await self._store.on_ssd(moved_bytes.open_file, self._store.file_of(entry), os.O_RDONLY)
+        try:
+            copy = await self._store.on_ssd(moved_bytes.open_file, self._store.file_of(entry), os.O_RDONLY)
+        except FileNotFoundError:
+            if self._is_moved(entry):
+                raise
+            return False
         try:
             before = await self._store.on_ssd(moved_bytes.state_of, copy)
             target = await self._homes.open_return(key, kept)
             try:
-                await self.carrying.bring(entry, copy, target, before.size, partial(self._tell, key, before.size))
+                try:
+                    await self.carrying.bring(entry, copy, target, before.size, partial(self._tell, key, before.size))
+                except (Stays, OSError):
+                    if self._is_moved(entry) and await self._store.on_ssd(moved_bytes.state_of, copy) == before:
+                        raise
+                    return False  # it ended early, or had other bytes, since somebody wrote to it
                 async with self._hold(key) as free:
-                    now = self._store.moves.get(key)
-                    if not free or now is None or now.id != entry.id:
-                        return False  # it was deleted, or has another name
+                    if not free or not self._is_moved(entry):
+                        return False
                     if await self._store.on_ssd(moved_bytes.state_of, copy) != before:
                         return False
                     if not await self._store.on_ssd(moved_bytes.nobody_writes, copy):
@@ -282,6 +291,11 @@ class Movers:
                 await self.kept.empty(entry)
             await self._store.close_on_ssd(copy)
         return True
+
+    def _is_moved(self, entry: CacheEntry) -> bool:
+        """Whether it has not been deleted, come home, or got another name meanwhile."""
+        now = self._store.moves.get(entry.key)
+        return now is not None and now.id == entry.id
 
     async def _arrive(self, entry: CacheEntry, home: Home, target: Descriptor) -> None:
         file = await self._homes.identify(entry.key, target)

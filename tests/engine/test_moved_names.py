@@ -88,6 +88,38 @@ async def test_a_file_that_is_renamed_on_its_way_home_comes_home_once(tmp_path: 
         assert not (fs.folder / RESERVED).exists()
 
 
+@pytest.mark.parametrize(
+    "now", [CONTENT[:10], CONTENT[::-1], CONTENT * 2], ids=["truncated", "written", "written and longer"]
+)
+async def test_a_file_that_is_written_on_its_way_home_is_taken_for_no_failing_disk(tmp_path: Path, now: bytes) -> None:
+    """It ends early, or has other bytes than those that were moved: it is carried again, as it is now."""
+    async with rooms(tmp_path) as fs:
+        put(fs, FILM, CONTENT)
+        key = await fs.moved(FILM)
+        copy = fs.store.file_of(fs.store.moves.all()[0])
+
+        async def write() -> None:
+            async with fs.routing.turns.changing(lambda: (key,), content=True):
+                await trio.Path(copy).write_bytes(now)
+
+        with pytest.MonkeyPatch.context() as patch:
+            before(fs.movers.carrying, "bring", write, patch)
+            await fs.movers.restore(key)
+        assert (fs.folder / FILM).read_bytes() == now
+        assert fs.movers.problems() == ()
+
+
+async def test_a_file_that_has_another_name_when_its_way_home_begins_stays_on_the_ssd(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        put(fs, FILM, CONTENT)
+        key = await fs.moved(FILM)
+        with pytest.MonkeyPatch.context() as patch:
+            before(fs.store, "on_ssd", lambda: call(fs, lambda kernel: kernel.rename(FILM, NEW)), patch)
+            await fs.movers.restore(key)
+        assert await shown(fs) == {NEW: CONTENT}
+        assert fs.store.moves.get(fs.key(NEW)) is not None
+
+
 FOLDER_CHANGES: dict[str, tuple[Callable[[Kernel], object], str]] = {
     "the folder": (lambda kernel: kernel.rename("P/d", "P/e"), "P/e/f"),
     "the one above": (lambda kernel: kernel.rename("P", "Q"), "Q/d/f"),
