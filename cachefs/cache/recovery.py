@@ -57,6 +57,12 @@ _SILENT = (
 )
 
 
+_LOST = (
+    "was moved to the SSD, and is not there: it was removed behind cachefs. Put it back there, or (from a backup) at "
+    "its source; cachefs verify --repair forgets it"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Recovery:
     """What a start found, in numbers, for the log; and whether cachefs had died before it."""
@@ -106,7 +112,7 @@ def reconcile(entries: Iterable[CacheEntry], contents: Contents, sources: frozen
             keep.append(_as_found(entry, contents))
             claimed.add(name)
         elif entry.home is not None:
-            log.error("%s was moved to the SSD, and is not there: it was removed behind cachefs", entry.key)
+            log.error("%s %s", entry.key, _LOST)
         else:
             rows.append(entry.id)
     found = (*contents.partial, *contents.published)
