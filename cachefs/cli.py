@@ -233,7 +233,7 @@ def _path_or_title(text: str, config: Config) -> str:
 def evict(config_file: Path | None, as_json: bool, paths: tuple[str, ...]) -> int:
     """Remove files, or those of folders, from the SSD now.
 
-    Their sources keep them. What is pinned stays.
+    Their sources keep them. What is pinned, or was moved, stays.
     """
     config = shared.load(config_file)
     name_of = shared.naming(config)

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -199,29 +199,31 @@ class DaemonEngine:
         ]
 
     async def evict(self, text: str) -> Evicted:
-        path = self._path(text)
-        layout = self._parts.union.layout
-        below = [
-            entry.key
-            for entry in self._parts.store.inventory().entries
-            if not path or layout.union(entry.key) == path or layout.union(entry.key).startswith(f"{path}/")
-        ]
+        below = [entry.key for entry in self._below(self._path(text), self._parts.store.inventory().entries)]
         if not below:
             raise UserError(f"{text}: nothing of it is cached")
-        moved = [key for key in below if self._parts.store.moves.get(key) is not None]
-        if moved:
-            name = layout.union(moved[0])
-            raise UserError(f"{name} was moved: the SSD has the only copy; `cachefs restore` brings it home first")
-        pinned = self._parts.planning.pinned
-        free = [key for key in below if key not in pinned]
-        if not free:
-            raise UserError(f"{text} is pinned; unpin it first")
-        for key in free:
+        if all(map(self._why_it_stays, below)):
+            whys = dict.fromkeys(map(self._why_it_stays, below))
+            raise UserError("\n".join(f"{text} stays: {why}" for why in whys))
+        gone: list[FileKey] = []
+        left: list[Skip] = []
+        for key in below:
+            if why := self._why_it_stays(key):  # asked anew: it may have moved while others went
+                left.append(Skip(str(key), why, key))
+                continue
             self._parts.planning.hold_back(key)
             await self._parts.store.evict(key, force=True)
             log.info("evicted %s: asked for with cachefs evict", key)
-        why = "it is pinned (cachefs pin --list says by what); unpin it first"
-        return Evicted(tuple(free), tuple(Skip(str(key), why, key) for key in below if key in pinned))
+            gone.append(key)
+        return Evicted(tuple(gone), tuple(left))
+
+    def _why_it_stays(self, key: FileKey) -> str:
+        """Why a person's word does not evict a file; empty when it does."""
+        if self._parts.store.moves.get(key) is not None:
+            return "it was moved: the SSD holds its only copy; cachefs restore brings it home"
+        if key in self._parts.planning.pinned:
+            return "it is pinned (cachefs pin --list says by what); unpin it first"
+        return ""
 
     async def copy(self, text: str) -> FileKey:
         _, key = self._key(text)
@@ -268,12 +270,7 @@ class DaemonEngine:
         parts, path = self._parts, self._path(text) if text else UnionPath("")
         if parts.store.away:
             raise UserError(f"{parts.store.problem}; what was moved there cannot come home before it is back")
-        layout = parts.union.layout
-        below = [
-            entry
-            for entry in parts.store.moves.all()
-            if not path or layout.union(entry.key) == path or layout.union(entry.key).startswith(f"{path}/")
-        ]
+        below = self._below(path, parts.store.moves.all())
         if path and not below and not await self._exists(text):
             raise UserError(f"{text}: no such file or folder in the mount")
         return Restoration(parts.movers, below, () if path else parts.union.sources)
@@ -285,6 +282,15 @@ class DaemonEngine:
 
     def _path(self, text: str) -> UnionPath:
         return paths.argument(text, self._parts.mountpoint, self._parts.union.layout)
+
+    def _below(self, path: UnionPath, entries: Iterable[CacheEntry]) -> list[CacheEntry]:
+        """Those of this file, or of the files below this folder; all of them below the root."""
+        name_of = self._parts.union.layout.union
+        return [
+            entry
+            for entry in entries
+            if not path or name_of(entry.key) == path or name_of(entry.key).startswith(f"{path}/")
+        ]
 
     def _key(self, text: str) -> tuple[UnionPath, FileKey]:
         path = self._path(text)

@@ -84,6 +84,12 @@ class Daemon:
             entry = await self.partial(path, 10)
             assert await self.store.publish(entry, await self.union.files.stat(entry.key))
 
+    async def moved(self, path: str) -> None:
+        """A cached file, whose source goes on having it, is moved as far as the SSD knows."""
+        entry = self.store.get(self.key(path))
+        assert entry is not None
+        assert await self.store.moves.leave(entry, Home(entry.fingerprint, Phase.AWAY))
+
     def key(self, path: str) -> FileKey:
         found = self.union.layout.key(UnionPath(path))
         assert found is not None
@@ -428,7 +434,7 @@ async def test_pinned_files_are_not_evicted_by_hand(media: Path) -> None:
         await it.cached(HEAT, HEAT_SRT, ALIEN)
         await it.engine.pin(HEAT)
         await it.plan()
-        with pytest.raises(UserError, match="is pinned; unpin it first"):
+        with pytest.raises(UserError, match=r"^Films/Heat stays: it is pinned \(.*\); unpin it first$"):
             await it.engine.evict("Films/Heat")
         made = await it.engine.evict(str(MOUNT))
         assert made.keys == (key(ALIEN),)
@@ -437,6 +443,26 @@ async def test_pinned_files_are_not_evicted_by_hand(media: Path) -> None:
         await it.engine.unpin(HEAT)
         await it.plan()
         assert set((await it.engine.evict(HEAT)).keys) == {key(HEAT)}
+
+
+async def test_moved_files_stay_and_what_is_beside_them_is_evicted(media: Path) -> None:
+    async with daemon(media) as it:
+        await it.cached(HEAT, HEAT_SRT, ALIEN)
+        await it.moved(HEAT)
+        made = await it.engine.evict("Films/Heat")
+        assert (made.keys, [skip.key for skip in made.left]) == ((key(HEAT_SRT),), [key(HEAT)])
+        assert made.left[0].reason == "it was moved: the SSD holds its only copy; cachefs restore brings it home"
+        assert [it.is_cached(path) for path in (HEAT, HEAT_SRT, ALIEN)] == [True, False, True]
+        for text in (HEAT, "Films/Heat"):
+            with pytest.raises(UserError, match=f"^{text} stays: it was moved"):
+                await it.engine.evict(text)
+        await it.engine.pin(ALIEN)
+        await it.plan()
+        with pytest.raises(UserError, match=r"Films stays: it was moved[^\n]*\nFilms stays: it is pinned"):
+            await it.engine.evict("Films")
+        with pytest.raises(UserError, match="name a file or folder below"):
+            await it.engine.evict("")
+        assert it.is_cached(HEAT)
 
 
 async def test_copy_now_says_when_there_is_no_room(media: Path) -> None:
@@ -460,9 +486,7 @@ async def test_moved_files_are_named_as_such_and_what_is_none_is_told_apart(medi
         await it.cached(HEAT, ALIEN)
         assert (it.engine.status().entries_moved, (await it.engine.explain(HEAT)).moved) == (0, False)
         assert (await (await it.engine.restoration("Films")).run()).restored == ()
-        entry = it.store.get(key(HEAT))
-        assert entry is not None
-        assert await it.store.moves.leave(entry, Home(entry.fingerprint, Phase.AWAY))
+        await it.moved(HEAT)
         status, told = it.engine.status(), await it.engine.explain(HEAT)
         assert (status.entries_cached, status.entries_moved, status.moved_bytes) == (2, 1, 10)
         assert (told.state, told.moved, (await it.engine.explain(ALIEN)).moved) == (Visible.CACHED, True, False)
@@ -478,9 +502,7 @@ async def test_moved_files_of_an_ssd_that_is_away_are_not_said_to_be_at_home(
     expected_warnings.append("is away")
     async with daemon(media) as it:
         await it.cached(HEAT)
-        entry = it.store.get(key(HEAT))
-        assert entry is not None
-        assert await it.store.moves.leave(entry, Home(entry.fingerprint, Phase.AWAY))
+        await it.moved(HEAT)
         (media / "ssd").rename(media / "unplugged")
         await it.store.probe()
         told = await it.engine.explain(HEAT)
