@@ -71,7 +71,7 @@ async def held(at: Path, mountpoint: Path) -> AsyncIterator[None]:
         yield
     finally:
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(take_away, mountpoint)
+            await trio.to_thread.run_sync(take_away, mountpoint, True)
 
 
 def prepare(mountpoint: Path) -> Path:
@@ -110,13 +110,15 @@ def put(neighbour: Path, mountpoint: Path) -> None:
     discard(neighbour)
 
 
-def take_away(mountpoint: Path, force: bool = False) -> None:
+def take_away(mountpoint: Path, force: bool) -> None:
     """Take the mount away, in one step with the folder below it if that is ours. Raises ``UserError``.
 
-    ``force`` as for ``mounts.unmount``. Nothing mounted there is fine.
+    ``force`` as for ``mounts.unmount``. It takes the mount being there, so it comes first: one that is unmounted, while
+    it is in use, can be aborted no more. Nothing mounted there is fine.
     """
     path = mounts.resolve_now(mountpoint)
-    if force and mounts.mounted_at(path) is not None:
+    mount = mounts.mounted_at(path)
+    if force and mount is not None and mount.is_cachefs:
         mounts.abort(path)
     neighbour = _neighbour(path)
     try:

@@ -56,14 +56,15 @@ def _close(made: mounts.Mount | None) -> None:
     """End the session, and take its mount away if it is still there.
 
     Not by libfuse: since 3.17 it runs umount(8) and keeps the whole process waiting, and that child closes its copies
-    of our files first, which hangs where a disk does. The closed session ends what still waits for the mount.
+    of our files first, which hangs where a disk does. The closed session ends what still waits for the mount, but not
+    while a thread of ours tells the kernel of a change, which may itself wait for those: so it is aborted, too.
     """
     now = mounts.topmost(mounts.all_now(), made.path) if made is not None else None
     pyfuse3.close(unmount=False)
     if made is None or now is None or (now.id, now.device_minor) != (made.id, made.device_minor):
         return  # unmounted from outside; in place, what is seen there now is the disk's own
     try:
-        mounts.unmount(made.path, force=False)
+        mounts.unmount(made.path, force=True)
     except UserError as error:
         log.warning("%s", error)
 

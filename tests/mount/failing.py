@@ -6,7 +6,9 @@ can be told to fail, and whatever it begins beside that is seen.
 
 from __future__ import annotations
 
+import importlib
 import os
+import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +21,7 @@ from cachefs.status import HealthRegistry
 
 PLANT = Path(__file__).parent / "plant"
 ENVIRONMENT = "FAILING_TASKS"
+HANGING = "HANGING_CALL"
 _LOOK_EVERY_S = 0.02
 
 
@@ -87,6 +90,12 @@ def install(folder: str) -> None:
         await really(name, health, partial(_run, failing, name, task), follows)
 
     daemon.supervise = supervise  # type: ignore[attr-defined]
+
+
+def hang(function: str) -> None:
+    """Let every call of a function of the product, ``module:name``, wait for ever."""
+    module, _, name = function.partition(":")
+    setattr(importlib.import_module(module), name, lambda *_: threading.Event().wait())
 
 
 async def _run(failing: Failing, name: str, task: Callable[[], Awaitable[object]]) -> None:

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from cachefs.mounts import mounted_at
+from tests.mount.failing import HANGING, PLANT
 from tests.mount.kit import MIB, STATE
 from tests.mount.lives import is_clean, kill_server, reading_for_ever, settings_in, wait_gone, wait_until
 from tests.standin.running import REPOSITORY, RunningCachefs, wait_until_ready
@@ -63,6 +64,42 @@ def _cache_is_free(settings: dict[str, Any]) -> bool:
 
 
 # --- stopped on purpose ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mounted", ["elsewhere", "in place"])
+def test_whoever_waits_for_the_mount_is_freed_although_a_thread_of_ours_waits_for_him(
+    tmp_path: Path, settings: dict[str, Any], start_mount: Start, monkeypatch: pytest.MonkeyPatch, mounted: str
+) -> None:
+    """He holds a folder's lock while he waits for an answer, and the thread wants that lock to tell the kernel of a
+    change in the folder: the connection ends for neither of them while the thread is in it."""
+    monkeypatch.setenv("PYTHONPATH", os.fspath(PLANT))
+    monkeypatch.setenv(HANGING, "cachefs.fs.changes:_create")
+    (tmp_path / "media" / "known").touch()
+    below = os.open(tmp_path / "media", os.O_PATH)
+    if mounted == "in place":
+        settings["mountpoint"] = str(tmp_path / "media")
+    running = start_mount(settings)
+    assert (running.mountpoint / "known").exists()
+    server = running.status().pid
+    create = [sys.executable, "-c", "open(__import__('sys').argv[1], 'x')", str(running.mountpoint / "new")]
+    with subprocess.Popen(create, stderr=subprocess.DEVNULL) as creator:
+        wait_until(running, lambda: "request_wait_answer" in _waits(creator.pid), "it waits for an answer")
+        os.rename("known", "another", src_dir_fd=below, dst_dir_fd=below)
+        wait_until(running, lambda: "fuse_reverse_inval_entry" in _waits(server), "a thread waits for the folder")
+        assert running.terminate() == 0
+        assert creator.wait(STOPS_WITHIN_S) == 1
+    wait_gone(server)
+    assert is_clean(running)
+    os.close(below)
+
+
+def _waits(pid: int) -> set[str]:
+    """Where in the kernel the threads of a process wait."""
+    found = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):
+            found.add((task / "wchan").read_text())
+    return found
 
 
 @pytest.mark.parametrize("slow_disk_settings", [SlowDiskSettings(wake_up_s=0, seek_s=0, bytes_per_s=4e6)])

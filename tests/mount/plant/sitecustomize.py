@@ -1,4 +1,5 @@
-"""Found first on the server's path by Python itself: lets its tasks fail when told, and does nothing elsewhere."""
+"""Found first on the server's path by Python itself: lets its tasks fail, or a call hang, when told, and
+does nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -9,3 +10,8 @@ if "FAILING_TASKS" in os.environ and "serve" in sys.orig_argv:
     from tests.mount.failing import install
 
     install(os.environ["FAILING_TASKS"])
+
+if "HANGING_CALL" in os.environ and "serve" in sys.orig_argv:
+    from tests.mount.failing import hang
+
+    hang(os.environ["HANGING_CALL"])
