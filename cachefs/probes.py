@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cachefs import mounts
+from cachefs.cache.folder import lacks_to_be_made
 from cachefs.control.client import Client
 from cachefs.errors import CachefsError
 from cachefs.fs import channel
@@ -138,7 +139,8 @@ def look_at_cache(path: Path) -> Storage:
     existing = _nearest_existing(path)
     folder = look_at_folder(existing)
     if not folder.problem:
-        problem = _why_not_writable(existing, to_be_made=existing != path)
+        problem = lacks_to_be_made(str(path)) if existing != path else ""
+        problem = problem or _why_not_writable(existing, to_be_made=existing != path)
         folder = Folder(existing, problem, False, folder.identity, folder.lineage, folder.empty)
     try:
         space = os.statvfs(existing)

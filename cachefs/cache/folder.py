@@ -108,6 +108,9 @@ class Folder:
         """Make the folder where it is missing, and lock it. Raises ``CacheError`` or ``CacheBusy``."""
         try:
             if not os.path.isdir(root):
+                lacks = lacks_to_be_made(root)
+                if lacks:
+                    raise CacheError(f"cache.path {root} {lacks}")
                 ours().make_folder(root)
             return cls._take(root, os.open(root, _PLACE), "")
         except OSError as error:
@@ -335,6 +338,15 @@ def holder(root: str) -> int | None:
     # 1: FLOCK ADVISORY WRITE 4711 08:01:1234 0 EOF; see proc_locks(5). The device is not that of stat on btrfs.
     found = any(fields[1] == "FLOCK" and fields[4] == pid and fields[5].endswith(f":{inode}") for fields in held)
     return int(pid) if found else None
+
+
+def lacks_to_be_made(root: str) -> str:
+    """Why a cache folder that is missing will not be made, or an empty text. Only the last name of its path is: where
+    more is missing it may be a disk that is not mounted, and everything would go to the one below it. Blocks."""
+    above = os.path.dirname(root)
+    if os.path.lexists(above):
+        return ""
+    return f"cannot be made: {above} does not exist; is the SSD mounted? Where it is, run: mkdir -p {above}"
 
 
 def refuse_foreign(root: str) -> None:

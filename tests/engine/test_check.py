@@ -256,7 +256,7 @@ async def test_a_link_does_not_hide_that_the_cache_is_in_a_source(folders: Folde
     make_links(folders)
     report = await examined(folders.config(cache={"path": f"{folders.root}/link"}))
     assert "is really inside the source" in only(report, ERROR, "cache.path")
-    report = await examined(folders.config(cache={"path": f"{folders.root}/link/new/deeper"}))
+    report = await examined(folders.config(cache={"path": f"{folders.root}/link/new"}))
     assert "is really inside the source" in only(report, ERROR, "cache.path")
 
 
@@ -276,10 +276,22 @@ async def test_a_link_does_not_hide_that_the_mountpoint_is_in_a_source_or_a_sour
 
 
 async def test_a_cache_beside_the_source_may_still_be_made(folders: Folders) -> None:
-    report = await examined(folders.config(cache={"path": f"{folders.root}/new/deeper"}))
+    report = await examined(folders.config(cache={"path": f"{folders.root}/new"}))
     assert report.can_mount
     assert only(report, NOTE, "cache.path").endswith("does not exist yet; it will be made")
     assert sorted(os.listdir(folders.root)) == ["media", "mnt", "ssd"]
+
+
+async def test_a_cache_below_a_folder_that_is_missing_may_be_an_unmounted_disk_and_is_refused_as_by_mount(
+    folders: Folders,
+) -> None:
+    path = folders.root / "nossd/cachefs"
+    said = only(await examined(folders.config(cache={"path": str(path)})), ERROR, "cache.path")
+    with pytest.raises(CacheError) as refused:
+        Folder.take(str(path))
+    assert str(refused.value) == f"cache.path {said}"
+    assert said.endswith(f"{path.parent} does not exist; is the SSD mounted? Where it is, run: mkdir -p {path.parent}")
+    assert not path.parent.exists()
 
 
 async def test_no_room_at_all_is_said(folders: Folders) -> None:
