@@ -14,6 +14,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat as st
 from collections import Counter
 from collections.abc import Callable, Set
 from contextlib import suppress
@@ -288,12 +289,25 @@ def _rename_to_nothing(old_folder: int, old: str, new_folder: int, new: str) -> 
 
 
 def _make_folders(source: Source, path: str) -> None:
-    """The folders that a file comes back to; its neighbours may be gone, but it was never deleted."""
+    """The folders that a file comes back to; its neighbours may be gone, but it was never deleted. A new one is as open
+    to others as the one that it is in."""
     above = ""
     for name in path.split("/") if path else ():
         below = f"{above}/{name}" if above else name
         with source.folders.at(above) as folder, suppress(FileExistsError):
-            os.mkdir(name, 0o777, dir_fd=folder)
+            os.mkdir(name, 0o700, dir_fd=folder)
+            _make_alike(folder, name)
             sync_names(folder)
             source.folders.forget(below)  # what may be open is one that was deleted
         above = below
+
+
+def _make_alike(above: int, name: str) -> None:
+    seen = look(above)
+    made = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+    try:
+        with suppress(PermissionError):  # an ordinary user's cachefs makes folders of its own
+            os.fchown(made, seen.uid, seen.gid)
+        os.fchmod(made, st.S_IMODE(seen.mode))
+    finally:
+        os.close(made)

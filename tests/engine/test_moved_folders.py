@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -252,10 +253,16 @@ async def test_moved_files_whose_folder_was_deleted_at_its_source_are_named_unti
         ((key, why),) = fs.movers.problems()
         assert key == fs.key(EPISODES[0])
         assert "cachefs restore" in why
+        as_open = (os.getuid(), 1000 if os.getuid() == 0 else os.getgid(), 0o750)
+        os.chown(fs.folder, *as_open[:2])
+        fs.folder.chmod(as_open[2])
         await fs.movers.restore(key)
         assert await content(fs, EPISODES[0]) == CONTENT
         assert not fs.movers.problems()
         assert await verified(fs) == set()
+        for folder in (fs.folder / EPISODES[0]).relative_to(fs.folder).parents[:-1]:
+            made = (fs.folder / folder).stat()
+            assert (made.st_uid, made.st_gid, stat.S_IMODE(made.st_mode)) == as_open, "as the one that it is in"
 
 
 async def test_moved_files_whose_folder_is_back_are_named_no_more(tmp_path: Path) -> None:
