@@ -215,6 +215,7 @@ class DaemonEngine:
             await self._parts.store.evict(key, force=True)
             log.info("evicted %s: asked for with cachefs evict", key)
             gone.append(key)
+        await self._parts.store.wishes.save()
         return Evicted(tuple(gone), tuple(left))
 
     def _why_it_stays(self, key: FileKey) -> str:

@@ -460,6 +460,15 @@ class Evicted:
     left: tuple[Skip, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a person said of one file last: that it be on the SSD now, or (``away``) that it be not."""
+
+    key: FileKey
+    at: float
+    away: bool = False
+
+
 # --- health ----------------------------------------------------------------------------------------------------------
 
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, TypeVarTuple
 
 import trio
 
+from cachefs.cache.wishes import Wishes
 from cachefs.config import PolicyConfig
 from cachefs.errors import PlexError, UserError
 from cachefs.model import (
+    Asked,
     FileKey,
     Interest,
     InterestKind,
@@ -66,6 +68,9 @@ class Holdings(Protocol):
     @property
     def changed(self) -> trio.Event: ...
 
+    @property
+    def wishes(self) -> Wishes: ...
+
     def inventory(self) -> Inventory: ...
 
     def pins(self) -> tuple[Pin, ...]: ...
@@ -100,8 +105,6 @@ class Planning:
     _asked_at: float = float("-inf")
     _away: bool = False
     """Whether Plex has not answered the last time it was asked."""
-    _held_back: dict[FileKey, float] = field(default_factory=dict)
-    _asked_for: dict[FileKey, Want] = field(default_factory=dict)
     _next_change_at: float | None = None
 
     # --- what wakes it -------------------------------------------------------------------------------------------
@@ -123,25 +126,28 @@ class Planning:
 
     def hold_back(self, key: FileKey) -> None:
         """A person evicted this file: do not copy it again at once."""
-        self._asked_for.pop(key, None)
-        self._held_back[key] = self.now()
+        self.store.wishes.add(Asked(key, self.now(), away=True))
 
     async def copy_now(self, file: SourceFile) -> None:
-        """A person wants this file, now and as long as watched ones are kept. ``UserError`` when it gets no room."""
+        """A person wants this file, now and as long as watched ones are kept: durable when this returns, unless the SSD
+        fails. ``UserError`` when it gets no room."""
         self.resolver.saw(file)
         await self.resolver.look_beside(file)
-        held_back = self._held_back.pop(file.key, None)
-        self._asked_for[file.key] = Want(file, InterestKind.PLAYING, 0, BY_HAND, self.now())
+        wishes = self.store.wishes
+        before = wishes.get(file.key)
+        wishes.add(Asked(file.key, self.now()))
         made = await self._made(await self._request())
         refused = [skip.reason for skip in made.skips if skip.key == file.key]
         if refused and not any(copy.key == file.key for copy in made.copies):
-            self._asked_for.pop(file.key, None)
-            if held_back is not None:
-                self._held_back[file.key] = held_back
+            wishes.end(file.key)
+            if before is not None and before.away:
+                wishes.add(before)
+            await wishes.save()
             raise UserError(f"{file.key.path}: {refused[0]}")
         self.plan = made
         self.follow(made)
         self._wished.set()
+        await wishes.save()
 
     def why_not(self, key: FileKey) -> tuple[str, ...]:
         """Why the newest plan does not copy this file, though somebody may want it; empty when there is no reason."""
@@ -244,8 +250,10 @@ class Planning:
         pinned = resolved.pinned | self._pinned_by_title(items)
         pinned |= {want.key for want in resolved.wants if want.follows in pinned}
         self.pinned = pinned
-        self._forget_wishes(now)
+        # What a person copied or evicted by hand counts for as long as watched files are kept.
+        self.store.wishes.end_before(now - max(self.policy.keep_watched, 60.0))
         asked = await self._asked(missing)
+        await self.store.wishes.save()
         by_hand = {want.key for want in asked}
         others = tuple(want for want in resolved.wants if want.key not in by_hand)
         wants = tuple(want for want in resolved.wants if not self._is_held_back(want))
@@ -273,18 +281,24 @@ class Planning:
 
     def _is_held_back(self, want: Want) -> bool:
         """Whether a person evicted the file, or the video that it goes with, and nobody pinned it."""
-        return want.key not in self.pinned and (want.key in self._held_back or want.follows in self._held_back)
+        keys = (want.key, want.follows) if want.follows is not None else (want.key,)
+        return want.key not in self.pinned and any(self._evicted_at(key) is not None for key in keys)
+
+    def _evicted_at(self, key: FileKey) -> float | None:
+        """When a person evicted this file; None when he did not, or asked for it since."""
+        asked = self.store.wishes.get(key)
+        return asked.at if asked is not None and asked.away else None
 
     def _skips_held_back(self, wants: tuple[Want, ...], now: float) -> list[Skip]:
         return [
             Skip(
                 str(want.key),
-                f"{want.reason}; but you evicted it {format_duration(now - self._held_back[want.key])} ago "
+                f"{want.reason}; but you evicted it {format_duration(max(now - at, 0.0))} ago "
                 "(cachefs copy brings it back)",
                 want.key,
             )
             for want in wants
-            if want.key in self._held_back and self._is_held_back(want)
+            if (at := self._evicted_at(want.key)) is not None and self._is_held_back(want)
         ]
 
     async def _asked(self, missing: frozenset[FileKey]) -> list[Want]:
@@ -292,20 +306,21 @@ class Planning:
         with its file."""
         held = Held(self.store.inventory().entries)
         found: list[Want] = []
-        for want in list(self._asked_for.values()):
-            file = await self.resolver.known(want.key, held if want.key not in missing else Held())
+        wishes = self.store.wishes
+        for asked in wishes.all():
+            key = asked.key
+            if asked.away:
+                continue
+            file = await self.resolver.known(key, held if key not in missing else Held())
+            if file is None and self.resolver.is_gone(key):
+                self.resolver.look_again((key,))  # it may have that name only since it was looked for
+                file = await self.resolver.known(key, Held())
             if file is not None:
-                asked = replace(want, file=file)
-                found += (asked, *await self.resolver.going_along(asked, held))
-            elif self.resolver.is_gone(want.key) and self._asked_for.pop(want.key, None) is not None:
-                log.info("%s is not there any more: what cachefs copy asked for ends with it", want.key)
+                want = Want(file, InterestKind.PLAYING, 0, BY_HAND, asked.at)
+                found += (want, *await self.resolver.going_along(want, held))
+            elif self.resolver.is_gone(key) and wishes.gone(key):
+                log.info("%s is not there any more: what cachefs copy asked for ends with it", key)
         return found
-
-    def _forget_wishes(self, now: float) -> None:
-        """What a person copied or evicted by hand counts for as long as watched files are kept."""
-        due = now - max(self.policy.keep_watched, 60.0)
-        self._held_back = {key: at for key, at in self._held_back.items() if at > due}
-        self._asked_for = {key: want for key, want in self._asked_for.items() if want.since > due}
 
     def _watched(self) -> tuple[Watched, ...]:
         found = ((self.resolver.locate(file.file), file) for file in watched_files(self.snapshot))

@@ -54,8 +54,8 @@ class Bars:
     def bar(self, targets: Targets) -> Bar:
         return Bar(self, targets)
 
-    def forbids(self, key: FileKey, inode: int) -> bool:
-        """Whether a bar names this file."""
+    def forbids(self, key: FileKey, inode: int | None) -> bool:
+        """Whether a bar names this file, by its name, by a folder above it, or by its number if that is known."""
         if key in self._keys or inode in self._inodes:
             return True
         if not self._folders:

@@ -9,19 +9,20 @@ Names may hold any byte, so they are kept as BLOBs (``os.fsencode``).
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import struct
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from cachefs.cache import homes
+from cachefs.cache import homes, wishes
 from cachefs.cache.full import takes_nothing
 from cachefs.cache.keepsake import Keepsake
 from cachefs.cache.locking import locking
 from cachefs.cache.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION, newer
 from cachefs.errors import CacheError, IndexDamaged, IndexFull
-from cachefs.model import CacheEntry, EntryState, FileKey, Fingerprint, Pin, SourceFile, SourceName
+from cachefs.model import Asked, CacheEntry, EntryState, FileKey, Fingerprint, Pin, SourceFile, SourceName
 from cachefs.ownership import ours
 from cachefs.paths import cache_path
 from cachefs.ranges import Ranges
@@ -181,7 +182,7 @@ class Index:
                 rows,
             )
 
-    # --- pins, meta, devices ---
+    # --- pins, wishes, meta, devices ---
 
     def pins(self) -> tuple[Pin, ...]:
         with self._translated():
@@ -197,6 +198,22 @@ class Index:
     def remove_pin(self, target: str) -> None:
         with self._transaction() as connection:
             connection.execute("DELETE FROM pins WHERE target = ?", (os.fsencode(target),))
+
+    def asked(self) -> tuple[Asked, ...]:
+        """What people said of single files. Raises ``IndexDamaged`` for what nobody can have written."""
+        rows = self._meta("asked")
+        try:
+            return wishes.from_rows(json.loads(rows)) if rows else ()
+        except (ValueError, TypeError, RecursionError) as error:
+            self._sound = False
+            raise IndexDamaged(
+                f"the index {self._path} is damaged: it makes no sense what was asked ({error})"
+            ) from error
+
+    def set_asked(self, said: Iterable[Asked]) -> None:
+        """This is all that people said."""
+        with self._transaction() as connection:
+            _set_asked(connection, said)
 
     def identity(self) -> str | None:
         """The sources this cache was made for; None for a new cache."""
@@ -233,13 +250,14 @@ class Index:
             if kept is not None:
                 connection.executemany("INSERT OR IGNORE INTO devices VALUES (?, ?)", kept.devices.items())
                 connection.executemany("INSERT OR IGNORE INTO pins VALUES (?, ?, ?)", map(_pin_row, kept.pins))
+                _set_asked(connection, kept.asked)
             _set_identity(connection, identity)
 
     def keepsake(self) -> Keepsake:
         """What is to be written down a second time."""
         with self._translated():
             devices = dict(self._connection.execute("SELECT identity, tag FROM devices").fetchall())
-        return Keepsake(SCHEMA_VERSION, self.identity() or "", devices, self.pins())
+        return Keepsake(SCHEMA_VERSION, self.identity() or "", devices, self.pins(), self.asked())
 
     def device_tag(self, identity: str) -> int:
         """The number of this device: 0 for the first one ever seen, then 1, 2, … for good."""
@@ -344,6 +362,11 @@ def _statements(script: str) -> Iterator[str]:
 
 def _set_identity(connection: sqlite3.Connection, identity: str) -> None:
     connection.execute("INSERT OR REPLACE INTO meta VALUES ('identity', ?)", (os.fsencode(identity),))
+
+
+def _set_asked(connection: sqlite3.Connection, said: Iterable[Asked]) -> None:
+    rows = json.dumps(wishes.rows_of(said)).encode("ascii")
+    connection.execute("INSERT OR REPLACE INTO meta VALUES ('asked', ?)", (rows,))
 
 
 def _pin_row(pin: Pin) -> _Row:

@@ -1,7 +1,8 @@
 """The few facts that only the index has and nobody could find out again, written down a second time.
 
-Pins, the tags of devices (inode numbers in the mount depend on them) and the sources that the cache was made for. Only
-read when the index is lost, and by ``cachefs check``, which must not open the index. Blocks; raises ``OSError``.
+Pins, what people asked for, the tags of devices (inode numbers in the mount depend on them) and the sources that the
+cache was made for. Only read when the index is lost, and by ``cachefs check``, which must not open the index. Blocks;
+raises ``OSError``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from cachefs.model import Pin
+from cachefs.cache import wishes
+from cachefs.model import Asked, Pin
 from cachefs.ownership import ours
 
 N = TypeVar("N", int, float)
@@ -30,6 +32,7 @@ class Keepsake:
     identity: str
     devices: Mapping[str, int]
     pins: tuple[Pin, ...]
+    asked: tuple[Asked, ...] = ()
 
 
 def save(root: str, kept: Keepsake) -> None:
@@ -40,6 +43,7 @@ def save(root: str, kept: Keepsake) -> None:
         "identity": kept.identity,
         "devices": dict(kept.devices),
         "pins": [[pin.target, pin.rating_key, pin.created_at] for pin in kept.pins],
+        "asked": wishes.rows_of(kept.asked),
     }
     new = f"{root}/{NAME}.new"
     number = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -66,7 +70,8 @@ def read(root: str) -> Keepsake | None:
             return None
         pins = tuple(Pin(_name(target), _text(key), _number(float(at))) for target, key, at in facts["pins"])
         devices = {_name(name): _number(int(tag)) for name, tag in facts["devices"].items()}
-        return Keepsake(int(facts["schema"]), _name(facts["identity"]), devices, pins)
+        asked = wishes.from_rows(facts.get("asked", []))  # earlier versions did not keep them
+        return Keepsake(int(facts["schema"]), _name(facts["identity"]), devices, pins, asked)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 

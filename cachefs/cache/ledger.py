@@ -105,9 +105,9 @@ class Ledger:
             await self.call(self.index.delete, gone, within_s=within_s)
             self._forget(gone)
 
-    async def change_kept(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+    async def change_kept(self, function: Callable[[*Ts], T], *args: *Ts, within_s: float = NO_ANSWER_S) -> T:
         """As ``call``, for what is written down a second time, in the same turn."""
-        return await self.call(self._change_kept, partial(function, *args))
+        return await self.call(self._change_kept, partial(function, *args), within_s=within_s)
 
     def _change_kept(self, function: Callable[[], T]) -> T:
         result = function()

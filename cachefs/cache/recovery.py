@@ -41,7 +41,7 @@ from cachefs.cache.index import Index
 from cachefs.cache.keepsake import Keepsake
 from cachefs.cache.label import Label
 from cachefs.errors import CacheError, IndexDamaged, IndexFull
-from cachefs.model import CacheEntry, EntryState, Pin, SourceName
+from cachefs.model import Asked, CacheEntry, EntryState, Pin, SourceName
 from cachefs.paths import cache_path
 from cachefs.ranges import Ranges
 
@@ -91,6 +91,7 @@ class Opened:
     index: Index
     entries: tuple[CacheEntry, ...]
     pins: tuple[Pin, ...]
+    asked: tuple[Asked, ...]
     next_id: int
     recovery: Recovery
     kept: Keepsake | None
@@ -236,7 +237,8 @@ def _recover(
         log.warning(_FULL, folder.root, len(verdict.keep))
     next_id = max([index.next_id(), *(entry.id + 1 for entry in late)])
     kept = _kept(folder, index)
-    return Opened(folder, index, verdict.keep, index.pins(), next_id, counts, kept, left, late, aside)
+    asked = tuple(asked for asked in index.asked() if asked.key.source in sources)
+    return Opened(folder, index, verdict.keep, index.pins(), asked, next_id, counts, kept, left, late, aside)
 
 
 def _write_rows(index: Index, now: Following) -> tuple[CacheEntry, ...]:

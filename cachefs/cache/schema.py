@@ -46,7 +46,8 @@ CREATE TABLE pins (
 -- 'schema': the version of these tables. 'identity': the sources this cache was made for; without it the index is new,
 -- or the place of one that was lost. 'open': somebody has the index open, or was killed while he had. 'start': what the
 -- lock file said at the last start; an older index says something else. 'aside': files of the SSD that are nobody's and
--- must not be removed, with zeros between them.
+-- must not be removed, with zeros between them. 'asked': what people said of single files with cachefs copy and
+-- evict, as JSON (cache.wishes).
 CREATE TABLE meta (
     name            TEXT PRIMARY KEY,
     value           BLOB NOT NULL

@@ -36,7 +36,7 @@ from cachefs.cache.presence import NO_ANSWER_S, Presence
 from cachefs.cache.recovery import Opened
 from cachefs.cache.room import Limits, Room
 from cachefs.errors import CacheError, IndexFull
-from cachefs.model import CacheEntry, DropCause, EntryState, FileKey, SourceFile, Space, Targets
+from cachefs.model import Asked, CacheEntry, DropCause, EntryState, FileKey, SourceFile, Space, Targets
 from cachefs.paths import cache_path
 
 log = logging.getLogger(__name__)
@@ -201,15 +201,32 @@ class Shelf:
         except IndexFull as error:
             log.debug("%s", error)  # the files that go make room for it, or the next copy says that there is none
         except CacheError as error:
-            if within_s < NO_ANSWER_S and self.presence.overdue(within_s):
-                self.presence.suspect.set()  # whoever finds out what it is keeps nobody waiting
-            else:
-                await self.trouble(error)
+            await self._failed_within(within_s, error)
 
     async def forget_rows_soon(self) -> None:
         """As ``forget_rows``, for somebody who must not wait long: not at all when an earlier call hangs."""
         if not self.presence.overdue(FORGET_S):
             await self.forget_rows(FORGET_S)
+
+    async def keep_asked(self, said: tuple[Asked, ...], within_s: float) -> bool:
+        """Write what people said of single files; whether the SSD took it. It is waited for as in ``forget_rows``."""
+        if self.presence.away:
+            return False
+        try:
+            await self.ledger.change_kept(self.ledger.index.set_asked, said, within_s=within_s)
+        except IndexFull as error:
+            log.debug("%s", error)
+            return False
+        except CacheError as error:
+            await self._failed_within(within_s, error)
+            return False
+        return True
+
+    async def _failed_within(self, within_s: float, error: CacheError) -> None:
+        if within_s < NO_ANSWER_S and self.presence.overdue(within_s):
+            self.presence.suspect.set()  # whoever finds out what it is keeps nobody waiting
+        else:
+            await self.trouble(error)
 
     async def save_details(self) -> None:
         """Write what changed since the last batch; what the SSD does not take is tried with the next."""

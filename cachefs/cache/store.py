@@ -26,10 +26,11 @@ from cachefs.cache.folder import Step
 from cachefs.cache.intake import Intake, Refused
 from cachefs.cache.moves import Moves
 from cachefs.cache.presence import LOOK_S
-from cachefs.cache.recovery import Recovery, open_again, open_folder
+from cachefs.cache.recovery import Opened, Recovery, open_again, open_folder
 from cachefs.cache.room import Amount, Limits
-from cachefs.cache.shelf import RETRY_S, Hooks, Shelf
+from cachefs.cache.shelf import FORGET_S, RETRY_S, Hooks, Shelf
 from cachefs.cache.upkeep import Upkeep
+from cachefs.cache.wishes import Wishes
 from cachefs.descriptors import Descriptor
 from cachefs.errors import CacheError
 from cachefs.model import (
@@ -99,7 +100,7 @@ async def open_store(
     shelf = Shelf(opened, limits, hooks or Hooks(), partial(open_again, folder, made_for))
     try:
         await shelf.refresh_space()
-        yield Store(shelf, Intake(shelf), opened.pins, opened.recovery)
+        yield Store(shelf, Intake(shelf), opened)
     finally:
         with trio.CancelScope(shield=True):
             await shelf.close()
@@ -108,13 +109,15 @@ async def open_store(
 class Store:
     """See the module. Made by ``open_store`` only."""
 
-    def __init__(self, shelf: Shelf, intake: Intake, pins: Iterable[Pin], recovery: Recovery) -> None:
-        self.recovery = recovery
+    def __init__(self, shelf: Shelf, intake: Intake, opened: Opened) -> None:
+        self.recovery = opened.recovery
         self.moves = Moves(shelf)
         """For whoever moves files, and shows them."""
+        self.wishes = Wishes(opened.asked, shelf.keep_asked, lambda key: shelf.bars.forbids(key, None))
+        """What people said of single files."""
         self._shelf = shelf
         self._intake = intake
-        self._pins = {(pin.target, pin.rating_key): pin for pin in pins}
+        self._pins = {(pin.target, pin.rating_key): pin for pin in opened.pins}
         self._open: Counter[FileKey] = Counter()
         self._lingering: Callable[[], Iterable[FileKey]] = tuple
 
@@ -208,6 +211,14 @@ class Store:
         self._shelf.drop(entries, cause)
         self._shelf.drop_absent(targets)
         return tuple(entries)
+
+    async def renamed(self, old: FileKey, new: FileKey, *, exchanged: bool) -> None:
+        """A file or folder was renamed through the mount: what people said of it, or of what is in it, goes along. It
+        is durable when this returns, unless the SSD is slow, which is then waited for as in ``drop``."""
+        if self.wishes.renamed(old, new, exchanged=exchanged):
+            self._shelf.note_change()
+            if not self._shelf.presence.overdue(FORGET_S):
+                await self.wishes.save(FORGET_S)
 
     def opened(self, key: FileKey) -> None:
         """Somebody opened this file through the mount. Balanced by ``closed``."""
@@ -455,6 +466,7 @@ class Store:
             if self.away:
                 continue
             await self._shelf.save_details()
+            await self.wishes.save()
             try:
                 await self.refresh_space()
             except CacheError as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -72,21 +73,29 @@ class Renaming:
         (place, targets), (new_place, new_targets) = at(self._union, *names.old), at(self._union, *names.new)
         if place.source is not new_place.source:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), names.old[1])
-        every, (old_key, new_key), turns = both(targets, new_targets), keys_of(), self._routing.turns
+        every, keys = both(targets, new_targets), keys_of()
         with self._routing.barred(every):
-            if not names.flags & EXCHANGE and (self._moved.get(old_key) or self._moved.get(new_key)):
+            if not names.flags & EXCHANGE and any(map(self._moved.get, keys)):
                 # Within the turns of both nothing moves or comes home: what is where stays so until it is renamed.
-                async with turns.changing(keys_of, content=False) as now:
-                    return now == (old_key, new_key) and await self._rename_on_ssd(
-                        names, (old_key, new_key), new_targets, every
-                    )
-            await self._moved.bring_home_below(old_key)
-            await self._moved.bring_home_below(new_key)
-            async with turns.renaming(keys_of) as now:
-                if now != (old_key, new_key) or any(map(self._moved.holds, now)):
-                    return False
-                await self._renamed(names, await self._carry_out(names, every))
-                return True
+                async with self._routing.turns.changing(keys_of, content=False) as now:
+                    done = now == keys and await self._rename_on_ssd(names, keys, new_targets, every)
+            else:
+                done = await self._rename_at_source(names, keys_of, every)
+            if done:
+                await self._routing.renamed(*keys, exchanged=bool(names.flags & EXCHANGE))
+            return done
+
+    async def _rename_at_source(
+        self, names: _Names, keys_of: Callable[[], tuple[FileKey, FileKey]], every: Targets
+    ) -> bool:
+        keys = keys_of()
+        for key in keys:
+            await self._moved.bring_home_below(key)
+        async with self._routing.turns.renaming(keys_of) as now:
+            if now != keys or any(map(self._moved.holds, now)):
+                return False
+            await self._renamed(names, await self._carry_out(names, every))
+            return True
 
     async def _carry_out(
         self, names: _Names, every: Targets, onto_nothing: bool = False, *, durable: bool = False

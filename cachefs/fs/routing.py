@@ -30,7 +30,7 @@ from cachefs.fs.openfiles import Handle, Opening, OpenInode
 from cachefs.fs.reading import Reading
 from cachefs.fs.union import Union
 from cachefs.fs.writing import Writing
-from cachefs.model import CacheEntry, DropCause, EntryState
+from cachefs.model import CacheEntry, DropCause, EntryState, FileKey
 from cachefs.status import Counters
 
 __all__ = ["Opening", "Routing"]
@@ -200,6 +200,10 @@ class Routing(InUse):
         node.version = None
         self._offered.withdraw(inode)
         return Handle(inode, opened.descriptor, unbar=unbar)
+
+    async def renamed(self, old: FileKey, new: FileKey, *, exchanged: bool) -> None:
+        """As ``Store.renamed``, within the bar of the renaming."""
+        await self._store.renamed(old, new, exchanged=exchanged)
 
     # --- read, write, close --------------------------------------------------------------------------------------
 

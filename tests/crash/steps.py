@@ -54,7 +54,7 @@ CHANGES_NOTHING = frozenset(
         *(f"folder.{name}" for name in ("holder", "no_hook", "refuse_foreign", "token_of")),
         *(f"folder.Folder.{name}" for name in ("can_name", "contents", "look", "partial", "published", "space")),
         *(f"index.Index.{name}" for name in ("entries", "identity", "keepsake", "next_id", "pins", "problem")),
-        *(f"index.Index.{name}" for name in ("aside", "distrust", "start", "unlabelled")),
+        *(f"index.Index.{name}" for name in ("aside", "asked", "distrust", "start", "unlabelled")),
         *(f"inside.{name}" for name in ("attributes", "folder", "is_folder", "open_file", "refuse_foreign", "sizes")),
         "keepsake.read",
         *(f"moved_bytes.{name}" for name in ("difference", "is_equal", "nobody_writes", "open_file")),

@@ -13,12 +13,14 @@ from pathlib import Path
 import trio
 
 from cachefs.cache.store import Limits, Store, open_store
+from cachefs.cache.wishes import Wishes
 from cachefs.config import PolicyConfig
 from cachefs.errors import PlexUnreachable
 from cachefs.fs.files import Files
 from cachefs.fs.source import Source
 from cachefs.fs.union import Union
 from cachefs.model import (
+    Asked,
     CacheEntry,
     EntryState,
     FileKey,
@@ -117,6 +119,11 @@ class CountingLibrary:
         return key(f"{folder.path}/{name}" if folder.path else name, folder.source)
 
 
+async def written(said: tuple[Asked, ...], within_s: float) -> bool:
+    await trio.lowlevel.checkpoint()
+    return True
+
+
 @dataclass(slots=True)
 class CacheInMemory:
     """``Holdings`` without a disk, so that its tests can run on a clock that jumps."""
@@ -125,6 +132,7 @@ class CacheInMemory:
     pinned: list[Pin] = field(default_factory=list)
     room: int = 1 << 40
     changed: trio.Event = field(default_factory=trio.Event)
+    wishes: Wishes = field(default_factory=lambda: Wishes((), written, lambda key: False))
     reasons: list[tuple[FileKey, str]] = field(default_factory=list)
 
     def hold(self, *entries: CacheEntry) -> None:

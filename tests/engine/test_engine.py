@@ -478,6 +478,38 @@ async def test_copy_of_what_is_cached_is_fine(media: Path) -> None:
         assert (await it.engine.explain(HEAT)).reasons == ("asked for with cachefs copy",)
 
 
+async def test_what_a_person_said_of_a_file_outlives_a_kill_as_soon_as_it_was_taken(media: Path) -> None:
+    ssd, killed = media / "ssd", media / "as the kill left it"
+    with run_stand_in_plex() as plex:
+        plex.on_deck(None, films(plex))
+        async with daemon(media, plex=plex) as it:
+            await it.cached(HEAT)
+            await it.engine.evict(HEAT)
+            await it.engine.copy(ALIEN)
+            shutil.copytree(ssd, killed)
+        shutil.rmtree(ssd)
+        killed.rename(ssd)
+        async with daemon(media, plex=plex) as it:
+            plan = await it.plan()
+            assert copies(plan) == {ALIEN: "asked for with cachefs copy"}
+            assert "you evicted it" in skips(plan)[HEAT]
+            await it.cached(ALIEN)
+            await it.engine.evict(ALIEN)
+            await it.engine.copy(HEAT)
+        async with daemon(media, plex=plex) as it:
+            assert set(copies(await it.plan())) == {HEAT, HEAT_SRT}
+
+
+async def test_a_wish_of_a_source_that_is_configured_no_more_ends(tmp_path: Path) -> None:
+    write(tmp_path / "A", "1.mkv")
+    write(tmp_path / "B", "2.mkv")
+    async with daemon(tmp_path, "A", "B") as it:
+        await it.engine.copy("A/1.mkv")
+        await it.engine.copy("B/2.mkv")
+    async with daemon(tmp_path, "A", "C") as it:
+        assert set(copies(await it.plan())) == {"1.mkv"}
+
+
 # --- moved files -----------------------------------------------------------------------------------------------------
 
 

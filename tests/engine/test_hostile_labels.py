@@ -109,6 +109,7 @@ GOOD = {
     "identity": "Media",
     "devices": {"main": 0},
     "pins": [["Heat", "12", 2.0]],
+    "asked": [["Media", "a", 1.0, False]],
 }
 
 
@@ -118,6 +119,8 @@ GOOD = {
 @example("pins", [["a", "1", float("nan")]])
 @example("pins", [["a", "1", 10**400]])
 @example("devices", {"main": 1 << 64})
+@example("asked", [["Media", "\ud800", 1.0, True]])
+@example("asked", [["Media", "a", float("nan"), True]])
 @example("devices", {"\ud800": 1})
 @example("schema", float("inf"))
 @given(

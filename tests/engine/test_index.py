@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from cachefs.cache import keepsake
 from cachefs.cache.index import Index
 from cachefs.cache.schema import MIGRATIONS, SCHEMA_VERSION
 from cachefs.errors import CacheError, IndexDamaged
-from cachefs.model import CacheEntry, EntryState, FileKey, Fingerprint, Pin, SourceFile, SourceName
+from cachefs.model import Asked, CacheEntry, EntryState, FileKey, Fingerprint, Pin, SourceFile, SourceName
 from cachefs.ranges import Ranges
 
 
@@ -127,6 +128,37 @@ def test_devices_are_numbered_in_the_order_of_their_first_sight(path: str) -> No
     index = Index(path)
     assert [index.device_tag(name) for name in ("main", "nested", "main", "third")] == [0, 1, 0, 2]
     assert reopened(index, path).device_tag("third") == 2
+
+
+def test_what_people_said_of_files_is_kept_here_and_a_second_time(path: str, tmp_path: Path) -> None:
+    said = (
+        Asked(FileKey(SourceName("Media"), "Show/\udcff.mkv"), 1.5),
+        Asked(FileKey(SourceName("B"), "b"), 2.5, True),
+    )
+    index = Index(path)
+    assert index.asked() == ()
+    index.set_asked((Asked(FileKey(SourceName("B"), "gone"), 0.5),))
+    index.set_asked(said)
+    index = reopened(index, path)
+    assert index.asked() == said
+    keepsake.save(str(tmp_path), index.keepsake())
+    kept = keepsake.read(str(tmp_path))
+    assert kept is not None
+    assert kept.asked == said
+    index.close()
+    new = Index(str(tmp_path / "new"))
+    new.rebuild("Media", (), kept)
+    assert new.asked() == said
+
+
+@pytest.mark.parametrize(
+    "said", ['{"a": 1}', '[["Media", "../../precious", 1.0, false]]', '[["a"]]', "[", "[[1, 2, 3, 4]]"]
+)
+def test_what_nobody_can_have_said_is_damage(path: str, said: str) -> None:
+    Index(path).close()
+    change(path, f"INSERT INTO meta VALUES ('asked', CAST('{said}' AS BLOB))")
+    with pytest.raises(IndexDamaged, match="makes no sense"):
+        Index(path).asked()
 
 
 def test_identity_is_remembered(path: str) -> None:

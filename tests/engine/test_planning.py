@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from cachefs import building, daemon
+from cachefs.cache.wishes import Wishes
 from cachefs.config import Config, PolicyConfig, build
 from cachefs.errors import SourceOffline, UserError
 from cachefs.model import (
@@ -47,6 +48,7 @@ from tests.engine.plankit import (
     session,
     skips,
     write,
+    written,
 )
 from tests.standin.plex import StandInPlex, run_stand_in_plex
 
@@ -391,6 +393,33 @@ async def test_a_wish_for_a_file_that_is_gone_ends_and_is_said_once(
     missing.clear()
     assert set(copies(await planning.dry_run())) == {ALIEN}
     assert caplog.text.count("Heat.mkv is not there any more: what cachefs copy asked for ends with it") == 1
+
+
+async def test_a_wish_whose_file_has_another_name_since_it_was_looked_for_goes_on(
+    room: Room, autojump_clock: Clock
+) -> None:
+    new = "Films/Heat (1995).mkv"
+    room.plex.says(interest(new))
+    planning = room.planning()
+    await planning.copy_now(seen(HEAT))
+    assert "is not there" in skips(await planning.dry_run())[new]
+    room.library.files[key(new)] = seen(new)
+    assert room.store.wishes.renamed(key(HEAT), key(new), exchanged=False)
+    assert copies(await planning.dry_run()) == {new: "asked for with cachefs copy"}
+
+
+async def test_a_wish_does_not_end_while_its_file_gets_another_name(room: Room, autojump_clock: Clock) -> None:
+    renaming = {key(HEAT)}
+    room.store.wishes = Wishes((), written, renaming.__contains__)
+    planning = room.planning()
+    await planning.copy_now(seen(HEAT))
+    del room.library.files[key(HEAT)]
+    planning.missing = lambda: frozenset((key(HEAT),))
+    await planning.dry_run()
+    assert room.store.wishes.get(key(HEAT)) is not None
+    renaming.clear()
+    await planning.dry_run()
+    assert room.store.wishes.get(key(HEAT)) is None
 
 
 async def test_copy_of_a_file_that_has_only_just_appeared(room: Room, autojump_clock: Clock) -> None:
