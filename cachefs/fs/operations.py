@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
+import trio
 
 from cachefs.errors import CacheError
 from cachefs.fs import channel
@@ -43,7 +44,8 @@ _STAT_AT_ONCE = 512
 
 
 def _errors(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Whatever a handler raises reaches the caller of the system call as an errno, and never ends the mount."""
+    """Whatever a handler raises reaches the caller of the system call as an errno, and never ends the mount. At the end
+    of the server nobody is left without an answer: he may hold a lock that a thread of ours waits for."""
 
     @functools.wraps(handler)
     async def translated(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -51,6 +53,8 @@ def _errors(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Corouti
             return await handler(*args, **kwargs)
         except pyfuse3.FUSEError:
             raise
+        except trio.Cancelled as cancelled:  # whoever called us is cancelled again where he waits next
+            raise pyfuse3.FUSEError(errno.ENOTCONN) from cancelled
         except OSError as error:
             raise pyfuse3.FUSEError(error.errno or errno.EIO) from error
         except CacheError as error:  # of a moved file: there is no other side to turn to

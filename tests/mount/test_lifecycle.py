@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -82,12 +83,13 @@ def test_whoever_waits_for_the_mount_is_freed_although_a_thread_of_ours_waits_fo
     assert (running.mountpoint / "known").exists()
     server = running.status().pid
     create = [sys.executable, "-c", "open(__import__('sys').argv[1], 'x')", str(running.mountpoint / "new")]
-    with subprocess.Popen(create, stderr=subprocess.DEVNULL) as creator:
+    with subprocess.Popen(create, stderr=subprocess.PIPE, text=True) as creator:
         wait_until(running, lambda: "request_wait_answer" in _waits(creator.pid), "it waits for an answer")
         os.rename("known", "another", src_dir_fd=below, dst_dir_fd=below)
         wait_until(running, lambda: "fuse_reverse_inval_entry" in _waits(server), "a thread waits for the folder")
         assert running.terminate() == 0
-        assert creator.wait(STOPS_WITHIN_S) == 1
+        _, said = creator.communicate(timeout=STOPS_WITHIN_S)
+        assert os.strerror(errno.ENOTCONN) in said
     wait_gone(server)
     assert is_clean(running)
     os.close(below)
