@@ -169,11 +169,13 @@ def list_entries(config_file: Path | None, as_json: bool) -> None:
     """List what is on the SSD: state, size, age, last read, reason."""
     config = shared.load(config_file)
     with shared.client(config) as client:
-        entries = client.entries()
+        entries, problem = client.entries(), client.status().cache_problem
+    if problem:
+        shared.say(f"cachefs: {show.printable(problem)}")
     if as_json:
         shared.show_json(entries)
     else:
-        shared.show_text(show.entries(entries, time.time(), shared.naming(config)))
+        shared.show_text(show.entries(entries, time.time(), shared.naming(config), problem))
 
 
 @commands.command()

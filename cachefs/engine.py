@@ -90,7 +90,8 @@ class DaemonEngine:
         parts.routing.count_reads()
         inventory = parts.store.inventory()
         states = [entry.state for entry in inventory.entries]
-        moved = parts.store.moves.all()
+        away = parts.store.moves.absent()
+        moved = [*parts.store.moves.all(), *away]
         return Status(
             version=__version__,
             mountpoint=str(parts.mountpoint),
@@ -106,6 +107,7 @@ class DaemonEngine:
             entries_copying=states.count(EntryState.COPYING),
             entries_moved=len(moved),
             moved_bytes=sum(entry.size for entry in moved),
+            moved_away=len(away),
             copies=parts.copiers.progress(),
             reads=parts.counters.read_counters(),
             sessions=parts.planning.snapshot.sessions,
@@ -126,7 +128,9 @@ class DaemonEngine:
         return replace(await self._parts.planning.dry_run(), waiting=self._parts.copiers.waiting())
 
     def entries(self) -> tuple[CacheEntry, ...]:
-        return explaining.as_of_now(self._parts.store.inventory().entries, self._parts.planning.plan)
+        store = self._parts.store
+        away = explaining.away(store.moves.absent())
+        return (*explaining.as_of_now(store.inventory().entries, self._parts.planning.plan), *away)
 
     def pins(self) -> tuple[Pin, ...]:
         return self._parts.store.pins()
@@ -201,7 +205,8 @@ class DaemonEngine:
     async def evict(self, text: str) -> Evicted:
         below = [entry.key for entry in self._below(self._path(text), self._parts.store.inventory().entries)]
         if not below:
-            raise UserError(f"{text}: nothing of it is cached")
+            problem = self._parts.store.problem if self._parts.store.away else ""
+            raise UserError(problem or f"{text}: nothing of it is cached")
         if all(map(self._why_it_stays, below)):
             whys = dict.fromkeys(map(self._why_it_stays, below))
             raise UserError("\n".join(f"{text} stays: {why}" for why in whys))
@@ -254,6 +259,8 @@ class DaemonEngine:
     def verification(self, text: str, content: bool, repair: bool) -> Verification:
         parts = self._parts
         path = self._path(text) if text else UnionPath("")
+        if parts.store.away:
+            raise UserError(f"{parts.store.problem}; nothing of it can be verified before it is back")
         made = Verification(
             parts.store,
             parts.union.files_asked,

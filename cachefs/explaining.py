@@ -27,6 +27,11 @@ def as_of_now(entries: Iterable[CacheEntry], plan: Plan) -> tuple[CacheEntry, ..
     )
 
 
+def away(moved: Iterable[CacheEntry]) -> tuple[CacheEntry, ...]:
+    """Moved files, with what is to be said of them while the SSD is away."""
+    return tuple(replace(entry, reason="away with the SSD: it cannot be read until that is back") for entry in moved)
+
+
 def unwanted(entry: CacheEntry) -> str:
     """An entry that is kept for as long as its room is not needed."""
     return f"nobody is known to want it now; it was copied because: {entry.reason}"

@@ -581,5 +581,7 @@ class Status:
     notes: tuple[str, ...] = ()
     """Things worth knowing that are no failure: a path mapping that was learned, a skipped user."""
     entries_moved: int = 0
-    """Those of the cached ones of which the SSD holds the only file; ``moved_bytes``: their sizes."""
+    """Those of which the SSD holds the only file, also while it is away; ``moved_bytes``: their sizes."""
     moved_bytes: int = 0
+    moved_away: int = 0
+    """Those of the moved ones that are away with the SSD, and cannot be read until it is back."""

@@ -113,10 +113,10 @@ def plan(value: Plan, name_of: Naming = str) -> RenderableType:
     return Group(*parts)
 
 
-def entries(values: Sequence[CacheEntry], now: float, name_of: Naming = str) -> RenderableType:
-    """The cache's entries by path, and their sum."""
+def entries(values: Sequence[CacheEntry], now: float, name_of: Naming = str, problem: str = "") -> RenderableType:
+    """The cache's entries by path, and their sum. ``problem``: what keeps it from being used."""
     if not values:
-        return _text("the cache is empty")
+        return _text("nothing is cached now" if problem else "the cache is empty")
     table = _table("state", ">size", ">age", ">last read", "reason", "file")
     for entry in sorted(values, key=lambda entry: name_of(entry.key)):
         since = entry.begun_at if entry.published_at is None else entry.published_at

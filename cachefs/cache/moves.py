@@ -65,6 +65,10 @@ class Moves:
         """Every moved file that is there."""
         return [entry for entry in self._shelf.holdings.live.values() if entry.state is EntryState.MOVED]
 
+    def absent(self) -> list[CacheEntry]:
+        """Every moved file that is away with the SSD."""
+        return [entry for entry in self._shelf.absent.live.values() if entry.state is EntryState.MOVED]
+
     def has_number(self, inode: int) -> bool:
         """Whether this is a moved file's inode number."""
         found = [entry for held in (self._shelf.holdings, self._shelf.absent) for entry in held.of_number(inode)]

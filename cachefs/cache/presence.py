@@ -38,9 +38,10 @@ _THREADS = 8
 
 
 class Presence:
-    """One cache folder that may go away and come back. ``leave`` is called at the moment when it goes."""
+    """One cache folder that may go away and come back. ``leave`` is called at the moment when it goes, and says what
+    that means for people."""
 
-    def __init__(self, folder: Folder, leave: Callable[[], object]) -> None:
+    def __init__(self, folder: Folder, leave: Callable[[], str]) -> None:
         self.folder = folder
         self.away = ""
         """Why it is away; empty while it is there."""
@@ -124,12 +125,8 @@ class Presence:
         if self.away:
             return
         self.away = problem
-        log.warning(
-            "the cache folder %s is away (%s): all files are served from their sources; probing until it is back",
-            self.folder.root,
-            problem,
-        )
-        self._leave()
+        text = "the cache folder %s is away (%s): %s; probing until it is back"
+        log.warning(text, self.folder.root, problem, self._leave())
         for scope in self._scopes:
             scope.cancel()
 

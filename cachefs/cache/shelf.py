@@ -38,6 +38,7 @@ from cachefs.cache.room import Limits, Room
 from cachefs.errors import CacheError, IndexFull
 from cachefs.model import Asked, CacheEntry, DropCause, EntryState, FileKey, SourceFile, Space, Targets
 from cachefs.paths import cache_path
+from cachefs.units import format_size
 
 log = logging.getLogger(__name__)
 
@@ -310,7 +311,7 @@ class Shelf:
         self._quiet_until = float("-inf")
         log.info("the SSD works again: copying goes on")
 
-    def _leave(self) -> None:
+    def _leave(self) -> str:
         """Forget what is held, as an SSD goes away: nothing may be asked of it, nor written where it was."""
         self._gone = {*self.ledger.dead_rows, *self.holdings.doomed}
         self.absent, self.holdings = self.holdings, Holdings()
@@ -320,6 +321,16 @@ class Shelf:
             self.tell(key)
         self.note_change()
         trio.lowlevel.spawn_system_task(self.ledger.abandon, self.presence.leaving(self.folder))
+        return self.without_it()
+
+    def without_it(self) -> str:
+        """What it means for people that the SSD is away."""
+        sizes = [entry.size for entry in self.absent.live.values() if entry.state is EntryState.MOVED]
+        if not sizes:
+            return "everything comes from the sources"
+        files = "1 file that was moved" if len(sizes) == 1 else f"{len(sizes)} files that were moved"
+        there = f"({format_size(sum(sizes))}) {'is' if len(sizes) == 1 else 'are'} away with it"
+        return f"{files} {there}, and cannot be read until it is back; everything else comes from the sources"
 
     def drop_absent(self, targets: Targets) -> None:
         """What is changed while the SSD is away is not taken for what it was when it is back."""

@@ -410,9 +410,7 @@ class Store:
     def problem(self) -> str:
         """What keeps it from being filled, for people; empty when nothing does."""
         if self.away:
-            return (
-                f"the cache folder {self._shelf.folder.root} is away ({self.away}): everything comes from the sources"
-            )
+            return f"the cache folder {self._shelf.folder.root} is away ({self.away}): {self._shelf.without_it()}"
         return "the SSD is full: not even the index can be written" if self._shelf.ledger.full else ""
 
     @property

@@ -281,6 +281,14 @@ async def test_tables_keep_long_paths_and_escape_the_rest(engine: FakeEngine, pl
     assert any(line.endswith(r"  Films/Am\xe9lie.mkv") for line in done.stdout.splitlines())
 
 
+async def test_a_cache_that_is_away_is_not_called_empty(engine: FakeEngine, place: Place) -> None:
+    engine.answer_entries = ()
+    engine.answer_status = replace(engine.answer_status, cache_problem="the SSD is away")
+    async with daemon(engine, place):
+        done = await ask(place, "ls")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "nothing is cached now\n", "cachefs: the SSD is away\n")
+
+
 async def test_undecodable_names_reach_the_daemon_and_come_back(engine: FakeEngine, place: Place) -> None:
     async with daemon(engine, place):
         done = await ask(place, "evict", LATIN1, "--json")

@@ -529,20 +529,35 @@ async def test_moved_files_are_named_as_such_and_what_is_none_is_told_apart(medi
 
 
 async def test_moved_files_of_an_ssd_that_is_away_are_not_said_to_be_at_home(
-    media: Path, expected_warnings: list[str]
+    media: Path, expected_warnings: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     expected_warnings.append("is away")
     async with daemon(media) as it:
-        await it.cached(HEAT)
+        await it.cached(HEAT, ALIEN)
         await it.moved(HEAT)
         (media / "ssd").rename(media / "unplugged")
         await it.store.probe()
-        told = await it.engine.explain(HEAT)
+        told, status = await it.engine.explain(HEAT), it.engine.status()
         assert (told.moved, told.reasons[0]) == (True, it.store.problem)
+        lost = "1 file that was moved (10 B) is away with it, and cannot be read until it is back"
+        assert status.cache_problem.endswith(f": {lost}; everything else comes from the sources")
+        assert f"{lost}; everything else comes from the sources; probing" in caplog.text
+        assert (status.entries_cached, status.entries_moved, status.moved_away, status.moved_bytes) == (0, 1, 1, 10)
+        [shown] = it.engine.entries()
+        assert (shown.key, shown.reason) == (key(HEAT), "away with the SSD: it cannot be read until that is back")
+        with pytest.raises(UserError, match=r"is away.*; nothing of it can be verified before it is back"):
+            it.engine.verification("", content=False, repair=False)
+        for text in (HEAT, ALIEN):
+            with pytest.raises(UserError, match="is away"):
+                await it.engine.evict(text)
         for text in ("", HEAT):
             with pytest.raises(UserError, match=r"is away.*; what was moved there cannot come home before it is back"):
                 await it.engine.restoration(text)
         (media / "unplugged").rename(media / "ssd")
+        while it.store.away:
+            await it.store.probe()
+        status = it.engine.status()
+        assert (status.entries_cached, status.entries_moved, status.moved_away) == (2, 1, 0)
 
 
 # --- verify ----------------------------------------------------------------------------------------------------------
