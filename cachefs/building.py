@@ -13,7 +13,7 @@ import trio
 
 from cachefs.cache.full import NO_ROOM
 from cachefs.cache.store import Limits, Store, open_store
-from cachefs.config import Config, PlexConfig
+from cachefs.config import Config, PlexConfig, SourceConfig
 from cachefs.errors import CachefsError, CannotMount
 from cachefs.fs.elsewhere import Elsewhere
 from cachefs.fs.found import Witness
@@ -63,6 +63,18 @@ def _is_made(store: Store, name: SourceName) -> bool:
     return True
 
 
+def source_of(config: Config, item: SourceConfig) -> Source:
+    """Not open yet."""
+    return Source(
+        item.name,
+        str(item.path),
+        timeout_s=item.timeout,
+        ttl_s=item.ttl,
+        in_place=config.in_place,
+        metadata=SourceMetadata(item.metadata),
+    )
+
+
 @asynccontextmanager
 async def open_union(
     config: Config,
@@ -71,17 +83,7 @@ async def open_union(
     memory: Memory | None = None,
     elsewhere: Elsewhere | None = None,
 ) -> AsyncIterator[Union]:
-    sources = [
-        Source(
-            s.name,
-            str(s.path),
-            timeout_s=s.timeout,
-            ttl_s=s.ttl,
-            in_place=config.in_place,
-            metadata=SourceMetadata(s.metadata),
-        )
-        for s in config.sources
-    ]
+    sources = [source_of(config, item) for item in config.sources]
     layout = Layout(tuple(source.name for source in sources))
     union = Union(sources, layout, witness, tag_of, memory, elsewhere)
     try:

@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -22,9 +23,7 @@ from rich.console import RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from cachefs import __version__, abroad, daemon, fstab, health, show, terminal
-from cachefs.cache.belonging import moved_in
-from cachefs.cache.metadata import forget_source
+from cachefs import __version__, accepting, daemon, fstab, health, show, terminal
 from cachefs.commands import machine, restore, shared, verify
 from cachefs.config import Config
 from cachefs.control import wire
@@ -32,7 +31,7 @@ from cachefs.control.client import Client
 from cachefs.errors import CachefsError, CannotMount, NotRunning, UserError
 from cachefs.model import FileKey, Plan, Skip, SourceName, Visible
 
-_ASK_DISKS = frozenset({"check", "doctor", "plan", "--healthy"})
+_ASK_DISKS = frozenset({"accept", "check", "doctor", "plan", "--healthy"})
 """Commands that ask sources or the mount themselves, which may hang. A word too many here costs nothing."""
 _POLL_S = 0.5
 _WATCH_S = 1.0
@@ -268,7 +267,8 @@ def evict(config_file: Path | None, as_json: bool, paths: tuple[str, ...]) -> in
 def accept(config_file: Path | None, moved: bool, source: str) -> None:
     """Take SOURCE as it is now, changed on purpose.
 
-    It was emptied, or its disk was replaced. Without a running cachefs it holds for the next start.
+    It was emptied, or its disk was replaced; its folder must be there. Without a running cachefs it holds for the next
+    start.
     """
     config = shared.load(config_file)
     known = {item.name: item for item in config.sources}
@@ -279,10 +279,7 @@ def accept(config_file: Path | None, moved: bool, source: str) -> None:
         with shared.client(config) as client:
             client.accept(source, moved=moved)
     except NotRunning:
-        if not moved:
-            on_ssd = moved_in(str(config.cache.path)).sizes
-            abroad.refuse_other_disk(named.name, named.path, sum(key.source == named.name for key in on_ssd))
-        trio.run(forget_source, str(config.cache.path), named.name)
+        trio.run(partial(accepting.for_next_start, config, named, moved=moved))
     terminal.write(f"accepted: {show.printable(str(named.path))}, as it is now\n")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import trio
 
-from cachefs import __version__, abroad, explaining, paths
+from cachefs import __version__, abroad, accepting, explaining, paths
 from cachefs.cache.moving import Movers
 from cachefs.cache.populate import Copiers
 from cachefs.cache.restoring import Restoration
@@ -251,9 +251,12 @@ class DaemonEngine:
         if not moved:
             away = sum(entry.key.source == source.name for entry in self._parts.movers.moved())
             abroad.refuse_other_disk(name, Path(source.path), away)
-        await self._parts.union.accept(source)
+        try:
+            await self._parts.union.accept(source)
+        except OSError as error:
+            raise accepting.not_there(source.path, error) from error
         if not source.online:
-            raise UserError(f"source {name} is accepted as it will be, but is still away: {source.health().problem}")
+            raise UserError(f"source {name} was accepted, but is away again: {source.health().problem}")
         return source.health()
 
     def verification(self, text: str, content: bool, repair: bool) -> Verification:

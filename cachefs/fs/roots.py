@@ -182,17 +182,19 @@ class Roots:
 
     # --- that it is so is meant ---
 
-    def accept(self, source: Source) -> None:
+    async def accept(self, source: Source) -> None:
         """Whatever is in the source's place, or in the places of what is missing below it, is the source from now
-        on."""
+        on. Raises OSError, with nothing changed, when the source's place has no folder that can be read."""
         if source.online:
             for path in source.folders.nested.accept():
                 for folder in (path, path.rpartition("/")[0]):
                     self._remembered.forget(FileKey(source.name, folder))
             return
+        await source.take(partial(self._forget, source))
+
+    def _forget(self, source: Source) -> None:
         self._was_full.discard(source.name)
         self._remembered.forget(FileKey(source.name, ""))
-        source.doubt("it was accepted as it is, and is looked at anew")
 
     def note_names(self, source: Source, *, empty: bool) -> None:
         """Its folder was read. Raises SourceError when there was something in it before, and is not now."""

@@ -109,7 +109,7 @@ class Source:
         await self._begin_at(found)
         return found.root
 
-    async def _begin_at(self, found: _Found) -> None:
+    async def _begin_at(self, found: Found) -> None:
         problem = await self.judge(found.root)
         if problem:
             found.close()
@@ -238,7 +238,30 @@ class Source:
             log.info("source %s (%s) is back", self.name, self.path)
         await self._close_leftover()
 
-    def _look(self) -> _Found | None:
+    async def look_anew(self) -> Found:
+        """What its path leads to now, or, where that is mounted over, the folder that is open. Believes and changes
+        nothing. Raises OSError, or SourceTimeout, when there is none that can be read."""
+        job = Job(self._find)
+        with job.done_or_abandoned():
+            with trio.move_on_after(self._timeout_s):
+                return await trio.to_thread.run_sync(job.run, abandon_on_cancel=True, limiter=self._prober)
+            raise SourceTimeout(self.name, self._timeout_s)
+
+    def _find(self) -> Found:
+        descriptor = self._descriptor
+        if descriptor is None or not self.in_place:
+            return _open_root(self.path)
+        with descriptor.use() as folder:
+            return _examine(Descriptor(os.dup(folder)))
+
+    async def take(self, forget: Callable[[], object]) -> None:
+        """Whatever its folder is now, it is the source's from now on. ``forget`` is called once that can be: it makes
+        ``judge`` accept any. Raises OSError, with nothing changed, when there is none that can be read."""
+        found = await self.look_anew()
+        forget()
+        await self._begin_at(found)
+
+    def _look(self) -> Found | None:
         """See that the folder answers; None when it is the one that it was. One that does not answer, or is in
         doubt, is opened anew, unless it is mounted over."""
         descriptor = self._descriptor
@@ -331,7 +354,9 @@ def _mounts_above(path: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class Found:
+    """A source's folder, open."""
+
     descriptor: Descriptor
     root: Root
 
@@ -343,14 +368,14 @@ async def _accept(root: Root) -> str:
     return ""
 
 
-def _open_root(path: str) -> _Found:
+def _open_root(path: str) -> Found:
     return _examine(Descriptor(os.open(path, FOLDER & ~os.O_NOFOLLOW)))
 
 
-def _examine(descriptor: Descriptor) -> _Found:
+def _examine(descriptor: Descriptor) -> Found:
     try:
         number = descriptor.number
-        return _Found(descriptor, Root(stat.look(number), devices.identify(number), is_empty(number)))
+        return Found(descriptor, Root(stat.look(number), devices.identify(number), is_empty(number)))
     except OSError:
         descriptor.close()
         raise

@@ -75,8 +75,9 @@ class Tree:
             self.inodes.begin(self.virtual)
 
     async def accept(self, source: Source) -> None:
-        """Whatever is in the source's place, or below it where something was mounted, is the source from now on."""
-        self.roots.accept(source)
+        """Whatever is in the source's place, or below it where something was mounted, is the source from now on. Raises
+        OSError, with nothing changed, when the source's place has no folder that can be read."""
+        await self.roots.accept(source)
         await source.probe_once()
 
     async def mounts_changed(self, source: Source) -> None:

@@ -160,12 +160,30 @@ def test_another_root_is_the_source_once_it_is_accepted(
     assert scene.running.run("accept", "media").returncode == 2  # it is online
     assert scene.running.terminate() == 0
     media.rename(tmp_path / "media.away")
+    _nothing_is_accepted(scene)
     media.mkdir()
     if holds == "something else":
         (media / "other.mkv").write_bytes(b"other")
     again = replace(scene, running=scene.start(scene.settings))
     assert sorted(os.listdir(again.media)) != os.listdir(media)
+    media.rename(tmp_path / "media.later")
+    _nothing_is_accepted(again)
+    wait_until(again.running, lambda: _problem(again) == os.strerror(errno.ENOENT), "it was looked for")
+    (tmp_path / "media.later").rename(media)
+    wait_until(again.running, lambda: _problem(again) != os.strerror(errno.ENOENT), "it was looked at")
+    assert _problem(again), "what comes after a refusal is judged as ever"
     assert again.running.run("accept", "media").returncode == 0
     wait_until(again.running, lambda: os.listdir(again.media) == os.listdir(media), "what is there now is shown")
     (media / "new.mkv").write_bytes(b"new")
     wait_until(again.running, lambda: os.path.exists(again.media / "new.mkv"), "and what comes")
+
+
+def _problem(scene: Scene) -> str:
+    (found,) = [source for source in scene.running.status().sources if source.name == "media"]
+    return found.problem
+
+
+def _nothing_is_accepted(scene: Scene) -> None:
+    refused = scene.running.run("accept", "media")
+    assert refused.returncode == 2
+    assert "media is not there: mount its disk, or make the folder, first" in refused.stderr

@@ -1,0 +1,42 @@
+"""A source is taken as it is now, because a person says so: what that takes, with a running daemon and without one.
+
+Used by ``engine``, and by ``cli`` where no daemon runs. A folder that is not there is never accepted: what comes in its
+place later would be believed whatever it is, an empty mountpoint too.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from cachefs import abroad, building
+from cachefs.cache.belonging import moved_in
+from cachefs.cache.metadata import forget_source
+from cachefs.config import Config, SourceConfig
+from cachefs.errors import SourceTimeout, UserError
+
+
+def not_there(path: str, error: OSError) -> UserError:
+    """What is said where no folder can be accepted."""
+    return UserError(f"{path} {_problem(error)}: mount its disk, or make the folder, first; nothing is accepted")
+
+
+def _problem(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "is not there"
+    if isinstance(error, NotADirectoryError):
+        return "is no folder"
+    return "does not answer" if isinstance(error, SourceTimeout) else f"cannot be read ({error.strerror})"
+
+
+async def for_next_start(config: Config, source: SourceConfig, *, moved: bool) -> None:
+    """While no daemon has the cache folder. Raises ``UserError`` and ``CacheError``."""
+    root = str(config.cache.path)
+    try:
+        found = await building.source_of(config, source).look_anew()
+    except OSError as error:
+        raise not_there(str(source.path), error) from error
+    found.close()
+    if not moved:
+        on_ssd = await trio.to_thread.run_sync(moved_in, root)
+        abroad.refuse_other_disk(source.name, source.path, sum(key.source == source.name for key in on_ssd.sizes))
+    await forget_source(root, source.name)
