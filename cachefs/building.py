@@ -6,8 +6,9 @@ Used by ``daemon``, which says in which order; and, without a server, by ``check
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 
 import trio
 
@@ -17,7 +18,9 @@ from cachefs.config import Config, PlexConfig, SourceConfig
 from cachefs.errors import CachefsError, CannotMount
 from cachefs.fs.elsewhere import Elsewhere
 from cachefs.fs.found import Witness
-from cachefs.fs.remembered import Memory
+from cachefs.fs.inodes import Inodes
+from cachefs.fs.remembered import Memory, Remembered
+from cachefs.fs.roots import Roots
 from cachefs.fs.source import Metadata as SourceMetadata
 from cachefs.fs.source import Source
 from cachefs.fs.union import Union
@@ -143,6 +146,32 @@ def _of(error: OSError) -> str:
 
 
 # --- without a server ---
+
+
+@dataclass(frozen=True, slots=True)
+class LastSeen:
+    """A source's own folder as the cache folder remembers it, and the tags of all devices."""
+
+    listing: bytes
+    tags: Mapping[str, int]
+
+    def note(self, folder: FileKey, listing: bytes) -> None: ...
+
+    def forget(self, folder: FileKey) -> None: ...
+
+    async def recall(self, folder: FileKey) -> bytes | None:
+        return None if folder.path else self.listing
+
+    async def tag_of(self, identity: str) -> int:
+        """As the index would say; a device that was never met gets the next one."""
+        return self.tags.get(identity, max(self.tags.values(), default=-1) + 1)
+
+
+async def foresee(config: Config, item: SourceConfig, seen: LastSeen) -> str:
+    """What a start would say against a source's folder as it is now, for ``check``; empty when nothing. ``OSError``
+    when there is none that can be read."""
+    source = source_of(config, item)
+    return await Roots({source.name: source}, Remembered(seen), Inodes(), seen.tag_of).foresee(source)
 
 
 async def path_report(config: Config) -> tuple[str, ...]:

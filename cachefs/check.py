@@ -15,11 +15,12 @@ from typing import Protocol, TypeVar
 
 import trio
 
-from cachefs import abroad, leftover, nesting, probes
+from cachefs import abroad, building, leftover, nesting, probes
 from cachefs import place as place_of_mount
+from cachefs.cache import keepsake
 from cachefs.cache.belonging import Moved, holds_nothing, moved_in, refusal
 from cachefs.cache.folder import holder
-from cachefs.cache.metadata import has_seen
+from cachefs.cache.metadata import last_seen
 from cachefs.config import Config, PlexConfig, SourceConfig
 from cachefs.errors import ConfigError, PlexError, PlexRefused, Problem, UserError
 from cachefs.model import UserReport
@@ -83,6 +84,9 @@ class PlexFacts(Protocol):
 AskPlex = Callable[[PlexConfig, str], Awaitable[PlexFacts]]
 """Asks the server with this token; raises ``PlexError`` only."""
 
+ReportPaths = Callable[[Config], Awaitable[tuple[str, ...]]]
+"""Lines about how Plex's paths are found; none when that cannot be asked."""
+
 
 @dataclass(slots=True)
 class _Looks:
@@ -99,8 +103,9 @@ class _Looks:
         self.findings.append(Finding(severity, key, message))
 
 
-async def examine(config: Config, ask_plex: AskPlex, path_report: tuple[str, ...] = ()) -> CheckReport:
-    """Look at everything the configuration names. ``path_report`` says how Plex's paths are mapped, where known."""
+async def examine(config: Config, ask_plex: AskPlex, report_paths: ReportPaths | None = None) -> CheckReport:
+    """Look at everything the configuration names. ``report_paths`` says how Plex's paths are mapped, where known; it is
+    asked last, for it knows nothing of the tags of devices, which are the whole process's."""
     looks = _Looks()
     for warning in config.warnings:
         looks.add(Severity.WARNING, "", warning)
@@ -115,7 +120,7 @@ async def examine(config: Config, ask_plex: AskPlex, path_report: tuple[str, ...
             nursery.start_soon(_look_at_source, config, index, source, looks)
     await _look_for_moved(config, looks)
     _compare(config, looks)
-    for line in path_report:
+    for line in await report_paths(config) if report_paths is not None else ():
         looks.add(Severity.NOTE, "plex.path_map", line)
     findings = sorted(looks.findings, key=lambda finding: (finding.severity.value, finding.key))
     space = (looks.cache.total_bytes, looks.cache.free_bytes) if looks.cache else None
@@ -185,14 +190,37 @@ async def _look_at_source(config: Config, index: int, source: SourceConfig, look
     looks.sources[index] = folder
     if folder.problem:
         await _judge_away(config, key, source, folder.problem, looks)
+        return
+    try:
+        changed = await _changed(config, source, looks.place)
+    except OSError as error:
+        await _judge_away(config, key, source, f"cannot be read: {error.strerror}", looks)
+        return
+    if changed and config.in_place:
+        looks.add(Severity.ERROR, key, f"{source.path}: {changed}")
+    elif changed:
+        message = f"{source.path}: {changed}; until then cachefs mounts without it, and shows what it saw last"
+        looks.add(Severity.WARNING, key, message)
     elif folder.empty:
         looks.add(Severity.WARNING, key, f"{source.path} is empty; is its disk mounted?")
 
 
+async def _changed(config: Config, source: SourceConfig, place: probes.Place | None) -> str:
+    """What a start would say against the folder that is there; empty when nothing, or when a mount lies over it."""
+    if config.in_place and (place is None or (place.mount is not None and place.mount.is_cachefs)):
+        return ""
+    root = str(config.cache.path)
+    kept = await within(LOCAL_S, keepsake.read, root)
+    listing = await within(LOCAL_S, last_seen, root, source.name)
+    if kept is None or listing is None:
+        return ""
+    return await building.foresee(config, source, building.LastSeen(listing, kept.devices))
+
+
 async def _judge_away(config: Config, key: str, source: SourceConfig, problem: str, looks: _Looks) -> None:
     """As a start does: where the source was seen before, cachefs mounts without it."""
-    seen = not config.in_place and await within(LOCAL_S, has_seen, str(config.cache.path), source.name)
-    if seen:
+    seen = await within(LOCAL_S, last_seen, str(config.cache.path), source.name)
+    if seen is not None and not config.in_place:
         message = f"{source.path} {problem}; cachefs mounts without it, shows what it saw last, and probes for it"
         looks.add(Severity.WARNING, key, message)
     else:

@@ -192,13 +192,11 @@ class Metadata:
                 connection.close()
 
     def _load(self, folder: FileKey) -> bytes | None:
-        query = "SELECT listing, checksum FROM folders WHERE source = ? AND path = ?"
         try:
-            row = self._opened().execute(query, _names(folder)).fetchone()
+            return _recall(self._opened(), folder)
         except (sqlite3.Error, OSError):
             self._given_up()
             raise
-        return bytes(row[0]) if row is not None and zlib.crc32(row[0]) == row[1] else None
 
     def _save(self, batch: dict[FileKey, _Seen]) -> None:
         try:
@@ -232,21 +230,26 @@ class Metadata:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
+def _recall(connection: sqlite3.Connection, folder: FileKey) -> bytes | None:
+    query = "SELECT listing, checksum FROM folders WHERE source = ? AND path = ?"
+    row = connection.execute(query, _names(folder)).fetchone()
+    return bytes(row[0]) if row is not None and zlib.crc32(row[0]) == row[1] else None
+
+
 def _names(folder: FileKey) -> tuple[bytes, bytes]:
     return os.fsencode(folder.source), os.fsencode(folder.path)
 
 
-def has_seen(root: str, source: SourceName) -> bool:
-    """Whether this source was seen before, so that a start can do without it. Beside a running daemon or without one;
-    changes nothing. Blocks."""
+def last_seen(root: str, source: SourceName) -> bytes | None:
+    """What the source's own folder held when it was last seen, so that a start can do without it, or know it again.
+    Beside a running daemon or without one; changes nothing. Blocks."""
     path = f"{root}/folders.sqlite"
     how = "mode=ro" if os.path.exists(f"{path}-wal") else "immutable=1"
     try:
         with closing(sqlite3.connect(f"file:{quote(path)}?{how}", uri=True, timeout=1)) as connection:
-            query = "SELECT 1 FROM folders WHERE source = ? AND path = ?"
-            return connection.execute(query, _names(FileKey(source, ""))).fetchone() is not None
+            return _recall(connection, FileKey(source, ""))
     except sqlite3.Error:
-        return False
+        return None
 
 
 async def forget_source(root: str, source: SourceName) -> None:

@@ -139,7 +139,7 @@ def _clear_mount(config: Config) -> str:
 
 
 async def _examine(config: Config) -> check.CheckReport:
-    return await check.examine(config, ask_plex, await building.path_report(config))
+    return await check.examine(config, ask_plex, building.path_report)
 
 
 async def ask_plex(plex: PlexConfig, token: str) -> check.PlexFacts:

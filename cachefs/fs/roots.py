@@ -109,6 +109,15 @@ class Roots:
             if source.name in self._local:
                 source.watch()  # here or never: the daemon listens to what is watched when it starts
 
+    async def foresee(self, source: Source) -> str:
+        """What a start would say against the folder that is in the source's place now; empty when nothing. OSError when
+        there is none that can be read."""
+        found = await source.look_anew()
+        try:
+            return await self._judge_root(source, found.root)
+        finally:
+            found.close()
+
     async def _judge_root(self, source: Source, root: Root) -> str:
         """Whether this is the folder that was known; if so it is the source's from now on."""
         device = await self.learn(source, root.stat.dev, root.device)
@@ -118,14 +127,15 @@ class Roots:
         known = await self._remembered.folder(FileKey(source.name, ""))
         if known is not None:
             before = known.own
+            meant = f"(if that is meant: cachefs accept {source.name})"
             if root.empty and not known.listing.is_empty:
-                return _EMPTY
+                return f"{_EMPTY} {meant}"
             lasting = device.filesystem is not None
             known_device = self.device(source.name, before.dev)
             if known_device is None or known_device.tag != device.tag:
-                return "the folder is on another file system than before; `cachefs accept` takes it for what it is now"
+                return f"the folder is on another file system than before {meant}"
             if lasting and before.ino != root.stat.ino:
-                return "it is another folder than before; `cachefs accept` takes it for what it is now"
+                return f"it is another folder than before {meant}"
         if not root.empty:
             self._was_full.add(source.name)
         self._begin_root(source, root.stat)

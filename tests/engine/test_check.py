@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,18 +16,19 @@ from pathlib import Path
 import pytest
 import trio
 
-from cachefs import check, cli, leftover, mounts, probes
+from cachefs import building, check, cli, leftover, mounts, probes
 from cachefs.cache import keepsake
 from cachefs.cache.folder import Folder
-from cachefs.cache.metadata import open_metadata
-from cachefs.cache.store import open_store
+from cachefs.cache.metadata import Metadata, open_metadata
+from cachefs.cache.store import Store, open_store
 from cachefs.check import CheckReport, Finding, Severity
 from cachefs.commands import machine, shared
 from cachefs.config import Config, PlexConfig, build
-from cachefs.errors import CacheError, PlexRefused, PlexUnreachable
+from cachefs.errors import CacheError, CannotMount, PlexRefused, PlexUnreachable
 from cachefs.model import FileKey, Home, Phase, SourceName, UserName, UserReport
 from cachefs.plex.values import ServerFacts
 from tests.engine.cachekit import MEDIA, ROOMY, cached
+from tests.engine.test_remembered import packed
 from tests.standin.plex import run_stand_in_plex
 
 ERROR, WARNING, NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
@@ -247,6 +251,73 @@ async def test_an_empty_source_may_be_an_unmounted_disk(folders: Folders) -> Non
     assert only(report, WARNING, "sources[0].path").endswith("is empty; is its disk mounted?")
 
 
+@asynccontextmanager
+async def memory_of(config: Config) -> AsyncIterator[tuple[Store, Metadata]]:
+    """The cache folder, as a daemon has it."""
+    sources = {source.name: str(source.path) for source in config.sources}
+    async with open_store(config.cache.path, ROOMY, sources) as store, open_metadata(str(config.cache.path)) as memory:
+        yield store, memory
+
+
+async def start(config: Config, *, sees: bool = False) -> str:
+    """What a start says against the only source; empty when nothing. ``sees``: it remembers what is in it."""
+    async with memory_of(config) as (store, memory):
+        try:
+            async with building.open_union(config, store, store.device_tag, memory) as union:
+                (source,) = union.sources.values()
+                if sees:
+                    memory.note(FileKey(source.name, ""), packed(Path(source.path)))
+                return source.health().problem
+        except CannotMount as refused:
+            return str(refused)
+
+
+def empty(media: Path) -> None:
+    (media / "film.mkv").unlink()
+
+
+def copy_to_its_place(media: Path) -> None:
+    media.rename(media.with_name("the original"))
+    shutil.copytree(media.with_name("the original"), media)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("change", [empty, copy_to_its_place])
+async def test_a_source_that_is_another_than_before_is_judged_as_by_a_start(
+    folders: Folders, change: Callable[[Path], None], in_place: bool, expected_warnings: list[str]
+) -> None:
+    expected_warnings.append("source media .* is offline")
+    media = folders.root / "media"
+    config = folders.config(mountpoint=str(media)) if in_place else folders.config()
+    assert await start(config, sees=True) == ""
+    assert [finding.key for finding in (await examined(config)).findings if "source" in finding.key] == []
+    change(media)
+    report = await examined(config)
+    said = await start(config)
+    assert "(if that is meant: cachefs accept media)" in said
+    assert report.can_mount is not in_place
+    message = only(report, ERROR if in_place else WARNING, "sources[0].path")
+    if in_place:
+        assert said == f"a source cannot be opened: {message.removeprefix(f'{media}: ')}: {media}"
+    else:
+        assert message == f"{media}: {said}; until then cachefs mounts without it, and shows what it saw last"
+    async with memory_of(config):
+        beside_a_daemon = await examined(config)
+    assert only(beside_a_daemon, ERROR if in_place else WARNING, "sources[0].path") == message
+
+
+async def test_a_source_below_the_mount_of_a_living_daemon_is_not_judged(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    media = folders.root / "media"
+    config = folders.config(mountpoint=str(media))
+    assert await start(config, sees=True) == ""
+    copy_to_its_place(media)  # as the mount is: another folder at the same path
+    there = mounts.Mount(9, 1, 50, media, "fuse.cachefs", "it")
+    monkeypatch.setattr(probes, "look_at_mountpoint", lambda *_: probes.Place(there, os.getpid(), None))
+    assert (await examined(config)).can_mount
+
+
 def make_links(folders: Folders) -> None:
     (folders.root / "media" / "inner").mkdir()
     (folders.root / "link").symlink_to(folders.root / "media" / "inner")
@@ -360,7 +431,10 @@ async def test_a_user_who_is_left_out_is_named(folders: Folders) -> None:
         ann, bob = UserReport(UserName("Ann")), UserReport(UserName("Bob"), "a PIN is needed")
         return ServerFacts("Den", "1.40", UserName("Ann"), (ann, bob))
 
-    report = await check.examine(folders.config(plex=PLEX), answer, ("/data is /",))
+    async def paths(config: Config) -> tuple[str, ...]:
+        return ("/data is /",)
+
+    report = await check.examine(folders.config(plex=PLEX), answer, paths)
     assert only(report, WARNING, "plex") == "Bob is left out: a PIN is needed"
     assert only(report, NOTE, "plex.path_map") == "/data is /"
     [row] = [row for row in report.understood if row.what == "plex"]

@@ -210,10 +210,16 @@ def test_a_folder_that_was_emptied_is_refused_until_it_is_accepted(
     running = start_mount(settings)
     folder = running.mountpoint
     assert os.listdir(folder) == ["Films"]
+    assert running.run("check").returncode == 0, "the mount is not taken for another folder"
     assert running.terminate() == 0
+    assert running.run("check").returncode == 0
     (folder / "Films").rename(tmp_path / "away")
     made = attempt(running.config, settings)
     assert made.code == 3
     assert "the folder is empty; is its disk mounted?" in made.output
+    checked = running.run("check")
+    assert checked.returncode == 2
+    assert "the folder is empty; is its disk mounted?" in checked.stdout
     assert running.run("accept", "media").returncode == 0
+    assert running.run("check").returncode == 0
     assert os.listdir(start_mount(settings).mountpoint) == []
