@@ -5,7 +5,6 @@ Called by ``control.api`` through its ``Engine`` protocol. Holds no state of its
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
@@ -54,6 +53,8 @@ _FORESIGHT_S = 10.0
 """How long whoever pins waits to hear whether there is room."""
 _ROOT = "/"
 """The whole mount, as the list of pins shows it."""
+_EXPLAIN_FOLDER = "explain says why one file is cached or not; cachefs ls lists what is cached"
+_COPY_FOLDER = "copy takes one file; cachefs pin keeps all that is in a folder"
 _YEAR = re.compile(r"\s*\(\d{4}\)\s*$")
 
 
@@ -139,7 +140,7 @@ class DaemonEngine:
         path, key = self._key(text)
         parts = self._parts
         entry = parts.store.get(key)
-        file = entry.source_file if entry is not None else await self._file(key, text)
+        file = entry.source_file if entry is not None else await self._file(key, text, _EXPLAIN_FOLDER)
         plan = parts.planning.plan
         planned = next((copy for copy in plan.copies if copy.key == key), None)
         waiting = parts.copiers.waiting_for(planned) if planned is not None else ""
@@ -233,7 +234,7 @@ class DaemonEngine:
 
     async def copy(self, text: str) -> FileKey:
         _, key = self._key(text)
-        file = await self._file(key, text)
+        file = await self._file(key, text, _COPY_FOLDER)
         try:
             await self._parts.store.refresh_space()  # somebody may just have made room
         except CacheError as error:
@@ -310,12 +311,13 @@ class DaemonEngine:
             raise UserError(f"{text} is the mount's root; name a file below it")
         return path, key
 
-    async def _file(self, key: FileKey, text: str) -> SourceFile:
+    async def _file(self, key: FileKey, text: str, of_folder: str) -> SourceFile:
+        """``of_folder``: what is said of a folder."""
         try:
             return await self._parts.union.files.stat(key)
+        except IsADirectoryError as error:
+            raise UserError(f"{text} is a folder: {of_folder}") from error
         except OSError as error:
-            if error.errno == errno.EINVAL:
-                raise UserError(f"{text}: {error.strerror}; name a file, or pin the folder") from error
             raise UserError(f"{text}: {error.strerror or error}") from error
 
     async def _pin_of(self, text: str) -> Pin:

@@ -34,6 +34,8 @@ from cachefs.verification import Finding, Flaw, Progress, Report
 log = logging.getLogger(__name__)
 
 _GONE = (errno.ENOENT, errno.ENOTDIR)
+_NO_FILE = (errno.EISDIR, errno.EINVAL)
+"""There is something, and no regular file."""
 _CAUSES = {
     Flaw.CHANGED: DropCause.REPLACED,
     Flaw.GONE: DropCause.GONE,
@@ -164,7 +166,7 @@ class Verification:
 
     async def _judge_absent(self, entry: CacheEntry, error: OSError) -> None:
         """Missing is not empty: a source without any file is a disk that is not mounted."""
-        if error.errno == errno.EINVAL:
+        if error.errno in _NO_FILE:
             await self._judge(entry, Flaw.CHANGED, "it is no regular file any more")
             return
         detail = error.strerror or str(error)
@@ -328,7 +330,7 @@ class Verification:
         try:
             return (await self._files.stat(key)).size
         except OSError as error:
-            if error.errno not in (*_GONE, errno.EINVAL):
+            if error.errno not in (*_GONE, *_NO_FILE):
                 raise
             return None
 

@@ -46,7 +46,8 @@ class Files:
         self._certain = certain
 
     async def stat(self, key: FileKey) -> SourceFile:
-        """The regular file under this key, as its source shows it now; OSError when there is none."""
+        """The regular file under this key, as its source shows it now; OSError when there is none: EISDIR for a folder,
+        EINVAL for anything else."""
         moved = self._elsewhere.files.get(key)
         if moved is not None:
             return moved.source_file
@@ -54,6 +55,8 @@ class Files:
         seen = await self._certain_file(key)
         if seen is None:
             seen = await source.call_gently(_stat_path, source, key.path)
+        if seen.is_folder:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(key))
         if not seen.is_file:
             raise OSError(errno.EINVAL, "not a regular file", str(key))
         file = await self.identified(key, seen)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -89,7 +88,7 @@ class CountingLibrary:
         await self._answer("stat", key)
         if key in self.files:
             return self.files[key]
-        raise OSError(errno.EINVAL, "not a regular file") if self._below(key) else FileNotFoundError(key.path)
+        raise IsADirectoryError(key.path) if self._below(key) else FileNotFoundError(key.path)
 
     async def list_folder(self, key: FileKey) -> list[str]:
         await self._answer("list", key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import shutil
 import time
 from collections.abc import AsyncIterator
@@ -264,7 +265,6 @@ async def test_explain_why_a_session_does_not_count_yet(media: Path) -> None:
     ("text", "said"),
     [
         ("Films/Nothing.mkv", "Films/Nothing.mkv: No such file or directory"),
-        ("Films", "Films: not a regular file; name a file, or pin the folder"),
         ("", "name a file or folder below /mnt/cachefs"),
         ("../etc/passwd", "../etc/passwd is not below the mount /mnt/cachefs"),
         ("/etc/passwd", "/etc/passwd is not below the mount /mnt/cachefs"),
@@ -278,6 +278,18 @@ async def test_what_is_no_file_of_the_mount_is_refused_in_words(media: Path, tex
             with pytest.raises(UserError) as raised:
                 await act(text)
             assert said in str(raised.value)
+
+
+async def test_of_a_folder_is_said_which_command_takes_one(media: Path) -> None:
+    os.mkfifo(media / MEDIA / "pipe")
+    async with daemon(media) as it:
+        for text in ("Films", str(MOUNT)):
+            with pytest.raises(UserError, match=f"^{text} is a folder: explain says why one file .* cachefs ls lists"):
+                await it.engine.explain(text)
+            with pytest.raises(UserError, match=f"^{text} is a folder: copy takes one file; cachefs pin keeps"):
+                await it.engine.copy(text)
+        with pytest.raises(UserError, match=r"^pipe: not a regular file$"):
+            await it.engine.explain("pipe")
 
 
 async def test_the_root_of_several_sources_is_no_file(tmp_path: Path) -> None:
