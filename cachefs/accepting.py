@@ -1,10 +1,13 @@
 """A source is taken as it is now, because a person says so: what that takes, with a running daemon and without one.
 
-Used by ``engine``, and by ``cli`` where no daemon runs. A folder that is not there is never accepted: what comes in its
+Used by ``engine``, and by ``cli``. A folder that is not there is never accepted: what comes in its
 place later would be believed whatever it is, an empty mountpoint too.
 """
 
 from __future__ import annotations
+
+import os
+from collections import Counter
 
 import trio
 
@@ -40,3 +43,14 @@ async def for_next_start(config: Config, source: SourceConfig, *, moved: bool) -
         on_ssd = await trio.to_thread.run_sync(moved_in, root)
         abroad.refuse_other_disk(source.name, source.path, sum(key.source == source.name for key in on_ssd.sizes))
     await forget_source(root, source.name)
+
+
+def homeless(config: Config, source: SourceConfig) -> str:
+    """What is said of moved files whose folders are not in what was accepted; empty when there are none. Blocks."""
+    moved = moved_in(str(config.cache.path)).sizes
+    folders = Counter(os.path.dirname(key.path) for key in moved if key.source == source.name)
+    count = sum(files for folder, files in folders.items() if not os.path.isdir(source.path / folder))
+    if not count:
+        return ""
+    have, them = ("one moved file has", "it") if count == 1 else (f"{count} moved files have", "them")
+    return f"{have} no folder there; cachefs restore --all brings {them} back"

@@ -281,6 +281,9 @@ def accept(config_file: Path | None, moved: bool, source: str) -> None:
     except NotRunning:
         trio.run(partial(accepting.for_next_start, config, named, moved=moved))
     terminal.write(f"accepted: {show.printable(str(named.path))}, as it is now\n")
+    homeless = accepting.homeless(config, named) if moved else ""
+    if homeless:
+        terminal.write(f"{homeless}\n")
 
 
 @commands.command()

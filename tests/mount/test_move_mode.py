@@ -72,22 +72,29 @@ def test_another_disk_is_accepted_for_moved_files_only_by_who_says_so(
     media = tmp_path / "media"
     with settings_in(tmp_path) as settings:
         (media / "other.mkv").write_bytes(CONTENT)
+        (media / "Show").mkdir()
+        (media / "Show" / "one.mkv").write_bytes(CONTENT)
         running = _start_and_move(media / "film.mkv", settings, start_mount)
+        with running.client() as client:
+            client.copy("Show/one.mkv")
+        wait_until(running, lambda: not (media / "Show" / "one.mkv").exists(), "it has moved")
         media.rename(tmp_path / "the old disk")
         media.mkdir()
         (media / "of the new disk").touch()
         wait_until(running, lambda: not running.status().sources[0].online, "another folder has its place")
         refused = running.run("accept", "media")
         assert refused.returncode == 2
-        assert "the only copy of one file of source media" in refused.stderr
+        assert "the only copy of 2 files of source media" in refused.stderr
         assert not running.status().sources[0].online
         assert running.terminate() == 0
         asked = running.run("accept", "media")
         assert (asked.returncode, asked.stderr) == (2, refused.stderr), "the same without a daemon"
         running = start_mount(settings)
-        assert running.run("accept", "--moved", "media").returncode == 0
-        assert running.run("restore", "film.mkv").returncode == 0
-        assert (media / "film.mkv").read_bytes() == CONTENT
+        accepted = running.run("accept", "--moved", "media")
+        assert accepted.returncode == 0
+        assert accepted.stdout.endswith("one moved file has no folder there; cachefs restore --all brings it back\n")
+        assert running.run("restore", "--all").returncode == 0
+        assert [(media / name).read_bytes() for name in ("film.mkv", "Show/one.mkv")] == [CONTENT, CONTENT]
 
 
 def _start_and_move(
