@@ -146,6 +146,8 @@ class DaemonEngine:
         waiting = parts.copiers.waiting_for(planned) if planned is not None else ""
         reasons = explaining.reasons(plan, key, entry, parts.planning.why_not(key), waiting)
         moved = parts.store.moves.get(key) is not None
+        if why := parts.movers.why_not_moved(key):
+            reasons = (*reasons, f"not moved: {why}")
         return Explanation(
             path=path,
             state=visible(entry),

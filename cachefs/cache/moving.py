@@ -43,6 +43,7 @@ Ts = TypeVarTuple("Ts")
 LOOK_EVERY_S = 30.0
 """How soon what could not be moved, or settled, is tried again."""
 _TRIES = 3
+_AT_HOME = "it was brought home with cachefs restore, and stays there until the next start"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,8 @@ class Movers:
         self.soundness = Soundness(store, hold)
         self._turns: dict[FileKey | int, trio.Lock] = {}
         self._not_before: dict[int, float] = {}
+        self._unmoved: dict[int, str] = {}
+        """Why an entry was not moved when that was tried last."""
         self._stays: dict[FileKey, str] = {}
         self._restoring: dict[FileKey, RestoreProgress] = {}
         self._leaving: dict[FileKey, trio.Event] = {}
@@ -87,6 +90,13 @@ class Movers:
         """Moved files that cannot be settled or restored as they should, or whose bytes the SSD has lost, and why."""
         known = {**self._stays, **self.soundness.flaws}
         return tuple(sorted((key, why) for key, why in known.items() if self._store.moves.get(key) is not None))
+
+    def why_not_moved(self, key: FileKey) -> str:
+        """Why a copy was not moved when that was tried last; empty when it was not tried yet, or is not to be."""
+        entry = self._store.get(key)
+        if not self._on or entry is None or entry.state is not EntryState.CACHED:
+            return ""
+        return self._unmoved.get(entry.id, "")
 
     def moved(self) -> list[CacheEntry]:
         """Every moved file that is there."""
@@ -110,6 +120,7 @@ class Movers:
         await self.kept.empty_after_crash(self._turn)
         live = {entry.id for entry in self._store.inventory().entries}
         self._not_before = {number: at for number, at in self._not_before.items() if number in live}
+        self._unmoved = {number: why for number, why in self._unmoved.items() if number in live}
         for entry in self._store.inventory().entries:
             if trio.current_time() < self._not_before.get(entry.id, 0.0):
                 continue
@@ -131,9 +142,11 @@ class Movers:
             await act(entry.key)
         except (Stays, OSError) as error:
             log.debug("%s: %s", entry.key, error)
+            self._unmoved[entry.id] = text_of(error)
         except CacheError as error:
             await self._store.trouble(error)
         else:
+            self._unmoved.pop(entry.id, None)
             if self._store.get(entry.key) is not None:
                 return
         self._not_before[entry.id] = trio.current_time() + LOOK_EVERY_S
@@ -314,6 +327,7 @@ class Movers:
     def leave_at_home(self, entry_id: int) -> None:
         """A person wants it there: it is not moved again before the next start."""
         self._not_before[entry_id] = math.inf
+        self._unmoved[entry_id] = _AT_HOME
 
     async def bring_home(self, key: FileKey) -> None:
         """As ``restore``, for somebody who waits in a system call: raises ``OSError`` only."""

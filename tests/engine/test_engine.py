@@ -107,6 +107,7 @@ async def daemon(
     plex: StandInPlex | None = None,
     limits: Limits = ROOMY,
     hours: Never | None = None,
+    moves: bool = False,
 ) -> AsyncIterator[Daemon]:
     async with real(tmp_path, *names, limits=limits) as (store, union):
         settings = PlexSettings(plex.url, plex.token, plex.url, deadline_s=20.0) if plex is not None else None
@@ -127,7 +128,7 @@ async def daemon(
             store,
             routing,
             copiers,
-            Movers(store, union.files, Homes(union), routing.hold, lambda: None, on=False),
+            Movers(store, union.files, Homes(union), routing.hold, lambda: None, on=moves),
             planning,
             client,
             settings,
@@ -538,6 +539,24 @@ async def test_moved_files_are_named_as_such_and_what_is_none_is_told_apart(medi
             assert (await it.engine.restoration(text)).progress.files == count
         with pytest.raises(UserError, match="Films/nope: no such file or folder in the mount"):
             await it.engine.restoration("Films/nope")
+
+
+async def test_explain_says_why_a_cached_file_was_not_moved(media: Path) -> None:
+    os.link(media / MEDIA / HEAT, media / MEDIA / "other")
+    async with daemon(media, moves=True) as it:
+        await it.cached(HEAT, ALIEN)
+        assert not [why for why in (await it.engine.explain(HEAT)).reasons if "not moved" in why]
+        home = it.store.get(key(ALIEN))
+        assert home is not None
+        it.parts.movers.leave_at_home(home.id)
+        await it.parts.movers.round()
+        assert (await it.engine.explain(HEAT)).reasons[
+            -1
+        ] == "not moved: it has several names at its source (hard links)"
+        assert "brought home with cachefs restore" in (await it.engine.explain(ALIEN)).reasons[-1]
+    async with daemon(media) as it:
+        await it.parts.movers.round()
+        assert not [why for why in (await it.engine.explain(HEAT)).reasons if "not moved" in why]
 
 
 async def test_moved_files_of_an_ssd_that_is_away_are_not_said_to_be_at_home(
