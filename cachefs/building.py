@@ -177,10 +177,10 @@ async def foresee(config: Config, item: SourceConfig, seen: LastSeen) -> str:
 async def path_report(config: Config) -> tuple[str, ...]:
     """How Plex's paths are found in the mount, learned or checked now, for ``check``; empty when that cannot be asked
     (``check`` says itself what is wrong with Plex or a source)."""
-    settings = await plex_settings(config.plex)
-    if settings is None:
-        return ()
     try:
+        settings = await plex_settings(config.plex)
+        if settings is None:
+            return ()
         snapshot = await PlexClient(settings).snapshot(_ask(config, ()))
         async with open_union(config, _NoCache(), _first_tag) as union:
             resolver = resolver_for(config, union)

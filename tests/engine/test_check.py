@@ -457,7 +457,8 @@ async def test_a_token_file_for_everybody_is_warned_of(folders: Folders, mode: i
 
 async def test_a_missing_token_file_is_an_error(folders: Folders) -> None:
     config = folders.config(plex={"url": "http://127.0.0.1:1", "token_file": f"{folders.root}/none"})
-    said = only(await examined(config), ERROR, "plex.token_file")
+    report = await check.examine(config, no_plex, building.path_report)
+    said = only(report, ERROR, "plex.token_file")
     assert said == f"{folders.root}/none cannot be read: No such file or directory"
 
 
