@@ -19,6 +19,8 @@ class What(enum.Enum):
     PINNED = "pinned"
     UNPINNING = "unpinning"
     UNPINNED = "unpinned"
+    ASKED = "asked for by hand"
+    ASKING_NO_MORE = "asking no more"
     TAG = "tag"
     INDEX_LOST = "index lost"
 
@@ -47,6 +49,7 @@ class Promised:
     gone: dict[str, int] = field(default_factory=dict)
     pinned: set[str] = field(default_factory=set)
     unpinned: set[str] = field(default_factory=set)
+    asked: set[str] = field(default_factory=set)
     tags: dict[str, int] = field(default_factory=dict)
     leaving: dict[str, int] = field(default_factory=dict)
 
@@ -85,6 +88,10 @@ def _take(one: Fact, now: Promised) -> None:
             now.pinned.discard(one.name)
         case What.UNPINNED:
             now.unpinned.add(one.name)
+        case What.ASKED:
+            now.asked.add(one.name)
+        case What.ASKING_NO_MORE:
+            now.asked.discard(one.name)
         case What.TAG:
             now.tags[one.name] = one.number
         case What.INDEX_LOST:

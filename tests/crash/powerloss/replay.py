@@ -160,12 +160,15 @@ def _come_back(entries: dict[str, CacheEntry], promise: Promised) -> str:
 
 
 def _facts(ssd: Path, opened: Opened, promise: Promised) -> str:
-    """Pins and the tags of devices, in the index and beside it."""
+    """Pins, what people asked for, and the tags of devices, in the index and beside it."""
     kept = keepsake.read(os.fspath(ssd))
     if kept is None or kept != opened.index.keepsake():
         return f"{keepsake.NAME} does not say what the index says: {kept}"
     pinned = {pin.target for pin in opened.pins}
     if promise.pinned - pinned or promise.unpinned & pinned:
         return f"pinned were {sorted(promise.pinned)}, let go {sorted(promise.unpinned)}; there are {sorted(pinned)}"
+    asked = {asked.key.path for asked in opened.asked}
+    if promise.asked - asked:
+        return f"asked for by hand were {sorted(promise.asked)}; there are {sorted(asked)}"
     wrong = {name: tag for name, tag in promise.tags.items() if kept.devices.get(name) != tag}
     return f"tags of devices are lost: {wrong}" if wrong else ""

@@ -19,7 +19,7 @@ import trio
 
 from cachefs.cache.copying import Attributes, write_attributes
 from cachefs.cache.store import Limits, Refused, Store, Targets, open_store
-from cachefs.model import CacheEntry, DropCause, FileKey, Fingerprint, Pin, SourceFile, SourceName
+from cachefs.model import Asked, CacheEntry, DropCause, FileKey, Fingerprint, Pin, SourceFile, SourceName
 from tests.crash.content import content
 from tests.crash.powerloss.facts import Fact, What
 
@@ -125,6 +125,16 @@ class Recorder:
         await store.remove_pin(path)
         self.mark(What.UNPINNED, path)
 
+    async def ask(self, store: Store, path: str) -> None:
+        store.wishes.add(Asked(FileKey(MEDIA, path), 6.0))
+        await store.wishes.save()
+        self.mark(What.ASKED, path)
+
+    async def rename_asked(self, store: Store, old: str, new: str) -> None:
+        self.mark(What.ASKING_NO_MORE, old)
+        await store.renamed(FileKey(MEDIA, old), FileKey(MEDIA, new), exchanged=False)
+        self.mark(What.ASKED, new)
+
 
 async def first_life(ssd: Path, at: Recorder) -> None:
     async with open_store(ssd, LIMITS, SOURCES) as store:
@@ -137,6 +147,7 @@ async def first_life(ssd: Path, at: Recorder) -> None:
         await at.publish(store, "Show/Season 1/a.mkv", 4)
         await at.evict(store, "Show/Season 1/b.mkv")
         await at.pin(store, "Show")
+        await at.ask(store, "Other/half.mkv")
         entry = await store.begin(file_of("Other/half.mkv", 6), "because", now=100.0)
         assert not isinstance(entry, Refused)
         await at.fill(store, entry, 6, 4, upto=2)
@@ -148,6 +159,7 @@ async def second_life(ssd: Path, at: Recorder) -> None:
         at.mark(What.TAG, "disk two", await store.device_tag("disk two"))
         await at.publish(store, "Other/half.mkv", 6)
         await at.unpin(store, "film.mkv")
+        await at.rename_asked(store, "Other/half.mkv", "Other/whole.mkv")
         await at.evict(store, "Show/Season 1/a.mkv")
         await at.publish(store, "Show/Season 1", 7)
         await at.drop(store, "Show/Season 1", "film.mkv")
