@@ -252,7 +252,8 @@ class DaemonEngine:
         if source.online and not source.health().problem:
             raise UserError(f"source {name} is online: there is nothing to accept")
         if not moved:
-            away = sum(entry.key.source == source.name for entry in self._parts.movers.moved())
+            moves = self._parts.store.moves
+            away = sum(entry.key.source == source.name for entry in (*moves.all(), *moves.absent()))
             abroad.refuse_other_disk(name, Path(source.path), away)
         try:
             await self._parts.union.accept(source)

@@ -118,6 +118,7 @@ class Store:
         self._shelf = shelf
         self._intake = intake
         self._pins = {(pin.target, pin.rating_key): pin for pin in opened.pins}
+        self._tags = dict(opened.kept.devices) if opened.kept is not None else {}
         self._open: Counter[FileKey] = Counter()
         self._lingering: Callable[[], Iterable[FileKey]] = tuple
 
@@ -389,9 +390,12 @@ class Store:
             await self._shelf.save_details()
 
     async def device_tag(self, identity: str) -> int:
-        """The persisted number of a device, for inode numbers: 0 for the first, then 1, 2, … Raises ``CacheError``."""
-        ledger = self._shelf.ledger
-        return await ledger.change_kept(ledger.index.device_tag, identity)
+        """The persisted number of a device, for inode numbers: 0 for the first, then 1, 2, … Raises ``CacheError``, for
+        a device that was never seen before only: sources come back while the SSD is away."""
+        if identity not in self._tags:
+            ledger = self._shelf.ledger
+            self._tags[identity] = await ledger.change_kept(ledger.index.device_tag, identity)
+        return self._tags[identity]
 
     @property
     def upkeep(self) -> Upkeep:

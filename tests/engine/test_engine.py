@@ -591,6 +591,22 @@ async def test_moved_files_of_an_ssd_that_is_away_are_not_said_to_be_at_home(
         assert (status.entries_cached, status.entries_moved, status.moved_away) == (2, 1, 0)
 
 
+@pytest.mark.expected_warnings("is away", "is offline")
+async def test_a_source_comes_back_while_the_ssd_is_away_and_is_no_other_disk_unasked(media: Path) -> None:
+    async with daemon(media) as it:
+        await it.cached(HEAT)
+        await it.moved(HEAT)
+        (media / "ssd").rename(media / "unplugged")
+        await it.store.probe()
+        [source] = it.parts.union.sources.values()
+        source.doubt("another folder has its place")
+        with pytest.raises(UserError, match="the only copy of one file of source"):
+            await it.engine.accept(source.name, moved=False)
+        assert not source.online
+        await source.probe_once()
+        assert source.online
+
+
 # --- verify ----------------------------------------------------------------------------------------------------------
 
 
