@@ -238,7 +238,12 @@ async def _look_at_cache(config: Config, looks: _Looks) -> None:
         looks.add(Severity.ERROR, "cache.path", f"{cache.path} {storage.folder.problem}")
         return
     if storage.to_be_made:
-        looks.add(Severity.NOTE, "cache.path", f"{cache.path} does not exist yet; it will be made")
+        on = (
+            " on the system's own disk (is the SSD mounted?)"
+            if await within(LOCAL_S, probes.is_system, storage)
+            else ""
+        )
+        looks.add(Severity.NOTE, "cache.path", f"{cache.path} does not exist yet; it will be made{on}")
     else:
         await _look_at_owner(config, looks)
     kept = cache.min_free.resolve(storage.total_bytes)

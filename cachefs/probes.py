@@ -149,6 +149,11 @@ def look_at_cache(path: Path) -> Storage:
     return Storage(folder, existing != path, space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize)
 
 
+def is_system(storage: Storage) -> bool:
+    """Whether it is on the disk that ``/`` is on."""
+    return storage.folder.device == os.stat("/").st_dev
+
+
 def look_at_fuse(uid: int) -> Fuse:
     """The FUSE device, and for an ordinary user what stands in for being root."""
     return Fuse(
