@@ -6,6 +6,7 @@ taken from the inventory, what was seen lately is remembered.
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 
 V = TypeVar("V")
 
+_NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+"""With EINVAL (neither file nor folder), what a source says of a file that it does not have."""
 _REMEMBER_S = 600.0
 _LOOK_AGAIN_S = 3600.0
 """For a library folder that is not in the mount, while others are: it may lie on another disk for good."""
@@ -75,6 +78,8 @@ class _Seen(Generic[V]):
 
     value: V
     at: float
+    certain: bool = True
+    """Whether the source said so; False when it failed, with an error that does not tell."""
 
 
 class Held:
@@ -144,9 +149,9 @@ class Resolver:
             self._files.pop(key, None)
 
     def is_gone(self, key: FileKey) -> bool:
-        """Whether the source had no such file when it was asked the last time."""
+        """Whether the source said that it has no such file when it was asked the last time."""
         seen = self._files.get(key)
-        return seen is not None and seen.value is None
+        return seen is not None and seen.value is None and seen.certain
 
     async def look_beside(self, video: SourceFile) -> None:
         """A person wants this video now: see what goes with it, though a disk may have to wake up for that."""
@@ -374,6 +379,7 @@ class Resolver:
         seen = memory.get(key)
         now = trio.current_time()
         if seen is None or now - seen.at > _REMEMBER_S:
+            certain = True
             try:
                 value = await ask(key)
             except SourceError as error:
@@ -382,10 +388,10 @@ class Resolver:
                 return otherwise  # not remembered: it fails fast until it is back, which may be in a second
             except OSError as error:
                 log.debug("%s: %s", key, error)
-                value = otherwise
+                value, certain = otherwise, isinstance(error, _NOT_THERE) or error.errno == errno.EINVAL
             if len(memory) > _MOST_REMEMBERED:
                 memory.clear()
-            seen = memory[key] = _Seen(value, now)
+            seen = memory[key] = _Seen(value, now, certain)
         return seen.value
 
 

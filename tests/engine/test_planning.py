@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -393,6 +395,20 @@ async def test_a_wish_for_a_file_that_is_gone_ends_and_is_said_once(
     missing.clear()
     assert set(copies(await planning.dry_run())) == {ALIEN}
     assert caplog.text.count("Heat.mkv is not there any more: what cachefs copy asked for ends with it") == 1
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE])
+async def test_a_wish_outlives_an_error_of_the_disk_that_its_file_is_on(
+    room: Room, autojump_clock: Clock, number: int
+) -> None:
+    planning = room.planning()
+    await planning.copy_now(seen(HEAT))
+    planning.resolver.look_again((key(HEAT),))
+    room.library.error = OSError(number, os.strerror(number))
+    await planning.dry_run()
+    room.library.error = None
+    await trio.sleep(601)
+    assert set(copies(await planning.dry_run())) == {HEAT}
 
 
 async def test_a_wish_whose_file_has_another_name_since_it_was_looked_for_goes_on(
