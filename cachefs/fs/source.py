@@ -13,6 +13,7 @@ import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple
 
@@ -110,7 +111,7 @@ class Source:
         return found.root
 
     async def _begin_at(self, found: Found) -> None:
-        problem = await self.judge(found.root)
+        problem = await self._judged(found)
         if problem:
             found.close()
             raise SourceError(errno.EIO, problem, self.path)
@@ -118,6 +119,15 @@ class Source:
         before = self.folders.begin_at(found.descriptor)
         if before is not None:
             self._leftover.append(before)
+
+    async def _judged(self, found: Found) -> str:
+        """As ``judge``. A folder that cannot be judged now, for it is on a device that was never seen while the SSD is
+        away, is let go."""
+        with ExitStack() as undone:
+            undone.callback(found.close)
+            problem = await self.judge(found.root)
+            undone.pop_all()
+            return problem
 
     def missing(self, error: OSError) -> None:
         """It could not be opened, or has become another folder: it is probed until it is back."""
@@ -256,8 +266,10 @@ class Source:
 
     async def take(self, forget: Callable[[], object]) -> None:
         """Whatever its folder is now, it is the source's from now on. ``forget`` is called once that can be: it makes
-        ``judge`` accept any. Raises OSError, with nothing changed, when there is none that can be read."""
+        ``judge`` accept any. Raises OSError, with nothing changed, when there is none that can be read, and what
+        ``judge`` raises."""
         found = await self.look_anew()
+        await self._judged(found)
         forget()
         await self._begin_at(found)
 

@@ -15,8 +15,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from cachefs.descriptors import Descriptor
-from cachefs.errors import SourceError, SourceOffline, SourceTimeout
-from cachefs.fs.source import COPIERS, READERS, Source
+from cachefs.errors import CacheError, SourceError, SourceOffline, SourceTimeout
+from cachefs.fs.source import COPIERS, READERS, Root, Source
 from cachefs.model import SourceName
 
 TIMEOUT_S = 30.0
@@ -444,3 +444,25 @@ async def test_reading_since_is_the_last_read_that_somebody_waited_for(source: S
     noted = trio.current_time()
     mock_clock.jump(7)
     assert source.reading_since == noted
+
+
+@pytest.mark.expected_warnings("is offline")
+async def test_a_folder_that_cannot_be_judged_is_not_taken_and_nothing_is_forgotten_or_left_open(
+    tmp_path: Path,
+) -> None:
+    async def judge(root: Root) -> str:
+        raise CacheError("a device that was never seen, while the SSD is away")
+
+    source = Source(SourceName("Media"), str(tmp_path), timeout_s=TIMEOUT_S, ttl_s=1)
+    await source.open()
+    source.judge = judge
+    source.doubt("another folder has its place")
+    forgotten: list[str] = []
+    open_before = os.listdir("/proc/self/fd")
+    with pytest.raises(CacheError):
+        await source.take(lambda: forgotten.append("what it was"))
+    with pytest.raises(CacheError):
+        await source.probe_once()
+    assert forgotten == []
+    assert os.listdir("/proc/self/fd") == open_before
+    source.close()
