@@ -295,19 +295,21 @@ def _make_folders(source: Source, path: str) -> None:
     for name in path.split("/") if path else ():
         below = f"{above}/{name}" if above else name
         with source.folders.at(above) as folder, suppress(FileExistsError):
-            os.mkdir(name, 0o700, dir_fd=folder)
-            _make_alike(folder, name)
+            seen = look(folder)
+            os.mkdir(name, st.S_IMODE(seen.mode), dir_fd=folder)
+            _make_alike(folder, name, seen)
             sync_names(folder)
             source.folders.forget(below)  # what may be open is one that was deleted
         above = below
 
 
-def _make_alike(above: int, name: str) -> None:
-    seen = look(above)
+def _make_alike(above: int, name: str, seen: Stat) -> None:
+    """As far as its file system and our rights allow: the file is to come home in any case."""
     made = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
     try:
-        with suppress(PermissionError):  # an ordinary user's cachefs makes folders of its own
+        with suppress(OSError):
             os.fchown(made, seen.uid, seen.gid)
-        os.fchmod(made, st.S_IMODE(seen.mode))
+        with suppress(OSError):
+            os.fchmod(made, st.S_IMODE(seen.mode))
     finally:
         os.close(made)

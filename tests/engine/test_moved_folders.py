@@ -265,6 +265,29 @@ async def test_moved_files_whose_folder_was_deleted_at_its_source_are_named_unti
             assert (made.st_uid, made.st_gid, stat.S_IMODE(made.st_mode)) == as_open, "as the one that it is in"
 
 
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+async def test_a_folder_that_is_made_for_a_returning_file_is_open_though_it_can_be_given_no_owner(
+    tmp_path: Path, number: int
+) -> None:
+    def refuse(folder: int, *of: int) -> None:
+        """As NFS does for an owner whom the server does not know."""
+        if stat.S_ISDIR(os.fstat(folder).st_mode):
+            raise OSError(number, os.strerror(number))
+        give(folder, *of)
+
+    give = os.fchown
+    async with rooms(tmp_path) as fs:
+        put(fs, EPISODES[0], CONTENT)
+        await fs.moved(EPISODES[0])
+        shutil.rmtree(fs.folder / "Shows")
+        fs.folder.chmod(0o755)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fchown", refuse)
+            await fs.movers.restore(fs.key(EPISODES[0]))
+        assert (fs.folder / EPISODES[0]).read_bytes() == CONTENT
+        assert stat.S_IMODE((fs.folder / EPISODES[0]).parent.stat().st_mode) == 0o755
+
+
 async def test_moved_files_whose_folder_is_back_are_named_no_more(tmp_path: Path) -> None:
     async with rooms(tmp_path) as fs:
         films = put(fs, FILM, CONTENT).parent
