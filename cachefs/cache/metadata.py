@@ -233,7 +233,8 @@ class Metadata:
 def _recall(connection: sqlite3.Connection, folder: FileKey) -> bytes | None:
     query = "SELECT listing, checksum FROM folders WHERE source = ? AND path = ?"
     row = connection.execute(query, _names(folder)).fetchone()
-    return bytes(row[0]) if row is not None and zlib.crc32(row[0]) == row[1] else None
+    listing = row[0] if row is not None else None
+    return listing if isinstance(listing, bytes) and zlib.crc32(listing) == row[1] else None
 
 
 def _names(folder: FileKey) -> tuple[bytes, bytes]:

@@ -15,7 +15,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from cachefs.cache.folder import Folder, Mark
-from cachefs.cache.metadata import open_metadata
+from cachefs.cache.metadata import last_seen, open_metadata
 from cachefs.cache.shelf import FORGET_S
 from cachefs.cache.store import Store
 from cachefs.errors import CacheError
@@ -252,3 +252,18 @@ async def test_what_folders_hold_is_remembered_again(root: Path, socket: Socket)
             assert await metadata.recall(key("seen")) == b"after"
         async with open_metadata(str(root)) as metadata:
             assert await metadata.recall(key("seen")) == b"after"
+
+
+@pytest.mark.parametrize("listing", ["no bytes", 7, b"other bytes"])
+async def test_what_is_no_listing_is_remembered_by_nobody(tmp_path: Path, listing: object) -> None:
+    """A damaged file may hold anything."""
+    root, media = tmp_path / "cache", key("")
+    async with opened(root), open_metadata(str(root)) as metadata:
+        metadata.note(media, b"listing")
+        await metadata.save()
+        assert last_seen(str(root), media.source) == b"listing"
+        with closing(sqlite3.connect(root / "folders.sqlite")) as damage:
+            damage.execute("UPDATE folders SET listing = ?", (listing,))
+            damage.commit()
+        assert await metadata.recall(media) is None
+        assert last_seen(str(root), media.source) is None
