@@ -248,10 +248,13 @@ class Index:
                 f"INSERT INTO entries ({_COLUMNS}, labelled) VALUES ({places}, 1)", [_row(entry) for entry in entries]
             )
             if kept is not None:
-                connection.executemany("INSERT OR IGNORE INTO devices VALUES (?, ?)", kept.devices.items())
-                connection.executemany("INSERT OR IGNORE INTO pins VALUES (?, ?, ?)", map(_pin_row, kept.pins))
-                _set_asked(connection, kept.asked)
+                _keep(connection, kept)
             _set_identity(connection, identity)
+
+    def keep(self, kept: Keepsake) -> None:
+        """It has lost some of these."""
+        with self._transaction() as connection:
+            _keep(connection, kept)
 
     def keepsake(self) -> Keepsake:
         """What is to be written down a second time."""
@@ -362,6 +365,12 @@ def _statements(script: str) -> Iterator[str]:
 
 def _set_identity(connection: sqlite3.Connection, identity: str) -> None:
     connection.execute("INSERT OR REPLACE INTO meta VALUES ('identity', ?)", (os.fsencode(identity),))
+
+
+def _keep(connection: sqlite3.Connection, kept: Keepsake) -> None:
+    connection.executemany("INSERT OR IGNORE INTO devices VALUES (?, ?)", kept.devices.items())
+    connection.executemany("INSERT OR IGNORE INTO pins VALUES (?, ?, ?)", map(_pin_row, kept.pins))
+    _set_asked(connection, kept.asked)
 
 
 def _set_asked(connection: sqlite3.Connection, said: Iterable[Asked]) -> None:

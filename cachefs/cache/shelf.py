@@ -340,19 +340,20 @@ class Shelf:
             self.absent.doom(entry)
             self._gone.add(entry.id)
 
-    async def try_again(self) -> None:
-        """Look whether an SSD that is away is back; what it holds is compared then as at a start."""
+    async def try_again(self) -> Opened | None:
+        """Look whether an SSD that is away is back; what it holds is compared then as at a start, and returned."""
         try:
             if not await self.presence.may_return():
-                return
+                return None
             gone = frozenset(self._gone)
             opened = await trio.to_thread.run_sync(self._reopen, self.folder.mark, gone, abandon_on_cancel=True)
         except (OSError, CacheError) as error:
             log.debug("the cache folder %s is still away: %s", self.folder.root, error)
-            return
+            return None
         late = frozenset(self._gone) - gone
         self._begin_at(opened)
         self.drop([entry for entry in opened.entries if entry.id in late], DropCause.CHANGED)
+        return opened
 
     def _begin_at(self, opened: Opened) -> None:
         self.presence.begin_at(opened.folder)

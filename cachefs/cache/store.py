@@ -24,15 +24,17 @@ import trio
 from cachefs.cache.bars import Bar
 from cachefs.cache.folder import Step
 from cachefs.cache.intake import Intake, Refused
+from cachefs.cache.keepsake import Keepsake
 from cachefs.cache.moves import Moves
 from cachefs.cache.presence import LOOK_S
 from cachefs.cache.recovery import Opened, Recovery, open_again, open_folder
 from cachefs.cache.room import Amount, Limits
+from cachefs.cache.schema import SCHEMA_VERSION
 from cachefs.cache.shelf import FORGET_S, RETRY_S, Hooks, Shelf
 from cachefs.cache.upkeep import Upkeep
 from cachefs.cache.wishes import Wishes
 from cachefs.descriptors import Descriptor
-from cachefs.errors import CacheError
+from cachefs.errors import CacheError, IndexFull
 from cachefs.model import (
     CacheEntry,
     DropCause,
@@ -424,10 +426,27 @@ class Store:
 
     async def probe(self) -> None:
         """Look whether the SSD is still there, or is back."""
-        if self.away:
-            await self._shelf.try_again()
-        else:
+        if not self.away:
             await self._shelf.presence.examine()
+            return
+        opened = await self._shelf.try_again()
+        if opened is not None:
+            await self._keep(opened)
+
+    async def _keep(self, opened: Opened) -> None:
+        """The SSD may be back without what nobody could find out again: it was emptied, or has lost its index."""
+        has = opened.kept.devices if opened.kept is not None else {}
+        same = self._tags.items() <= has.items() and {*self.pins()} <= {*opened.pins}
+        if same and self.wishes.all() == opened.asked:
+            return
+        ledger = self._shelf.ledger
+        kept = Keepsake(SCHEMA_VERSION, "", dict(self._tags), self.pins(), self.wishes.all())
+        try:
+            await ledger.change_kept(ledger.index.keep, kept)
+        except IndexFull as error:
+            log.debug("%s", error)
+        except CacheError as error:
+            await self.trouble(error)
 
     async def trouble(self, error: CacheError) -> None:
         """The SSD fails: find out how badly, and say so once."""

@@ -19,7 +19,7 @@ from cachefs.cache.metadata import last_seen, open_metadata
 from cachefs.cache.shelf import FORGET_S
 from cachefs.cache.store import Store
 from cachefs.errors import CacheError
-from cachefs.model import DropCause, FileKey
+from cachefs.model import Asked, DropCause, FileKey, Pin
 from tests.engine.cachekit import begun, cached, content, key, listed, names, opened, source_file
 from tests.engine.copykit import FakeSource, plan_of, until_cached, working
 
@@ -267,3 +267,22 @@ async def test_what_is_no_listing_is_remembered_by_nobody(tmp_path: Path, listin
             damage.commit()
         assert await metadata.recall(media) is None
         assert last_seen(str(root), media.source) is None
+
+
+@AWAY
+async def test_what_only_the_index_has_is_written_again_when_the_ssd_comes_back_without_it(tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    pin, asked = Pin("Shows", "", 1.0), Asked(key("a"), 1.0)
+    async with opened(root) as store:
+        tags = {await store.device_tag(device) for device in ("disk", "other disk")}
+        await store.add_pin(pin)
+        store.wishes.add(asked)
+        await store.wishes.save()
+        shutil.rmtree(root)  # by somebody who wants an empty cache
+        await store.probe()
+        await until_back(store)
+        assert await store.device_tag("a new disk") not in tags
+    async with opened(root) as store:
+        assert store.pins() == (pin,)
+        assert store.wishes.all() == (asked,)
+        assert {await store.device_tag(device) for device in ("disk", "other disk")} == tags
