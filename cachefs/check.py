@@ -120,7 +120,7 @@ async def examine(config: Config, ask_plex: AskPlex, report_paths: ReportPaths |
             nursery.start_soon(_look_at_source, config, index, source, looks)
     await _look_for_moved(config, looks)
     _compare(config, looks)
-    for line in await report_paths(config) if report_paths is not None else ():
+    for line in await report_paths(config) if report_paths is not None and looks.plex is not None else ():
         looks.add(Severity.NOTE, "plex.path_map", line)
     findings = sorted(looks.findings, key=lambda finding: (finding.severity.value, finding.key))
     space = (looks.cache.total_bytes, looks.cache.free_bytes) if looks.cache else None
@@ -328,7 +328,11 @@ async def _look_at_plex(config: Config, ask_plex: AskPlex, looks: _Looks) -> Non
         looks.add(Severity.NOTE, "plex", "not configured; only what is pinned will be copied")
         return
     try:
-        token = await trio.to_thread.run_sync(plex.read_token, abandon_on_cancel=True)
+        token = await within(LOCAL_S, plex.read_token)
+        if token is None:
+            message = f"{plex.token_file} does not answer within {format_duration(LOCAL_S)}"
+            looks.add(Severity.ERROR, "plex.token_file", message)
+            return
         await _look_at_token_file(plex, looks)
         looks.plex = await ask_plex(plex, token)
     except ConfigError as error:

@@ -457,6 +457,24 @@ async def test_a_token_file_for_everybody_is_warned_of(folders: Folders, mode: i
     )
 
 
+async def test_a_token_file_that_hangs_is_an_error_and_keeps_nobody_waiting(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def paths(config: Config) -> tuple[str, ...]:
+        pytest.fail("they cannot be asked without a token")
+
+    monkeypatch.setattr(check, "LOCAL_S", 0.2)
+    file = folders.root / "token"
+    os.mkfifo(file, 0o600)
+    config = folders.config(plex={"url": "http://127.0.0.1:1", "token_file": str(file)})
+    try:
+        with trio.fail_after(20):
+            report = await check.examine(config, no_plex, paths)
+        assert "does not answer" in only(report, ERROR, "plex.token_file")
+    finally:
+        os.close(os.open(file, os.O_RDWR | os.O_NONBLOCK))  # who waits for a writer has had one
+
+
 async def test_a_missing_token_file_is_an_error(folders: Folders) -> None:
     config = folders.config(plex={"url": "http://127.0.0.1:1", "token_file": f"{folders.root}/none"})
     report = await check.examine(config, no_plex, building.path_report)
