@@ -219,9 +219,17 @@ class Store:
         """A file or folder was renamed through the mount: what people said of it, or of what is in it, goes along. It
         is durable when this returns, unless the SSD is slow, which is then waited for as in ``drop``."""
         if self.wishes.renamed(old, new, exchanged=exchanged):
-            self._shelf.note_change()
-            if not self._shelf.presence.overdue(FORGET_S):
-                await self.wishes.save(FORGET_S)
+            await self._save_wishes()
+
+    async def perhaps_renamed(self, old: FileKey, new: FileKey) -> None:
+        """As ``renamed``, by a source that has not come back yet: it may still be done."""
+        if self.wishes.perhaps_renamed(old, new):
+            await self._save_wishes()
+
+    async def _save_wishes(self) -> None:
+        self._shelf.note_change()
+        if not self._shelf.presence.overdue(FORGET_S):
+            await self.wishes.save(FORGET_S)
 
     def opened(self, key: FileKey) -> None:
         """Somebody opened this file through the mount. Balanced by ``closed``."""

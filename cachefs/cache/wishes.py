@@ -64,6 +64,14 @@ class Wishes:
             self.add(replace(asked, key=name))
         return bool(moved)
 
+    def perhaps_renamed(self, old: FileKey, new: FileKey) -> bool:
+        """Nobody knows which of the two names a file or folder will have: what was said counts for both, until the
+        source has no file of one; whether it is of any concern."""
+        moved = [(asked, name) for asked in self.all() if (name := _new_name(asked.key, old, new)) is not None]
+        for asked, name in moved:
+            self._said.setdefault(name, replace(asked, key=name))
+        return bool(moved)
+
     async def save(self, within_s: float = NO_ANSWER_S) -> None:
         """What was said before the call is durable when this returns. Where the SSD does not take it now, it gets it
         with the next."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from cachefs.errors import SourceTimeout
 from cachefs.fs.found import Place
 from cachefs.fs.inodes import Link, Node
 from cachefs.fs.losing import Losing, Removed, remove, unlink_for_good
@@ -102,9 +103,15 @@ class Renaming:
     ) -> Moved:
         place, new_place = self._union.place(names.old[0]), self._union.place(names.new[0])
         step = Step(place.ref, names.old[1], new_place.ref, names.new[1], names.flags, durable, onto_nothing)
-        return await self._routing.change(
-            place.source, every, carry_out, step, cause=DropCause.CHANGED, later=every.folders
-        )
+        keys = self._union.child_key(*names.old), self._union.child_key(*names.new)
+        try:
+            return await self._routing.change(
+                place.source, every, carry_out, step, cause=DropCause.CHANGED, later=every.folders
+            )
+        except SourceTimeout:
+            if not names.flags & EXCHANGE:
+                await self._routing.perhaps_renamed(*keys)
+            raise
 
     async def _renamed(self, names: _Names, moved: Moved) -> None:
         """A file of the source has another name, and what had that one has none, or the other."""

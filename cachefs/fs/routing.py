@@ -205,6 +205,10 @@ class Routing(InUse):
         """As ``Store.renamed``, within the bar of the renaming."""
         await self._store.renamed(old, new, exchanged=exchanged)
 
+    async def perhaps_renamed(self, old: FileKey, new: FileKey) -> None:
+        """As ``Store.perhaps_renamed``, within the bar of the renaming."""
+        await self._store.perhaps_renamed(old, new)
+
     # --- read, write, close --------------------------------------------------------------------------------------
 
     async def read(self, number: int, offset: int, size: int) -> bytes | bytearray:

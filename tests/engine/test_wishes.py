@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,11 +13,12 @@ import pytest
 import trio
 
 from cachefs.cache.wishes import Wishes
+from cachefs.fs import renaming
 from cachefs.fs.operations import Operations
-from cachefs.fs.rename import EXCHANGE
+from cachefs.fs.rename import EXCHANGE, Moved, Step, carry_out
 from cachefs.model import Asked, FileKey
 from tests.engine.cachekit import key, opened
-from tests.engine.fskit import Kernel, Rooms, rooms
+from tests.engine.fskit import TIMEOUT_S, Kernel, Rooms, rooms
 from tests.engine.plankit import written
 
 FILM, OTHER = "Films/Heat.mkv", "Films/Ronin.mkv"
@@ -44,8 +46,8 @@ def test_a_wish_goes_where_its_name_goes(old: str, new: str, exchanged: bool, th
 
 
 @asynccontextmanager
-async def with_wish(tmp_path: Path) -> AsyncIterator[Rooms]:
-    async with rooms(tmp_path) as fs:
+async def with_wish(tmp_path: Path, timeout_s: float = TIMEOUT_S) -> AsyncIterator[Rooms]:
+    async with rooms(tmp_path, timeout_s=timeout_s) as fs:
         for path in (FILM, OTHER):
             (fs.folder / path).parent.mkdir(exist_ok=True)
             (fs.folder / path).write_bytes(b"0123456789")
@@ -107,3 +109,29 @@ async def test_a_renaming_that_concerns_no_wish_writes_nothing(tmp_path: Path) -
         await trio.to_thread.run_sync(kernel.rename, OTHER, "Films/other")
         after = os.stat(tmp_path / "ssd" / "index.sqlite-wal")
         assert (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+
+
+@pytest.mark.expected_warnings("is offline .no answer within")
+async def test_a_wish_survives_a_renaming_that_its_source_carries_out_too_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(step: Step) -> Moved:
+        moved = carry_out(step)
+        go_on.wait(20)
+        return moved
+
+    go_on, new = threading.Event(), "Films/Heat (1995).mkv"
+    monkeypatch.setattr(renaming, "carry_out", late)
+    async with with_wish(tmp_path, timeout_s=1.0) as fs:
+        kernel = Kernel(Operations(fs.union, fs.routing, fs.changes), fs.folder)
+        fs.store.wishes.add(Asked(fs.key(OTHER), 2.0))
+        with pytest.raises(OSError, match="rror"):
+            await trio.to_thread.run_sync(kernel.rename, FILM, new)
+        assert said(fs) == {fs.key(FILM): 1.0, fs.key(new): 1.0, fs.key(OTHER): 2.0}
+        for path in (FILM, new):
+            assert not fs.store.wishes.gone(fs.key(path)), "nobody knows yet"
+        go_on.set()
+        with trio.fail_after(20):
+            while not fs.store.wishes.gone(fs.key(FILM)):
+                await trio.sleep(0.01)
+        assert said(fs) == {fs.key(new): 1.0, fs.key(OTHER): 2.0}
