@@ -39,6 +39,11 @@ async def for_next_start(config: Config, source: SourceConfig, *, moved: bool) -
     except OSError as error:
         raise not_there(str(source.path), error) from error
     found.close()
+    if not await trio.to_thread.run_sync(os.path.lexists, f"{root}/lock"):
+        raise UserError(
+            f"{root} is no cache folder that cachefs has used: is the SSD mounted? Before the first start of cachefs "
+            "there is nothing to accept"
+        )
     if not moved:
         on_ssd = await trio.to_thread.run_sync(moved_in, root)
         abroad.refuse_other_disk(source.name, source.path, sum(key.source == source.name for key in on_ssd.sizes))

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from cachefs import building, check, cli, leftover, mounts, probes
+from cachefs import accepting, building, check, cli, leftover, mounts, probes
 from cachefs.cache import keepsake
 from cachefs.cache.folder import Folder
 from cachefs.cache.metadata import Metadata, open_metadata
@@ -24,7 +24,7 @@ from cachefs.cache.store import Store, open_store
 from cachefs.check import CheckReport, Finding, Severity
 from cachefs.commands import machine, shared
 from cachefs.config import Config, PlexConfig, build
-from cachefs.errors import CacheError, CannotMount, PlexRefused, PlexUnreachable
+from cachefs.errors import CacheError, CannotMount, PlexRefused, PlexUnreachable, UserError
 from cachefs.model import FileKey, Home, Phase, SourceName, UserName, UserReport
 from cachefs.plex.values import ServerFacts
 from tests.engine.cachekit import MEDIA, ROOMY, cached
@@ -537,3 +537,20 @@ async def test_a_container_without_the_right_to_mount_is_told(
 ) -> None:
     monkeypatch.setattr(probes, "look_at_fuse", lambda uid: replace(MOUNTABLE, right_missing=True))
     assert "--cap-add SYS_ADMIN" in only(await examined(folders.config()), ERROR, "")
+
+
+# --- accept, without a daemon ----------------------------------------------------------------------------------------
+
+
+async def test_nothing_is_accepted_or_written_while_the_ssd_is_not_mounted(folders: Folders) -> None:
+    config = folders.config()
+    for is_there in (True, False):
+        if not is_there:
+            (folders.root / "ssd").rmdir()
+        with pytest.raises(UserError, match="is the SSD mounted"):
+            await accepting.for_next_start(config, config.sources[0], moved=True)
+    (folders.root / "ssd").mkdir()
+    assert os.listdir(folders.root / "ssd") == []
+    async with open_store(config.cache.path, ROOMY, {SourceName("media"): str(config.sources[0].path)}):
+        pass
+    await accepting.for_next_start(config, config.sources[0], moved=True)
