@@ -51,7 +51,7 @@ PARTS_AND_OTHERS = {
 CHANGES_NOTHING = frozenset(
     {
         *(f"copying.{name}" for name in ("look", "read_attributes", "read_chunk")),
-        *(f"folder.{name}" for name in ("holder", "no_hook", "refuse_foreign", "token_of")),
+        *(f"folder.{name}" for name in ("holder", "lacks_to_be_made", "no_hook", "refuse_foreign", "token_of")),
         *(f"folder.Folder.{name}" for name in ("can_name", "contents", "look", "partial", "published", "space")),
         *(f"index.Index.{name}" for name in ("entries", "identity", "keepsake", "next_id", "pins", "problem")),
         *(f"index.Index.{name}" for name in ("aside", "asked", "distrust", "start", "unlabelled")),
