@@ -22,19 +22,18 @@ from typing import TypeVar, TypeVarTuple
 import trio
 
 from cachefs.cache.bars import Bar
+from cachefs.cache.facts import Facts
 from cachefs.cache.folder import Step
 from cachefs.cache.intake import Intake, Refused
-from cachefs.cache.keepsake import Keepsake
 from cachefs.cache.moves import Moves
 from cachefs.cache.presence import LOOK_S
 from cachefs.cache.recovery import Opened, Recovery, open_again, open_folder
 from cachefs.cache.room import Amount, Limits
-from cachefs.cache.schema import SCHEMA_VERSION
-from cachefs.cache.shelf import FORGET_S, RETRY_S, Hooks, Shelf
+from cachefs.cache.shelf import RETRY_S, Hooks, Shelf
 from cachefs.cache.upkeep import Upkeep
 from cachefs.cache.wishes import Wishes
 from cachefs.descriptors import Descriptor
-from cachefs.errors import CacheError, IndexFull
+from cachefs.errors import CacheError
 from cachefs.model import (
     CacheEntry,
     DropCause,
@@ -115,12 +114,9 @@ class Store:
         self.recovery = opened.recovery
         self.moves = Moves(shelf)
         """For whoever moves files, and shows them."""
-        self.wishes = Wishes(opened.asked, shelf.keep_asked, lambda key: shelf.bars.forbids(key, None))
-        """What people said of single files."""
         self._shelf = shelf
         self._intake = intake
-        self._pins = {(pin.target, pin.rating_key): pin for pin in opened.pins}
-        self._tags = dict(opened.kept.devices) if opened.kept is not None else {}
+        self._facts = Facts(shelf, opened)
         self._open: Counter[FileKey] = Counter()
         self._lingering: Callable[[], Iterable[FileKey]] = tuple
 
@@ -218,18 +214,11 @@ class Store:
     async def renamed(self, old: FileKey, new: FileKey, *, exchanged: bool) -> None:
         """A file or folder was renamed through the mount: what people said of it, or of what is in it, goes along. It
         is durable when this returns, unless the SSD is slow, which is then waited for as in ``drop``."""
-        if self.wishes.renamed(old, new, exchanged=exchanged):
-            await self._save_wishes()
+        await self._facts.renamed(old, new, exchanged=exchanged)
 
     async def perhaps_renamed(self, old: FileKey, new: FileKey) -> None:
         """As ``renamed``, by a source that has not come back yet: it may still be done."""
-        if self.wishes.perhaps_renamed(old, new):
-            await self._save_wishes()
-
-    async def _save_wishes(self) -> None:
-        self._shelf.note_change()
-        if not self._shelf.presence.overdue(FORGET_S):
-            await self.wishes.save(FORGET_S)
+        await self._facts.perhaps_renamed(old, new)
 
     def opened(self, key: FileKey) -> None:
         """Somebody opened this file through the mount. Balanced by ``closed``."""
@@ -361,24 +350,21 @@ class Store:
         """Ask the SSD's file system what it has left. Raises ``CacheError``."""
         await self._shelf.refresh_space()
 
+    @property
+    def wishes(self) -> Wishes:
+        """What people said of single files."""
+        return self._facts.wishes
+
     def pins(self) -> tuple[Pin, ...]:
-        return tuple(self._pins.values())
+        return self._facts.pins()
 
     async def add_pin(self, pin: Pin) -> None:
         """Durable when this returns. Raises ``CacheError``; then nothing has changed."""
-        ledger = self._shelf.ledger
-        await ledger.change_kept(ledger.index.add_pin, pin)
-        self._pins[pin.target, pin.rating_key] = pin
+        await self._facts.add_pin(pin)
 
     async def remove_pin(self, target: str) -> bool:
         """Forget the pins of this path or title; False when there are none. Raises ``CacheError``."""
-        found = [name for name in self._pins if name[0] == target]
-        if found:
-            ledger = self._shelf.ledger
-            await ledger.change_kept(ledger.index.remove_pin, target)
-            for name in found:
-                self._pins.pop(name, None)
-        return bool(found)
+        return await self._facts.remove_pin(target)
 
     async def note_wanted(self, keys: Iterable[FileKey], now: float) -> None:
         """A plan of ``now`` wants these; reaches the index with the next batch."""
@@ -402,10 +388,7 @@ class Store:
     async def device_tag(self, identity: str) -> int:
         """The persisted number of a device, for inode numbers: 0 for the first, then 1, 2, … Raises ``CacheError``, for
         a device that was never seen before only: sources come back while the SSD is away."""
-        if identity not in self._tags:
-            ledger = self._shelf.ledger
-            self._tags[identity] = await ledger.change_kept(ledger.index.device_tag, identity)
-        return self._tags[identity]
+        return await self._facts.device_tag(identity)
 
     @property
     def upkeep(self) -> Upkeep:
@@ -439,22 +422,7 @@ class Store:
             return
         opened = await self._shelf.try_again()
         if opened is not None:
-            await self._keep(opened)
-
-    async def _keep(self, opened: Opened) -> None:
-        """The SSD may be back without what nobody could find out again: it was emptied, or has lost its index."""
-        has = opened.kept.devices if opened.kept is not None else {}
-        same = self._tags.items() <= has.items() and {*self.pins()} <= {*opened.pins}
-        if same and self.wishes.all() == opened.asked:
-            return
-        ledger = self._shelf.ledger
-        kept = Keepsake(SCHEMA_VERSION, "", dict(self._tags), self.pins(), self.wishes.all())
-        try:
-            await ledger.change_kept(ledger.index.keep, kept)
-        except IndexFull as error:
-            log.debug("%s", error)
-        except CacheError as error:
-            await self.trouble(error)
+            await self._facts.keep(opened)
 
     async def trouble(self, error: CacheError) -> None:
         """The SSD fails: find out how badly, and say so once."""
