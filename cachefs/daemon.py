@@ -240,6 +240,7 @@ class _Server:
                 logs.detach(os.environ)
                 self._line.say(Word.READY)
         with trio.move_on_after(_STOP_WITHIN_S, shield=True):
+            await trio.to_thread.run_sync(place.cut_off, self._config.mountpoint, abandon_on_cancel=True)
             await parts.routing.close()
             await behind.close()
 

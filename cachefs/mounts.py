@@ -153,6 +153,7 @@ def abort(path: Path) -> None:
     except OSError:
         return  # gone meanwhile
     try:
+        _abort_connection(mount)
         umount2(mount.path, _MNT_FORCE | UMOUNT_NOFOLLOW)
     finally:
         os.close(held)

@@ -117,9 +117,8 @@ def take_away(mountpoint: Path, force: bool) -> None:
     it is in use, can be aborted no more. Nothing mounted there is fine.
     """
     path = mounts.resolve_now(mountpoint)
-    mount = mounts.mounted_at(path)
-    if force and mount is not None and mount.is_cachefs:
-        mounts.abort(path)
+    if force:
+        cut_off(path)
     neighbour = _neighbour(path)
     try:
         if all(mount.is_cachefs for mount in mounts.all_now() if mount.path == path) and _moved_away(path, neighbour):
@@ -128,6 +127,13 @@ def take_away(mountpoint: Path, force: bool) -> None:
         log.debug("%s is unmounted the plain way: %s", mountpoint, error)
     while (mount := mounts.mounted_at(path)) is not None and mount.is_cachefs:
         mounts.unmount(path, force)
+
+
+def cut_off(mountpoint: Path) -> None:
+    """Let nobody wait any more for the mount that is there: whoever does, or would, gets an error at once."""
+    mount = mounts.mounted_at(mountpoint)
+    if mount is not None and mount.is_cachefs:
+        mounts.abort(mountpoint)
 
 
 def discard(neighbour: Path, force: bool = True) -> None:

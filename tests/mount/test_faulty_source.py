@@ -214,7 +214,8 @@ def test_either_process_killed_leaves_no_hanging_mount(
         scene.running.kill()
     began = time.monotonic()
     assert reader.result() < 0
-    assert errno_of(os.listdir, scene.running.mountpoint) in (0, errno.ENOTCONN)
+    # ECONNABORTED: it was asked for while the mount was ending
+    assert errno_of(os.listdir, scene.running.mountpoint) in (0, errno.ENOTCONN, errno.ECONNABORTED)
     assert time.monotonic() - began < STOPS_WITHIN_S
     scene.disk.release()
 
