@@ -186,6 +186,7 @@ def test_an_ssd_that_was_away_is_used_again(scene: Scene, fault: str) -> None:
     assert all(read(scene.mount / name) == CONTENT for name in ("two.mkv", *UNCACHED))
 
 
+@pytest.mark.alone  # all its closing has a second less than the keeper waits
 def test_an_ssd_that_hangs_keeps_nobody_waiting(scene: Scene) -> None:
     film = (scene.mount / "one.mkv").open("rb", buffering=0)
     with film:
