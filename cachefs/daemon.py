@@ -87,6 +87,7 @@ def serve(config: Config) -> int:
     secrecy.leave_no_core()
     logs.set_up()
     lifeline.die_with_keeper(os.environ)
+    signal.signal(signal.SIGIO, signal.SIG_IGN)  # somebody opens a file of which a thread has a lease for a moment
     os.umask(0)  # the caller's counts: the kernel has applied it, or fs.caller does
     try:
         trio.run(_Server(config, Lifeline.from_environment(os.environ)).run)

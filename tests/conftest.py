@@ -6,6 +6,7 @@ import codecs
 import logging
 import os
 import re
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ import pytest
 
 import cachefs.fs  # noqa: F401 - its channel comes before pyfuse3, whichever test imports that first
 from tests.standin.library import SampleLibrary, build_library
+
+signal.signal(signal.SIGIO, signal.SIG_IGN)  # as the server does, since leases are taken in process, too
 
 
 class _Recorder(logging.Handler):

@@ -95,6 +95,14 @@ def test_whoever_waits_for_the_mount_is_freed_although_a_thread_of_ours_waits_fo
     os.close(below)
 
 
+def test_somebody_who_opens_a_file_that_is_leased_just_then_does_not_end_it(running: RunningCachefs) -> None:
+    """What the kernel sends then would end any process that does not expect it: fcntl(2), F_SETLEASE."""
+    server = running.status().pid
+    os.kill(server, signal.SIGIO)
+    assert _film(running).read_bytes() == CONTENT
+    assert running.status().pid == server
+
+
 def _waits(pid: int) -> set[str]:
     """Where in the kernel the threads of a process wait."""
     found = set()
