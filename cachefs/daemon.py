@@ -241,9 +241,11 @@ class _Server:
                 logs.detach(os.environ)
                 self._line.say(Word.READY)
         with trio.move_on_after(_STOP_WITHIN_S, shield=True):
-            await trio.to_thread.run_sync(place.cut_off, self._config.mountpoint, abandon_on_cancel=True)
-            await parts.routing.close()
-            await behind.close()
+            cut_off = partial(place.cut_off, self._config.mountpoint)
+            async with trio.open_nursery() as closing:  # at once: none of them may use up the others' time
+                closing.start_soon(partial(trio.to_thread.run_sync, cut_off, abandon_on_cancel=True))
+                closing.start_soon(parts.routing.close)
+                closing.start_soon(behind.close)
 
     def _background(self, parts: Parts, behind: Behind) -> dict[str, Callable[[], Awaitable[object]]]:
         tasks: dict[str, Callable[[], Awaitable[object]]] = {
