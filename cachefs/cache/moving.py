@@ -282,12 +282,8 @@ class Movers:
             before = await self._store.on_ssd(moved_bytes.state_of, copy)
             target = await self._homes.open_return(key, kept)
             try:
-                try:
-                    await self.carrying.bring(entry, copy, target, before.size, partial(self._tell, key, before.size))
-                except (Stays, OSError):
-                    if self._is_moved(entry) and await self._store.on_ssd(moved_bytes.state_of, copy) == before:
-                        raise
-                    return False  # it ended early, or had other bytes, since somebody wrote to it
+                if not await self._is_brought(entry, copy, before, target):
+                    return False
                 async with self._hold(key) as free:
                     if not free or not self._is_moved(entry):
                         return False
@@ -303,6 +299,20 @@ class Movers:
             if not arrived:
                 await self.kept.empty(entry)
             await self._store.close_on_ssd(copy)
+        return True
+
+    async def _is_brought(
+        self, entry: CacheEntry, copy: Descriptor, before: moved_bytes.State, target: Descriptor
+    ) -> bool:
+        """Carry the bytes; False when it ended early, or had other bytes, since somebody wrote to it. Raises as
+        ``restore``."""
+        try:
+            tell = partial(self._tell, entry.key, before.size)
+            await self.carrying.bring(entry, copy, target, before.size, tell)
+        except (Stays, OSError):
+            if self._is_moved(entry) and await self._store.on_ssd(moved_bytes.state_of, copy) == before:
+                raise
+            return False
         return True
 
     def _is_moved(self, entry: CacheEntry) -> bool:
