@@ -1,6 +1,7 @@
 """What the server is made of, from its configuration.
 
-Used by ``daemon``, which says in which order; and, without a server, by ``check`` for how Plex's paths are found.
+Used by ``daemon``, which says in which order; and, without a server, by ``check`` (how Plex's paths are found, and what
+a start would say against a source) and ``accepting``.
 """
 
 from __future__ import annotations

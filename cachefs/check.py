@@ -325,7 +325,9 @@ async def _look_at_socket(config: Config, looks: _Looks) -> None:
 async def _look_at_plex(config: Config, ask_plex: AskPlex, looks: _Looks) -> None:
     plex = config.plex
     if plex is None:
-        looks.add(Severity.NOTE, "plex", "not configured; only what is pinned will be copied")
+        looks.add(
+            Severity.NOTE, "plex", "not configured; only what is pinned, or asked for with cachefs copy, will be copied"
+        )
         return
     try:
         token = await within(LOCAL_S, plex.read_token)

@@ -82,7 +82,10 @@ async def test_a_good_set_up_can_mount(folders: Folders) -> None:
     report = await examined(folders.config())
     assert report.can_mount
     assert only(report, WARNING, "cache.path").endswith("it will gain nothing")  # the test has one disk only
-    assert only(report, NOTE, "plex") == "not configured; only what is pinned will be copied"
+    assert (
+        only(report, NOTE, "plex")
+        == "not configured; only what is pinned, or asked for with cachefs copy, will be copied"
+    )
     meaning = {row.what: row.meaning for row in report.understood}
     assert meaning["mountpoint"] == f"{folders.root}/mnt, showing the content of media"
     assert meaning["socket"] == f"{folders.root}/c.sock"
