@@ -6,18 +6,18 @@ taken from the inventory, what was seen lately is remembered.
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import trio
 
 from cachefs import paths, sidecars
 from cachefs.errors import SourceError
+from cachefs.lookups import ASK_AGAIN_S, Lookups
 from cachefs.model import (
     CacheEntry,
     FileKey,
@@ -38,12 +38,8 @@ log = logging.getLogger(__name__)
 
 V = TypeVar("V")
 
-_NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-"""With EINVAL (neither file nor folder), what a source says of a file that it does not have."""
-_REMEMBER_S = 600.0
 _LOOK_AGAIN_S = 3600.0
 """For a library folder that is not in the mount, while others are: it may lie on another disk for good."""
-_MOST_REMEMBERED = 50_000
 _MOST_IN_FOLDER = 64
 _MOST_CANDIDATES = 200
 """Each place where a library folder may be costs up to two looks at a slow disk; the likeliest come first."""
@@ -70,16 +66,6 @@ class Resolved:
     skips: tuple[Skip, ...]
     pinned: frozenset[FileKey]
     complete: bool = True
-
-
-@dataclass(slots=True)
-class _Seen(Generic[V]):
-    """What was seen, and when."""
-
-    value: V
-    at: float
-    certain: bool = True
-    """Whether the source said so; False when it failed, with an error that does not tell."""
 
 
 class Held:
@@ -118,9 +104,9 @@ class Resolver:
     rules: PathMap = field(default_factory=lambda: PathMap(()))
     learns: bool = False
     """Whether the rules are to be learned from the library's folders, rather than given."""
-    _files: dict[FileKey, _Seen[SourceFile | None]] = field(default_factory=dict)
-    _folders: dict[FileKey, _Seen[tuple[str, ...]]] = field(default_factory=dict)
-    _subfolders_of: dict[FileKey, _Seen[tuple[str, ...]]] = field(default_factory=dict)
+    _files: Lookups[SourceFile | None] = field(init=False)
+    _folders: Lookups[tuple[str, ...]] = field(init=False)
+    _subfolders_of: Lookups[tuple[str, ...]] = field(init=False)
     _unanswered: int = 0
     """How often a source did not answer so far; two looks at it tell whether one did in between."""
     _settling: trio.Lock = field(default_factory=trio.Lock)
@@ -130,33 +116,33 @@ class Resolver:
     """Whether there are folders to be found, and none of them was."""
     _notes: dict[PlexPath, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._files = Lookups(self.library.stat, None)
+        self._folders = Lookups(partial(_tuple, self.library.list_folder), ())
+        self._subfolders_of = Lookups(partial(_tuple, self.library.list_subfolders), ())
+
     def forget(self) -> None:
         """The library has changed: look again, but for what lies beside cached videos."""
-        self._subfolders_of.clear()
-        for memory in (self._files, self._folders):
-            if len(memory) > _MOST_REMEMBERED:
-                memory.clear()
-            for seen in memory.values():
-                seen.at = float("-inf")
+        for lookups in (self._files, self._folders, self._subfolders_of):
+            lookups.outdate()
 
     def saw(self, file: SourceFile) -> None:
         """Somebody has just looked at this file."""
-        self._files[file.key] = _Seen(file, trio.current_time())
+        self._files.note(file.key, file)
 
     def look_again(self, keys: Iterable[FileKey]) -> None:
         """Somebody looked for these files and did not find them."""
         for key in keys:
-            self._files.pop(key, None)
+            self._files.drop(key)
 
     def is_gone(self, key: FileKey) -> bool:
         """Whether the source said that it has no such file when it was asked the last time."""
-        seen = self._files.get(key)
-        return seen is not None and seen.value is None and seen.certain
+        return self._files.is_gone(key)
 
     async def look_beside(self, video: SourceFile) -> None:
         """A person wants this video now: see what goes with it, though a disk may have to wake up for that."""
         folder = FileKey(video.key.source, video.key.path.rpartition("/")[0])
-        self._folders.pop(folder, None)
+        self._folders.drop(folder)
         await self.going_along(Want(video, InterestKind.PLAYING, 0, "", 0.0), Held())
 
     # --- path mapping --------------------------------------------------------------------------------------------
@@ -191,7 +177,7 @@ class Resolver:
         else:
             self._note(folder, _not_found(folder, learned, self.mountpoint), logging.WARNING)
             if self._unanswered == unanswered:
-                pause_s = _LOOK_AGAIN_S if self._settled else _REMEMBER_S
+                pause_s = _LOOK_AGAIN_S if self._settled else ASK_AGAIN_S
                 self._look_again_at[folder.path] = trio.current_time() + pause_s
 
     def _note(self, folder: LibraryFolder, note: str, level: int) -> None:
@@ -243,11 +229,8 @@ class Resolver:
         return tuple(found)
 
     async def _few_subfolders(self, folder: FileKey) -> list[FileKey]:
-        names = await self._remembered(self._subfolders_of, folder, self._list_subfolders, ())
+        names = await self._answered(self._subfolders_of, folder) or ()
         return [_child(folder, name) for name in names] if len(names) <= _MOST_IN_FOLDER else []
-
-    async def _list_subfolders(self, folder: FileKey) -> tuple[str, ...]:
-        return tuple(await self.library.list_subfolders(folder))
 
     # --- wants ---------------------------------------------------------------------------------------------------
 
@@ -268,6 +251,8 @@ class Resolver:
             wants += (found, *await self.going_along(found, held))
         pinned = [want for pin in pins if not pin.rating_key for want in await self._pinned(pin, held)]
         complete = self._unanswered == unanswered and not self._lost
+        self._files.tidy()
+        self._folders.tidy()
         return Resolved((*wants, *pinned), tuple(skips), frozenset(want.key for want in pinned), complete)
 
     def locate(self, file: PlexFile) -> FileKey | None:
@@ -312,15 +297,13 @@ class Resolver:
         asking the source now and then would never let its disk sleep."""
         if not held.is_cached(video.key):
             return await self._names(folder)
-        seen = self._folders.get(folder)
-        return tuple(dict.fromkeys((*(seen.value if seen else ()), *held.names(folder))))
+        return tuple(dict.fromkeys((*self._folders.last(folder), *held.names(folder))))
 
     async def _file_beside(self, video: Want, key: FileKey, held: Held) -> SourceFile | None:
         """As ``known``; beside a cached video only what was seen before."""
         if not held.is_cached(video.key):
             return await self.known(key, held)
-        seen = self._files.get(key)
-        return held.file(key) or (seen.value if seen else None)
+        return held.file(key) or self._files.last(key)
 
     async def _pinned(self, pin: Pin, held: Held) -> list[Want]:
         """The pinned file with its sidecars, or every file below the pinned folder."""
@@ -363,36 +346,25 @@ class Resolver:
         return held.file(key) or await self._file(key)
 
     async def _file(self, key: FileKey) -> SourceFile | None:
-        """The file, asked for at most once in ten minutes; None when there is none, or its source does not answer."""
-        return await self._remembered(self._files, key, self.library.stat, None)
+        """None when there is none, or its source does not answer."""
+        return await self._answered(self._files, key)
 
     async def _names(self, folder: FileKey) -> tuple[str, ...]:
-        """The names in a folder, asked for at most once in ten minutes; none, when it cannot be read."""
-        return await self._remembered(self._folders, folder, self._list, ())
+        """The names in a folder; none, when it cannot be read."""
+        return await self._answered(self._folders, folder) or ()
 
-    async def _list(self, folder: FileKey) -> tuple[str, ...]:
-        return tuple(await self.library.list_folder(folder))
+    async def _answered(self, lookups: Lookups[V], key: FileKey) -> V | None:
+        """None where the source does not answer."""
+        try:
+            return await lookups.look(key)
+        except SourceError as error:
+            log.debug("%s: %s", key, error)
+            self._unanswered += 1
+            return None
 
-    async def _remembered(
-        self, memory: dict[FileKey, _Seen[V]], key: FileKey, ask: Callable[[FileKey], Awaitable[V]], otherwise: V
-    ) -> V:
-        seen = memory.get(key)
-        now = trio.current_time()
-        if seen is None or now - seen.at > _REMEMBER_S:
-            certain = True
-            try:
-                value = await ask(key)
-            except SourceError as error:
-                log.debug("%s: %s", key, error)
-                self._unanswered += 1
-                return otherwise  # not remembered: it fails fast until it is back, which may be in a second
-            except OSError as error:
-                log.debug("%s: %s", key, error)
-                value, certain = otherwise, isinstance(error, _NOT_THERE) or error.errno == errno.EINVAL
-            if len(memory) > _MOST_REMEMBERED:
-                memory.clear()
-            seen = memory[key] = _Seen(value, now, certain)
-        return seen.value
+
+async def _tuple(ask: Callable[[FileKey], Awaitable[list[str]]], folder: FileKey) -> tuple[str, ...]:
+    return tuple(await ask(folder))
 
 
 def _child(folder: FileKey, name: str) -> FileKey:

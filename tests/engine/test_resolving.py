@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from cachefs import resolving
+from cachefs import lookups, resolving
 from cachefs.errors import SourceOffline
 from cachefs.model import CacheEntry, InterestKind, Pin, PlexFile, PlexPath, UnionPath
 from cachefs.paths import PathMap, PathRule
@@ -258,13 +258,28 @@ async def test_a_disk_that_fails_on_a_file_is_not_asked_with_every_plan() -> Non
     assert dict(library.asked) == {f"stat {FILM}": 1}
 
 
-async def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolving, "_MOST_REMEMBERED", 100)
+async def test_what_nobody_has_wanted_for_ten_minutes_is_given_up_and_what_is_wanted_stays(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    library = CountingLibrary()
+    library.add(FILM, "Films/Heat/Heat.srt")
+    found = resolver(library)
+    for number in range(100):
+        gone = f"Films/passing {number}/film.mkv"
+        library.add(gone)
+        await resolve(found, FILM, gone, entries=[entry_of(seen(FILM))] if number else [])
+        await trio.sleep(60)
+    assert len(found._files) == len(found._folders) == 12, "of the last ten minutes, and beside what is wanted"
+    cached = await resolve(found, FILM, entries=[entry_of(seen(FILM))])
+    assert set(wanted(cached)) == {FILM, "Films/Heat/Heat.srt"}
+
+
+async def test_what_is_remembered_is_bounded_in_one_plan_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookups, "_MOST", 100)
     library = CountingLibrary()
     found = resolver(library)
-    for number in range(30):
-        await resolve(found, *(f"{number}-{other}.mkv" for other in range(20)))
-    assert len(found._files) <= 101
+    await resolve(found, *(f"{number}.mkv" for number in range(300)))
+    assert 0 < len(found._files) <= 100
 
 
 async def test_a_large_library_in_the_cache_does_not_hold_up_the_event_loop() -> None:
