@@ -21,7 +21,9 @@ async def test_free_memory_is_given_back_after_work_and_not_again_until_there_wa
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(heap.run, lambda _: given_back.append(work), worked_s)
-        for work, looks in ((1.0, 2), (1.0, 1), (1.4, 1), (2.0, 2), (2.0, 1)):  # a second look when it was given back
+        # A second look at the work each time that memory was given back.
+        for work_by_then, looks in ((1.0, 2), (1.0, 1), (1.4, 1), (2.0, 2), (2.0, 1)):
+            work = work_by_then
             await trio.testing.wait_all_tasks_blocked()
             mock_clock.jump(10.0)
             for _ in range(looks):
