@@ -189,6 +189,7 @@ class _Server:
             follow=copiers.follow,
             missing=copiers.take_missing,
         )
+        union.follow_names(planning.folder_changed)
         return Parts(
             mountpoint=config.mountpoint,
             union=union,

@@ -173,8 +173,11 @@ class DaemonEngine:
         return Pinned(pin)
 
     async def _look_beside(self, pin: Pin) -> None:
-        """See what goes with a pinned file: beside a cached one nobody would look any more."""
+        """See what is in a pinned folder now, and what goes with a pinned file: beside a cached one nobody would look
+        any more."""
         key = self._parts.union.layout.key(UnionPath(pin.target)) if not pin.rating_key else None
+        if key is not None:
+            self._parts.planning.resolver.look_below(key)
         try:
             if key is not None and is_video(key.path):
                 await self._parts.planning.resolver.look_beside(await self._parts.union.files.stat(key))

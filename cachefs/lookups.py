@@ -88,10 +88,11 @@ class Lookups(Generic[V]):
     def drop(self, key: FileKey) -> None:
         self._seen.pop(key, None)
 
-    def outdate(self) -> None:
-        """Ask about each of them again when somebody wants to know."""
-        for seen in self._seen.values():
-            seen.at = float("-inf")
+    def outdate(self, is_meant: Callable[[FileKey], bool] = lambda _: True) -> None:
+        """Ask about each of these again when somebody wants to know."""
+        for key, seen in self._seen.items():
+            if is_meant(key):
+                seen.at = float("-inf")
 
     def tidy(self) -> None:
         """To be called once what is still of use was looked at."""

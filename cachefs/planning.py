@@ -124,6 +124,11 @@ class Planning:
         self._asked_at = float("-inf")
         self._wished.set()
 
+    def folder_changed(self, folder: FileKey) -> None:
+        """Something came, went or changed in a folder of the union: below a pinned one that makes another plan."""
+        if self.resolver.changed(folder):
+            self._wished.set()
+
     def hold_back(self, key: FileKey) -> None:
         """A person evicted this file: do not copy it again at once."""
         self.store.wishes.add(Asked(key, self.now(), away=True))

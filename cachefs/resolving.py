@@ -107,6 +107,7 @@ class Resolver:
     _files: Lookups[SourceFile | None] = field(init=False)
     _folders: Lookups[tuple[str, ...]] = field(init=False)
     _subfolders_of: Lookups[tuple[str, ...]] = field(init=False)
+    _pinned_roots: set[FileKey] = field(default_factory=set)
     _unanswered: int = 0
     """How often a source did not answer so far; two looks at it tell whether one did in between."""
     _settling: trio.Lock = field(default_factory=trio.Lock)
@@ -134,6 +135,18 @@ class Resolver:
         """Somebody looked for these files and did not find them."""
         for key in keys:
             self._files.drop(key)
+
+    def changed(self, folder: FileKey) -> bool:
+        """Something came, went or changed in this folder; whether it is below a pinned one, so that it counts."""
+        if not any(_is_in(folder, root) for root in self._pinned_roots):
+            return False
+        self.look_below(folder)
+        return True
+
+    def look_below(self, folder: FileKey) -> None:
+        """Look again at everything there, this time."""
+        for lookups in (self._files, self._folders):
+            lookups.outdate(lambda key: _is_in(key, folder))
 
     def is_gone(self, key: FileKey) -> bool:
         """Whether the source said that it has no such file when it was asked the last time."""
@@ -249,6 +262,8 @@ class Resolver:
                 skips.append(found)
                 continue
             wants += (found, *await self.going_along(found, held))
+        pins = tuple(pins)
+        self._pinned_roots = {root for pin in pins if not pin.rating_key for root in self._roots(pin)}
         pinned = [want for pin in pins if not pin.rating_key for want in await self._pinned(pin, held)]
         complete = self._unanswered == unanswered and not self._lost
         self._files.tidy()

@@ -59,11 +59,18 @@ class Tree:
         self.remembering = Remembering(self.sources, self.remembered, self.watched)
         self.virtual = Stat(st.S_IFDIR | 0o755, ROOT, 0, 2, os.geteuid(), os.getegid(), 0, 0, 0, 4096, *_now4())
         """The root over several sources, which lives nowhere."""
+        self._tell_names: Callable[[FileKey], object] | None = None
         self._when_forgotten: dict[int, Callable[[], Awaitable[None]]] = {}
+
+    def follow_names(self, tell: Callable[[FileKey], object]) -> None:
+        """``tell`` is called with each folder in which something came, went or changed, as far as that is heard."""
+        self._tell_names = tell
 
     def _changed(self, folder: Node | FileKey) -> None:
         for key in (folder,) if isinstance(folder, FileKey) else self.keys(folder):
             self.remembering.changed(key)
+            if self._tell_names is not None:
+                self._tell_names(key)
 
     # --- start ---------------------------------------------------------------------------------------------------
 
