@@ -15,6 +15,7 @@ import errno
 import fcntl
 import os
 import stat as st
+import time
 from collections import Counter
 from collections.abc import Callable, Set
 from contextlib import suppress
@@ -36,6 +37,8 @@ from cachefs.model import FileKey, SourceFile, SourceName
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
+_FOUND_WITHIN_S = 0.001
+"""Somebody who has found a file by its name opens it by then."""
 _PATIENCE_S = 2.0
 """For an earlier change of a file: most are one call to a disk."""
 _RENAME_NOREPLACE = 1
@@ -204,8 +207,11 @@ def _take_away(source: Source, path: str, kept: int | None, seen: SourceFile, ct
             if linked or other or changed or found.ctime_ns != ctime_ns:  # of its attributes, too
                 raise OSError(errno.ESTALE, "it was changed meanwhile", path)
             reserved = kept is not None and _lease(number)
-            if reserved:
+            if kept is not None and reserved:
                 _reserve(source, folder, name, kept)
+                if not _is_ours_alone(number):
+                    _put_back(source, folder, name, kept)
+                    raise OSError(errno.EBUSY, "somebody opened or linked it just then")
                 os.ftruncate(number, 0)
                 os.fsync(number)  # what comes back with its bytes after a power cut takes room for ever
             else:
@@ -230,6 +236,19 @@ def _lease(number: int) -> bool:
             raise OSError(errno.EBUSY, "somebody has it open") from error
         return False
     return True
+
+
+def _is_ours_alone(number: int) -> bool:
+    """Whether nobody found it by its name before that went: who opens it now waits for the lease, and would have an
+    emptied file; a link breaks none. fcntl(2): while a lease is being broken F_GETLEASE says what it is to become."""
+    time.sleep(_FOUND_WITHIN_S)
+    return fcntl.fcntl(number, fcntl.F_GETLEASE) == fcntl.F_WRLCK and os.fstat(number).st_nlink == 1
+
+
+def _put_back(source: Source, folder: int, name: str, kept: int) -> None:
+    """Raises ``FileExistsError`` where another one has got its name already: it stays where it is then, whole."""
+    with keepings.opened(source) as reserved, unseen(folder, name):
+        _rename_to_nothing(reserved, str(kept), folder, name)
 
 
 def _reserve(source: Source, folder: int, name: str, kept: int | None) -> None:

@@ -28,9 +28,11 @@ from cachefs.cache.store import EvictResult, open_store
 from cachefs.cache.verify import Verification, Wish
 from cachefs.descriptors import Descriptor
 from cachefs.errors import CacheError
+from cachefs.fs import homes
 from cachefs.fs.found import RESERVED
 from cachefs.fs.homes import Homes
 from cachefs.fs.operations import Operations
+from cachefs.fs.source import Source
 from cachefs.model import DropCause, EntryState, FileKey, Phase, SourceName, Targets, Visible
 from cachefs.ranges import Ranges
 from cachefs.verification import Flaw
@@ -178,6 +180,49 @@ async def test_a_file_of_several_names_is_copied_and_not_moved(tmp_path: Path) -
         with pytest.raises(Stays, match="hard links"):
             await fs.movers.move(fs.key(FILM))
         assert at.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("way", ["appends to it", "links it"])
+async def test_a_file_that_somebody_finds_just_before_its_name_goes_is_not_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    reserve = homes._reserve
+    appending: list[threading.Thread] = []
+
+    def append(path: Path) -> None:
+        with path.open("ab", buffering=0) as file:
+            file.write(b" and more")
+
+    def late(source: Source, folder: int, name: str, kept: int | None) -> None:
+        if way == "links it":
+            os.link(at, tmp_path / "link")
+        else:
+            appending.append(threading.Thread(target=append, args=(at,)))
+            appending[0].start()
+            while not _is_waited_for(at):
+                pass
+        reserve(source, folder, name, kept)
+
+    async with rooms(tmp_path) as fs:
+        at = put(fs, FILM, CONTENT)
+        await fs.published(FILM)
+        await fs.give_attributes(FILM)
+        monkeypatch.setattr(homes, "_reserve", late)
+        with pytest.raises(Stays, match="open"):
+            await fs.movers.move(fs.key(FILM))
+        for thread in appending:
+            thread.join()
+        if way == "links it":
+            assert (at.read_bytes(), (tmp_path / "link").read_bytes()) == (CONTENT, CONTENT)
+        else:
+            assert at.read_bytes() == CONTENT + b" and more"
+        assert os.listdir(fs.folders[MEDIA] / RESERVED) == []
+
+
+def _is_waited_for(path: Path) -> bool:
+    """proc(5): a lease on this file is being broken."""
+    locks = Path("/proc/locks").read_text().splitlines()
+    return any("BREAKING" in line and line.split()[5].endswith(f":{path.stat().st_ino}") for line in locks)
 
 
 async def test_a_file_that_somebody_has_open_at_its_source_is_not_moved(tmp_path: Path) -> None:
