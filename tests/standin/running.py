@@ -144,7 +144,17 @@ def _is_ready(running: RunningCachefs) -> bool:
     if mount is None or not mount.is_cachefs or not running.socket.exists():
         return False
     try:
-        running.status()
+        return _descends_from(running.status().pid, running.process.pid)
     except CachefsError:
         return False
-    return True
+
+
+def _descends_from(pid: int, ancestor: int) -> bool:
+    """Whether it is this one that answers: the server of a keeper that was killed does so while it stops."""
+    while pid > 1 and pid != ancestor:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return False
+        pid = int(fields[1])
+    return pid == ancestor
