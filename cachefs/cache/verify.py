@@ -12,10 +12,12 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import trio
 
+from cachefs.cache import inside
 from cachefs.cache.adoption import key_of
 from cachefs.cache.copying import Chunk, read_chunk
 from cachefs.cache.filecopy import SourceFiles, close_at_source
@@ -208,7 +210,8 @@ class Verification:
         try:
             source = await self._files.open(entry.key)
             try:
-                differs_at = await self._first_difference(entry, looked.file, source, spans)
+                is_current = partial(self._upkeep.current, entry.id)
+                differs_at = await self._first_difference(entry.key, looked.file, source, spans, is_current)
             finally:
                 await close_at_source(self._files, entry.key, source)
             if differs_at is not None and await self._is_its_sources(entry):
@@ -219,18 +222,23 @@ class Verification:
             await self._judge(entry, Flaw.UNCOMPARED, error.strerror or str(error))
 
     async def _first_difference(
-        self, entry: CacheEntry, file: Descriptor, source: Descriptor, spans: Sequence[Span]
+        self,
+        key: FileKey,
+        file: Descriptor,
+        source: Descriptor,
+        spans: Sequence[Span],
+        is_current: Callable[[], object],
     ) -> int | None:
-        """Where source and SSD differ first. Raises ``CacheError`` when the SSD fails, ``OSError`` when the source
-        does."""
+        """Where source and SSD differ first; None, too, once it is not current any more. Raises ``CacheError`` when the
+        SSD fails, ``OSError`` when the source does."""
         for span in spans:
             position = span.start
             while position < span.end:
-                if self._upkeep.current(entry.id) is None:
+                if not is_current():
                     return None  # changed or evicted meanwhile
-                await self._wait_for_readers(entry.key.source)
+                await self._wait_for_readers(key.source)
                 length = min(span.end - position, chunk_bytes(False, self._bandwidth()))
-                chunk = await self._files.run(entry.key.source, read_chunk, source, position, length)
+                chunk = await self._files.run(key.source, read_chunk, source, position, length)
                 differs_at = await self._differs_at(file, chunk, position, length)
                 if differs_at is not None:
                     return differs_at
@@ -287,9 +295,9 @@ class Verification:
         if size is not None:
             key = key_of(name)
             try:
-                is_home = key is not None and await self._size_at_home(key) == size
-            except OSError as error:
-                detail = error.strerror or str(error)
+                is_home = key is not None and await self._is_same_at_home(key, name, size)
+            except (OSError, CacheError) as error:
+                detail = (error.strerror if isinstance(error, OSError) else None) or str(error)
                 self._findings.append(Finding(Flaw.UNCOMPARED, self._upkeep.place(name), detail=detail))
                 return
             if not is_home:
@@ -302,6 +310,21 @@ class Verification:
             except OSError as error:
                 detail = f"it cannot be removed: {error.strerror or error}"
         self._findings.append(Finding(Flaw.LEFTOVER, self._upkeep.place(name), detail=detail, mended=mended))
+
+    async def _is_same_at_home(self, key: FileKey, name: str, size: int) -> bool:
+        """Whether the source's file of this name has every byte of a leftover. Raises ``OSError`` or ``CacheError``
+        when one of them does not tell."""
+        if await self._size_at_home(key) != size:
+            return False
+        source = await self._files.open(key)
+        try:
+            file = await self._store.on_ssd(_open, self._upkeep.place(""), name)
+            try:
+                return await self._first_difference(key, file, source, [Span(0, size)], lambda: True) is None
+            finally:
+                await self._store.close_on_ssd(file)
+        finally:
+            await close_at_source(self._files, key, source)
 
     async def _judge_index(self, besides: Besides) -> None:
         if besides.index_problem:
@@ -333,6 +356,10 @@ class Verification:
             if error.errno not in (*_GONE, *_NO_FILE):
                 raise
             return None
+
+
+def _open(root: str, name: str) -> Descriptor:
+    return Descriptor(inside.open_file(root, name))
 
 
 def first_difference(file: Descriptor, chunk: Chunk, start: int) -> int | None:

@@ -330,16 +330,17 @@ async def test_no_source_is_read_while_somebody_reads_from_it(
 # --- what belongs to no copy -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.expected_warnings("the index .* is gone", "are kept and not used: 4")
+@pytest.mark.expected_warnings("the index .* is gone", "are kept and not used: 5")
 async def test_what_may_be_the_only_copy_is_removed_only_when_its_source_has_it(root: Path, source: FakeSource) -> None:
     async with opened(root) as store:
-        for path in ("home", "changed", "alone", "away"):
+        for path in ("home", "changed", "same size", "alone", "away"):
             await Cache(store, source, root).cached(path)
-    for path in ("home", "changed", "alone", "away"):
+    for path in ("home", "changed", "same size", "alone", "away"):
         os.removexattr(root / "files" / MEDIA / path, label.NAME)
     for suffix in ("", "-wal", "-shm"):
         (root / f"index.sqlite{suffix}").unlink(missing_ok=True)
     source.write("changed", DATA + b"more")
+    source.write("same size", DATA[::-1])
     (source.root / "alone").unlink()
     async with opened(root) as store:
         cache = Cache(store, source, root)
@@ -357,11 +358,12 @@ async def test_what_may_be_the_only_copy_is_removed_only_when_its_source_has_it(
         assert found == {
             "home": Flaw.LEFTOVER,
             "changed": Flaw.ALONE,
+            "same size": Flaw.ALONE,
             "alone": Flaw.ALONE,
             "away": Flaw.UNCOMPARED,
         }
-        assert listed(root) == {"files/Media/changed", "files/Media/alone", "files/Media/away"}
-        assert len((await cache.verify()).findings) == 3
+        assert listed(root) == {f"files/Media/{name}" for name in ("changed", "same size", "alone", "away")}
+        assert len((await cache.verify()).findings) == 4
 
 
 @pytest.mark.expected_warnings("it was removed behind cachefs")
