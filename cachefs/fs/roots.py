@@ -183,6 +183,10 @@ class Roots:
         before, self._shown[source.name] = self._shown.get(source.name), now
         if before is None or now.marks != before.marks:
             self._remembered.mark(source.name, source.folders.nested.saved())
+        for path in now.marks.keys() - (before.marks if before is not None else now.marks).keys():
+            log.info(
+                "source %s: a disk is mounted at %s; without it that part is missing, not empty", source.name, path
+            )
         missing = before.missing if before is not None else {}
         for path in now.missing.keys() - missing.keys():
             why = now.missing[path]
@@ -244,10 +248,10 @@ def _look_at_nested(source: Source, table: Mounted) -> None:
             with suppress(OSError), folders.at(path):
                 pass
     for path in table.ids.keys() - nested.marks.keys():
+        folders.forget(path)  # which may still mean the folder below the mount
         with suppress(OSError), folders.at(path) as place:
             if devices.mount_id(place) == table.ids[path]:
                 nested.add(path, place)
-                folders.forget(path)
 
 
 def _root_is_empty(source: Source) -> bool:

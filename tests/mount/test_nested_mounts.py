@@ -167,6 +167,8 @@ def test_a_disk_that_is_mounted_while_cachefs_runs_is_seen_and_not_forgotten(sce
     assert os.listdir(shown) == []
     subprocess.run(["mount", "--bind", scene.disk, place], check=True)
     try:
+        marked = "a disk is mounted at later"
+        wait_until(scene.running, lambda: marked in scene.running.log.read_text(), "the mount table was looked at")
         wait_until(scene.running, lambda: sorted(os.listdir(shown)) == ["Films", "top.mkv"], "it is seen")
     finally:
         unmount(place, force=False)
