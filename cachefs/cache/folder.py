@@ -40,6 +40,7 @@ TREES = ("files", "partial")
 FILES = ("lock", "keepsake.json", *(f"{n}.sqlite{s}" for n in ("index", "folders") for s in ("", "-wal", "-shm")))
 """Our files beside them."""
 _PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_READ_BYTES = 1024**2
 NAME_MAX_BYTES = 4095
 """Linux's PATH_MAX without its final zero: the longest path that one system call takes."""
 
@@ -234,6 +235,24 @@ class Folder:
             if found != size:
                 raise OSError(errno.EIO, f"the partial file has {found} bytes instead of {size}")
             os.fsync(number)
+
+    def holds_the_same(self, entry_id: int, key: FileKey, start: int, most: int) -> bool:
+        """Whether the partial file and the published one, if any, have the same ``most`` bytes from ``start`` on."""
+        try:
+            published = inside.open_file(self.place, cache_path(key))
+        except FileNotFoundError:
+            return True
+        try:
+            with _opened(self.partial(entry_id)) as number:
+                for position in range(start, start + most, _READ_BYTES):
+                    ours = os.pread(number, _READ_BYTES, position)
+                    if ours != os.pread(published, _READ_BYTES, position):
+                        return False
+                    if not ours:
+                        break
+                return True
+        finally:
+            os.close(published)
 
     def rename(self, entry_id: int, key: FileKey) -> tuple[str, ...]:
         """Give the partial file its published name, and return the folders to sync.

@@ -7,6 +7,7 @@ The half of ``cache.store`` that ``cache.populate`` works with, reached through 
 from __future__ import annotations
 
 import enum
+import logging
 import os
 from dataclasses import replace
 from functools import partial
@@ -22,6 +23,11 @@ from cachefs.errors import CacheError
 from cachefs.model import CacheEntry, DropCause, EntryState, SourceFile
 from cachefs.paths import cache_path
 from cachefs.ranges import Ranges
+
+log = logging.getLogger(__name__)
+
+_PIECE_BYTES = 16 * 1024**2
+"""Of what is compared in one call: the SSD has to answer within a time."""
 
 
 class Refused(enum.Enum):
@@ -75,9 +81,16 @@ class Intake:
             return Refused.UNNAMEABLE
         if any(entry.state is EntryState.MOVED for entry in shelf.holdings.in_the_way(file.key)):
             return Refused.MOVED_THERE
-        if shelf.is_kept_for_others(file):
+        if not self._may_take_place_of_kept(file):
             return Refused.KEPT_THERE
         return Refused.NO_ROOM if file.size > shelf.space().room_bytes else None
+
+    def _may_take_place_of_kept(self, file: SourceFile) -> bool:
+        """Whether no file that must not be removed is in the way, or one that may be the same: that is seen when the
+        copy is there."""
+        shelf, name = self._shelf, cache_path(file.key)
+        kept = shelf.kept_in_the_way(file.key)
+        return not kept or (kept == [name] and shelf.aside[name] == file.size and name not in shelf.unlike)
 
     def _reserve(self, file: SourceFile, reason: str, now: float) -> CacheEntry:
         entry = CacheEntry(self._shelf.next_id, file, EntryState.COPYING, Ranges(), reason, begun_at=now)
@@ -141,6 +154,8 @@ class Intake:
             raise ValueError(f"publication of an incomplete copy of {current.key}")
         published = None
         try:
+            if await self._differs_from_kept(current):
+                return None
             label = Label(current.source_file, current.begun_at)
             labelled = await shelf.on_disk(shelf.folder.label, current.id, label)
             await self._step(Step.LABELLED)
@@ -152,6 +167,20 @@ class Intake:
             if shelf.holdings.by_id(entry.id) is not None:
                 raise shelf.failed(current, error) from error
         return published  # None: dropped, and its file perhaps removed, while we worked on it
+
+    async def _differs_from_kept(self, entry: CacheEntry) -> bool:
+        """Whether a file that must not be removed has the copy's place, and other bytes; then it stays."""
+        shelf, name = self._shelf, cache_path(entry.key)
+        if name not in shelf.aside:
+            return False
+        for start in range(0, entry.size, _PIECE_BYTES):
+            if not await shelf.on_disk(shelf.folder.holds_the_same, entry.id, entry.key, start, _PIECE_BYTES):
+                shelf.unlike.add(name)
+                text = "%s is not cached: %s in the cache folder may be an only copy, and has other bytes"
+                log.warning(text, entry.key, name)
+                shelf.drop([entry], DropCause.ABANDONED)
+                return True
+        return False
 
     async def _put_in_place(self, entry_id: int, labelled: bool) -> CacheEntry | None:
         """Rename, sync the folders, write the row; then, and only then, memory says cached."""
@@ -172,6 +201,7 @@ class Intake:
             try:
                 shelf.owners[current.key] = entry_id  # whether or not the rename comes off: what is there is rubbish
                 folders = await shelf.on_disk(shelf.folder.rename, entry_id, current.key)
+                shelf.aside.pop(cache_path(current.key), None)
                 await self._step(Step.RENAMED)
                 await shelf.on_disk(shelf.folder.sync_folders, folders)
                 await self._step(Step.FOLDERS_SYNCED)

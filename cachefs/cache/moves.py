@@ -69,6 +69,10 @@ class Moves:
         """Every moved file that is away with the SSD."""
         return [entry for entry in self._shelf.absent.live.values() if entry.state is EntryState.MOVED]
 
+    def is_kept_from(self, key: FileKey) -> bool:
+        """Whether no moved file can have this name: one that may be the only one of its kind is in the way."""
+        return bool(self._shelf.kept_in_the_way(key))
+
     def has_number(self, inode: int) -> bool:
         """Whether this is a moved file's inode number."""
         found = [entry for held in (self._shelf.holdings, self._shelf.absent) for entry in held.of_number(inode)]
@@ -134,6 +138,11 @@ class Moves:
             entry = self._present(old)
             if entry is None or old == new:
                 return entry is not None
+            if self.is_kept_from(new):
+                text = (
+                    f"the cache folder {shelf.folder.root} keeps a file that may be the only one in the place of {new}"
+                )
+                raise CacheError(text, errno.EEXIST)
             copy = shelf.holdings.live.get(new)
             if copy is not None and copy.state is not EntryState.MOVED:
                 shelf.drop([copy], DropCause.REPLACED)

@@ -85,6 +85,8 @@ class Shelf:
         self.owners = _owners(opened)
         self.aside = dict(opened.aside)
         """Files below the cache folder that are nobody's and must not be removed, with their sizes."""
+        self.unlike: set[str] = set()
+        """Those of them that have other bytes than the source's file of their name, as a copy of that has shown."""
         self.tree = trio.Lock()
         self.changed = trio.Event()
         self.tell: Callable[[FileKey], object] = lambda _: None
@@ -167,14 +169,10 @@ class Shelf:
         free_bytes = space.free_bytes + sum(entry.ranges.total for entry in doomed) + self._removed_bytes
         return replace(space, used_bytes=used_bytes, free_bytes=free_bytes)
 
-    def is_kept_for_others(self, file: SourceFile) -> bool:
-        """Whether a file that must not be removed is in the way of this one's copy; of the same name and size it is
-        none, for then its source has it."""
-        name = cache_path(file.key)
-        return any(
-            size != file.size if other == name else other.startswith(f"{name}/") or name.startswith(f"{other}/")
-            for other, size in self.aside.items()
-        )
+    def kept_in_the_way(self, key: FileKey) -> list[str]:
+        """The files that are nobody's, must not be removed, and are where this one's copy would be, or on the way."""
+        name = cache_path(key)
+        return [other for other in self.aside if _lies_in_the_way(other, name)]
 
     # --- disk ---
 
@@ -359,7 +357,7 @@ class Shelf:
         self.presence.begin_at(opened.folder)
         self.ledger = Ledger(self.presence, opened)
         self.holdings, self.absent, self._gone = Holdings(opened.entries), Holdings(), set()
-        self.owners, self.aside = _owners(opened), dict(opened.aside)
+        self.owners, self.aside, self.unlike = _owners(opened), dict(opened.aside), set()
         self.next_id = max(self.next_id, opened.next_id)
         self._quiet_until = float("-inf")
         log.info("the cache folder %s is back, with %d copies", self.folder.root, len(opened.entries))
@@ -387,3 +385,7 @@ class Shelf:
 
 def _owners(opened: Opened) -> dict[FileKey, int]:
     return {entry.key: entry.id for entry in opened.entries if entry.state.is_whole}
+
+
+def _lies_in_the_way(other: str, name: str) -> bool:
+    return other == name or other.startswith(f"{name}/") or name.startswith(f"{other}/")

@@ -39,6 +39,8 @@ class Moved(Protocol):
 
     def names_in(self, folder: FileKey, /) -> Mapping[str, FileKey]: ...
 
+    def is_kept_from(self, key: FileKey, /) -> bool: ...
+
     def observe(self, key: FileKey, size: int, mtime_ns: int, /) -> None: ...
 
     async def changed(self, key: FileKey, /) -> None: ...
@@ -64,6 +66,9 @@ class NothingMoved:
 
     def names_in(self, folder: FileKey) -> Mapping[str, FileKey]:
         return {}
+
+    def is_kept_from(self, key: FileKey) -> bool:
+        return False
 
     def observe(self, key: FileKey, size: int, mtime_ns: int) -> None: ...
 

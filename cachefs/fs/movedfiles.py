@@ -95,6 +95,10 @@ class MovedFiles:
         """Whether a moved file is anywhere below a folder."""
         return bool(self._files.below(folder))
 
+    def may_become(self, key: FileKey) -> bool:
+        """Whether the SSD has a place for a moved file of this name; where it has none that is a file of its source."""
+        return not self._files.is_kept_from(key)
+
     async def settled(self, key: FileKey) -> None:
         """Its source has no file of its name. What the SSD has no room to note is looked at by whoever settles."""
         try:

@@ -76,7 +76,7 @@ class Renaming:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), names.old[1])
         every, keys = both(targets, new_targets), keys_of()
         with self._routing.barred(every):
-            if not names.flags & EXCHANGE and any(map(self._moved.get, keys)):
+            if not names.flags & EXCHANGE and any(map(self._moved.get, keys)) and self._moved.may_become(keys[1]):
                 # Within the turns of both nothing moves or comes home: what is where stays so until it is renamed.
                 async with self._routing.turns.changing(keys_of, content=False) as now:
                     done = now == keys and await self._rename_on_ssd(names, keys, new_targets, every)

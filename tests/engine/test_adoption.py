@@ -227,10 +227,11 @@ async def test_file_that_cannot_prove_whose_copy_it_is_goes(root: Path, befall: 
     assert os.listdir(root / "files" / MEDIA) == ["well"]
 
 
+UNLIKE = r"Media:a is not cached: files/Media/a in the cache folder may be an only copy, and has other bytes"
 SILENT = r"files on the SSD that say nothing of themselves, and may be the only ones, are kept and not used: 1"
 
 
-@pytest.mark.expected_warnings(*SAID, SILENT)
+@pytest.mark.expected_warnings(*SAID, SILENT, UNLIKE)
 @pytest.mark.parametrize("befall", [remove_label, write_nonsense, say(form=2)])
 async def test_file_that_does_not_even_say_that_it_is_a_copy_stays_and_is_used_for_nothing(
     root: Path, befall: Callable[[Path], None], caplog: pytest.LogCaptureFixture
@@ -247,8 +248,17 @@ async def test_file_that_does_not_even_say_that_it_is_a_copy_stays_and_is_used_f
             assert await store.begin(source_file("a/b", 11), "because", 1.0) is Refused.KEPT_THERE
         assert published(root, "a").read_bytes() == DATA
     assert len([text for text in caplog.messages if "are kept and not used" in text]) == 1
+    async with opened(root) as store:
+        entry = await begun(store, source_file("a"))
+        await write(store, entry, DATA[::-1])
+        assert await store.publish(entry, entry.source_file) is None
+        assert published(root, "a").read_bytes() == DATA, "the source's is another file"
+        assert await store.begin(source_file("a", 10), "because", 1.0) is Refused.KEPT_THERE, "nor copied again"
     async with opened(root) as store:  # the source has it
-        await cached(store, "a", DATA[::-1])
+        await cached(store, "a", DATA)
+        await store.evict(key("a"))
+        await store.remove_doomed()
+        await cached(store, "a", DATA + b".")
     async with opened(root) as store:
         assert len(store.inventory().entries) == 2
         await store.evict(key("a"))
