@@ -26,7 +26,7 @@ from cachefs.cache import moved_bytes
 from cachefs.cache.carrying import Carrying
 from cachefs.cache.filecopy import SourceFiles, close_at_source
 from cachefs.cache.kept import Kept
-from cachefs.cache.places import FOLDER_GONE, TAKEN, AtHome, Conflict, Hold, Homes, Stays, text_of
+from cachefs.cache.places import FOLDER_GONE, TAKEN, AtHome, Conflict, Hold, Homes, InUse, Stays, text_of, why_not_home
 from cachefs.cache.soundness import Soundness
 from cachefs.cache.store import Store
 from cachefs.descriptors import Descriptor
@@ -42,6 +42,8 @@ Ts = TypeVarTuple("Ts")
 
 LOOK_EVERY_S = 30.0
 """How soon what could not be moved, or settled, is tried again."""
+_NEWS_S = 300.0
+"""How long it is told that a file did not come home: its source may be back, or have room, by then."""
 _TRIES = 3
 _AT_HOME = "it was brought home with cachefs restore, and stays there until the next start"
 
@@ -83,12 +85,17 @@ class Movers:
         self._unmoved: dict[int, str] = {}
         """Why an entry was not moved when that was tried last."""
         self._stays: dict[FileKey, str] = {}
+        """What only a person can mend."""
+        self._failures: dict[FileKey, tuple[str, float]] = {}
+        """Why a file did not come home when that was tried last, and until when that is news."""
         self._restoring: dict[FileKey, RestoreProgress] = {}
         self._leaving: dict[FileKey, trio.Event] = {}
 
     def problems(self) -> tuple[tuple[FileKey, str], ...]:
         """Moved files that cannot be settled or restored as they should, or whose bytes the SSD has lost, and why."""
-        known = {**self._stays, **self.soundness.flaws}
+        now = trio.current_time()
+        lately = {key: why for key, (why, until) in self._failures.items() if now < until}
+        known = {**lately, **self._stays, **self.soundness.flaws}
         return tuple(sorted((key, why) for key, why in known.items() if self._store.moves.get(key) is not None))
 
     def why_not_moved(self, key: FileKey) -> str:
@@ -251,18 +258,21 @@ class Movers:
                         if entry is None or entry.home is None:
                             return
                         if not free:
-                            raise Stays("somebody has it open for writing")
+                            raise InUse("somebody has it open for writing")
                         is_home = await self._settle(entry, entry.home)
                     if is_home or await self._restore_alone(entry, entry.home):
-                        self._stays.pop(key, None)
+                        self._forget_problem(key)
                         log.info("restored %s (%s) to its source", key, format_size(entry.size))
                         return
-                except (Stays, OSError, CacheError) as error:
+                except (InUse, OSError, CacheError) as error:
+                    self._note_failure(key, why_not_home(error))
+                    raise
+                except Stays as error:
                     self._stays[key] = text_of(error)
                     raise
                 finally:
                     self._restoring.pop(key, None)
-            raise Stays("it is being written all the time")
+            raise InUse("it is being written all the time")
 
     async def _restore_alone(self, entry: CacheEntry, home: Home) -> bool:
         async with self._turn(entry.source_file.inode):
@@ -290,7 +300,7 @@ class Movers:
                     if await self._store.on_ssd(moved_bytes.state_of, copy) != before:
                         return False
                     if not await self._store.on_ssd(moved_bytes.nobody_writes, copy):
-                        raise Stays("somebody has it mapped for writing")
+                        raise InUse("somebody has it mapped for writing")
                     await self._arrive(entry, home, target)
                     arrived = True
             finally:
@@ -330,6 +340,15 @@ class Movers:
             await self._store.moves.set_home(entry, home)
             raise Conflict(TAKEN) from error
         await self._store.moves.returned(entry, replace(file, links=1))
+
+    def _note_failure(self, key: FileKey, why: str) -> None:
+        now = trio.current_time()
+        self._failures = {other: noted for other, noted in self._failures.items() if now < noted[1]}
+        self._failures[key] = (why, now + _NEWS_S)
+
+    def _forget_problem(self, key: FileKey) -> None:
+        self._stays.pop(key, None)
+        self._failures.pop(key, None)
 
     def _tell(self, key: FileKey, size: int, done_bytes: int) -> None:
         self._restoring[key] = RestoreProgress(key, size, done_bytes)
@@ -401,7 +420,7 @@ class Movers:
             if home.phase is not Phase.AWAY:
                 await self._homes.let_go(key, kept, keep=True)
                 await self._store.moves.set_home(entry, replace(home, phase=Phase.AWAY))
-            self._stays.pop(key, None)
+            self._forget_problem(key)
             return False
         found = at_home.file
         if not home.fingerprint.same_file(found.fingerprint):
@@ -409,13 +428,13 @@ class Movers:
         if home.phase is Phase.YIELDING:
             await self._store.moves.delete(key)
             await self._homes.let_go(key, kept, keep=False)
-            self._stays.pop(key, None)
+            self._forget_problem(key)
             return True
         now = await self._store.on_ssd(moved_bytes.state_at, self._store.file_of(entry))
         unchanged = (now.size, now.mtime_ns) == (found.size, found.fingerprint.mtime_ns)
         if home.phase in (Phase.AWAY, Phase.RETURNING) and home.digest and unchanged:
             await self._store.moves.returned(entry, found)
-            self._stays.pop(key, None)
+            self._forget_problem(key)
             return True
         if home.phase is Phase.AWAY:
             raise Conflict(TAKEN)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Set
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeVar, TypeVarTuple
 
+from cachefs.cache.full import NO_ROOM
 from cachefs.descriptors import Descriptor
 from cachefs.model import FileKey, SourceFile, SourceName
 
@@ -30,8 +31,19 @@ def text_of(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
+def why_not_home(error: Exception) -> str:
+    """What keeps a moved file from its source, for people."""
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return f"its source has no room for it ({text_of(error)})"
+    return text_of(error)
+
+
 class Stays(Exception):
     """A file is not moved, or not restored, now; the text says why, for people."""
+
+
+class InUse(Stays):
+    """Somebody writes it just now."""
 
 
 class Conflict(Stays):

@@ -22,6 +22,7 @@ import trio
 from cachefs.cache.agenda import Agenda
 from cachefs.cache.filecopy import FileCopy, Outcome, Share, SourceFiles
 from cachefs.cache.pacing import CopySettings, closed, may_copy
+from cachefs.cache.places import why_not_home
 from cachefs.cache.store import RETRY_S, EvictResult, Refused, Store
 from cachefs.errors import CacheError
 from cachefs.model import (
@@ -34,6 +35,7 @@ from cachefs.model import (
     PlannedCopy,
     PlannedEviction,
     SourceFile,
+    SourceName,
 )
 from cachefs.units import format_size
 
@@ -45,6 +47,9 @@ log = logging.getLogger(__name__)
 REST_S = 60.0
 """How long to leave a file alone that changed while it was copied: a recording grows for an hour, and would be copied
 again and again."""
+
+_QUIET_S = 600.0
+"""How long the same reason is not said again."""
 
 
 @dataclass(slots=True, eq=False)
@@ -87,6 +92,8 @@ class Copiers:
         self._settings = settings
         self._bring_home = bring_home
         self._stay: dict[FileKey, float] = {}
+        self._said_of: dict[SourceName, tuple[str, float]] = {}
+        """What keeps a source's files from coming home, as was said last, and until when that is not said again."""
         self._now = now
         self._agenda = Agenda()
         self._active: dict[FileKey, _Job] = {}
@@ -314,9 +321,19 @@ class Copiers:
             await self._bring_home(key)
         except OSError as error:
             self._stay[key] = trio.current_time() + RETRY_S
-            log.warning("%s stays on the SSD, its only copy: %s", key, error.strerror or error)
+            self._warn_of_staying(key, why_not_home(error))
             return False
         return True
+
+    def _warn_of_staying(self, key: FileKey, why: str) -> None:
+        """One line for as long as it is the same with all files of a source: a full disk keeps every one of them."""
+        now = trio.current_time()
+        said, until = self._said_of.get(key.source, ("", -inf))
+        if said == why and now < until:
+            log.debug("%s stays on the SSD, its only copy: %s", key, why)
+            return
+        self._said_of[key.source] = (why, now + _QUIET_S)
+        log.warning("%s stays on the SSD, its only copy, and so do others that would come home: %s", key, why)
 
     async def _run_evictions(self) -> None:
         while True:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from cachefs.cache.moving import Movers
-from cachefs.cache.places import Stays, text_of
+from cachefs.cache.places import Stays, why_not_home
 from cachefs.errors import CacheError
 from cachefs.model import CacheEntry, SourceName
 from cachefs.restoration import HomeProgress, HomeReport, NotHome
@@ -42,7 +42,7 @@ class Restoration:
                 await self._movers.restore(entry.key)
                 self._movers.leave_at_home(entry.id)
             except (Stays, OSError, CacheError) as error:
-                left.append(NotHome(entry.key, text_of(error)))
+                left.append(NotHome(entry.key, why_not_home(error)))
             else:
                 restored.append(entry.key)
             done = self._done

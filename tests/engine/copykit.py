@@ -143,9 +143,10 @@ async def working(
     source: FakeSource,
     settings: CopySettings | None = None,
     now: Callable[[], float] = lambda: 1e9,
+    bring_home: Callable[[FileKey], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Copiers]:
     """Copiers at work inside the block."""
-    copiers = Copiers(store, source, settings or CopySettings(workers=1), now=now)
+    copiers = Copiers(store, source, settings or CopySettings(workers=1), bring_home, now=now)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(copiers.run)
         yield copiers

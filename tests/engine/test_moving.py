@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -283,6 +284,26 @@ async def test_what_took_a_moved_files_place_is_never_overwritten(tmp_path: Path
         await fs.movers.restore(fs.key(NEW))
         assert (fs.folder / NEW).read_bytes() == CONTENT
         assert at.read_bytes() == OTHER
+
+
+async def test_that_a_source_had_no_room_is_told_for_a_while_and_not_for_ever(tmp_path: Path) -> None:
+    async with rooms(tmp_path) as fs:
+        put(fs, FILM, CONTENT)
+        key = await fs.moved(FILM)
+
+        def refuse(_: str) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        for told_for_s, told in (
+            (60.0, ((key, "its source has no room for it (No space left on device)"),)),
+            (0.0, ()),
+        ):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(fs.source, "gate", refuse)
+                patch.setattr("cachefs.cache.moving._NEWS_S", told_for_s)
+                with pytest.raises(OSError, match="No space left"):
+                    await fs.movers.restore(key)
+                assert fs.movers.problems() == told
 
 
 async def test_a_file_that_moves_while_it_is_looked_up_is_found(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import trio
 
 from cachefs.cache.pacing import CHUNK_BYTES, SHARED_CHUNK_BYTES, CopySettings
 from cachefs.cache.store import Store
-from cachefs.model import InterestKind
+from cachefs.model import FileKey, InterestKind
 from cachefs.ranges import Ranges
 from tests.engine.cachekit import cached, content, key, limited, listed, opened
 from tests.engine.copykit import (
@@ -26,6 +26,7 @@ from tests.engine.copykit import (
     until_idle,
     working,
 )
+from tests.engine.test_recovery_moved import moved
 
 
 @pytest.fixture
@@ -333,3 +334,30 @@ async def test_open_file_is_never_evicted(root: Path, source: FakeSource, for_sp
         copiers.follow(plan_of(source.write("new", b"0123456789"), evictions=evictions))
         await until_cached(store, "new")
         assert published_order(store) == ["a", "new"]
+
+
+STAYS = (
+    r"Media:[ab] stays on the SSD, its only copy, and so do others .*: its source has no room for it \(No space left"
+)
+
+
+@pytest.mark.expected_warnings(STAYS)
+async def test_a_full_source_is_named_once_for_all_the_moved_files_that_it_keeps_away(
+    root: Path, source: FakeSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried, both = [], trio.Event()
+
+    async def bring_home(file: FileKey) -> None:
+        tried.append(file.path)
+        if tried == ["a", "b"]:
+            both.set()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.path)
+
+    async with opened(root) as store, working(store, source, bring_home=bring_home) as copiers:
+        for path in ("a", "b"):
+            await moved(store, path)
+        copiers.follow(plan_of(evictions=(eviction("a", for_space=False), eviction("b", for_space=False))))
+        with trio.fail_after(20):
+            await both.wait()
+        assert published_order(store) == ["a", "b"]
+    assert len([text for text in caplog.messages if "stays on the SSD" in text]) == 1

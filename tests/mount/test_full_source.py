@@ -152,8 +152,9 @@ def test_a_moved_file_survives_a_full_ssd_and_waits_for_room_at_its_full_source(
     grown = CONTENT + b"new" * KIB
     filler = fill(media)
     restored = running.run("restore", "through/cached.mkv")
-    assert (restored.returncode, "No space left on device" in restored.stderr) == (4, True)
-    assert "No space left on device" in repr(running.status())
+    why = "its source has no room for it (No space left on device)"
+    assert (restored.returncode, why in restored.stderr) == (4, True)
+    assert why in repr(running.status())
     assert sum(path.stat().st_blocks for path in (media / ".cachefs-moved").iterdir()) == 0, "its room is given back"
     assert read(film) == grown
     filler.unlink()
