@@ -17,7 +17,7 @@ from typing import TypeVar, TypeVarTuple
 import trio
 
 from cachefs.cache.store import Store
-from cachefs.descriptors import Descriptor
+from cachefs.descriptors import Descriptor, open_below
 from cachefs.errors import SourceError, SourceTimeout
 from cachefs.fs import backing
 from cachefs.fs.backing import Backings
@@ -283,6 +283,14 @@ class InUse:
             return None
         return _unbelieved(node, node.seen, inode)
 
+    async def of_copy(self, node: Node, ask: Callable[[int], T]) -> T | None:
+        """What the complete copy of a file says to ``ask``, in a thread, by its descriptor; None where there is none.
+        Raises ``OSError``."""
+        entry = self._entry(node, self._union.keys(node))
+        if entry is None or entry.state is not EntryState.CACHED:
+            return None
+        return await self._ssd.run(_of_file, self._store.file_of(entry), ask)
+
     async def attributes_of_open(self, node: Node) -> Found:
         """The attributes of a file that no name leads to any more, but that somebody holds open; else ESTALE."""
         inode = self._inodes.get(node.number)
@@ -306,6 +314,14 @@ def _unbelieved(node: Node, seen: Stat, inode: OpenInode) -> Found:
 
 
 # --- in threads ------------------------------------------------------------------------------------------------------
+
+
+def _of_file(path: str, ask: Callable[[int], T]) -> T:
+    number = open_below(path, os.O_RDONLY)
+    try:
+        return ask(number)
+    finally:
+        os.close(number)
 
 
 def _stat_open(descriptor: Descriptor) -> Stat:

@@ -1,5 +1,9 @@
 """Extended attributes: the file's own, at its source or, moved, on the SSD; cachefs's are neither shown nor taken.
 
+While a source is away, a cached file has those of its copy. Of everything else nobody knows them: a list is "not
+supported", for to say that there are none could make somebody delete them elsewhere, and ``ls -l``, which asks for them
+of all that it shows, takes any other error to its user.
+
 Called by ``operations``. An ACL is one of them, and more: it is set as the caller, who may lose the set-group bit by
 that, and it changes the mode, which the next look must show.
 """
@@ -51,15 +55,28 @@ class Xattrs:
         try:
             return await place.source.call(_get, place.ref, name)
         except OSError as error:
-            if is_away(error) and name.startswith(_ASKED_BY_ALL):
-                raise _none(name) from error  # ls asks for these, of every file that it shows
+            if not is_away(error):
+                raise
+            of_copy = await self._routing.of_copy(node, lambda copy: os.getxattr(copy, name))
+            if of_copy is not None:
+                return of_copy
+            if name.startswith(_ASKED_BY_ALL):
+                raise _none(name) from error
             raise
 
     async def names(self, node: Node) -> list[str]:
         if self._union.is_virtual(node):
             return []
         place = self._union.place(node)
-        names = await place.source.call(_list, place.ref)
+        try:
+            names = await place.source.call(_list, place.ref)
+        except OSError as error:
+            if not is_away(error):
+                raise
+            of_copy = await self._routing.of_copy(node, os.listxattr)
+            if of_copy is None:
+                raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP)) from error
+            names = of_copy
         return [name for name in names if not name.startswith(_OURS)]
 
     async def set(self, node: Node, name: str, value: bytes, caller: Caller) -> None:

@@ -28,6 +28,8 @@ Start = Callable[[dict[str, Any]], RunningCachefs]
 TIMEOUT_S = 2
 CONTENT = random.Random(4).randbytes(4 * MIB)
 CACHED = ("one.mkv", "Show/four.mkv")
+ATTRIBUTE, VALUE = "user.kept", b"as its copy has it"
+"""Of what is cached."""
 UNCACHED = ("two.mkv", "three.mkv", "Show/five.mkv")
 FILES = dict.fromkeys((*CACHED, *UNCACHED), CONTENT)
 IN_ROOT = ["Show", "one.mkv", "three.mkv", "two.mkv"]
@@ -105,6 +107,8 @@ def fault_settings(folder: Path, disk: SlowDisk) -> Iterator[dict[str, Any]]:
 def fault_scene(settings: dict[str, Any], disk: SlowDisk, start: Start) -> Iterator[Scene]:
     """Running, with everything listed once. At the end nothing hangs any more."""
     made = Scene(start(settings), disk, settings, start)
+    for name in CACHED:
+        os.setxattr(made.slow / name, ATTRIBUTE, VALUE)
     made.copy(*(f"slow/{name}" for name in CACHED))
     assert sorted(os.listdir(made.slow)) == IN_ROOT
     assert sorted(os.listdir(made.slow / "Show")) == IN_SHOW

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.faultkit import (
+    ATTRIBUTE,
     CACHED,
     CONTENT,
     FAULTS,
@@ -20,6 +21,7 @@ from tests.mount.faultkit import (
     IN_SHOW,
     UNCACHED,
     UNTRUE,
+    VALUE,
     WARNINGS,
     Scene,
     Start,
@@ -61,7 +63,10 @@ def test_what_is_known_is_shown_and_what_is_cached_is_played(scene: Scene, fault
     assert (listed.returncode, listed.stderr) == (0, "")
     for name in CACHED:
         assert errno_of(os.getxattr, scene.slow / name, "security.selinux") == errno.ENODATA, "ls asks for it"
-        assert errno_of(os.listxattr, scene.slow / name) == errno.EIO, "who copies them all is not told there are none"
+        assert os.listxattr(scene.slow / name) == [ATTRIBUTE]
+        assert os.getxattr(scene.slow / name, ATTRIBUTE) == VALUE
+    for name in UNCACHED:
+        assert errno_of(os.listxattr, scene.slow / name) == errno.ENOTSUP, "who copies them is not told there are none"
     target = scene.slow / "one.mkv"
     changes: tuple[Callable[[], object], ...] = (
         lambda: os.utime(target),
