@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import os
 import random
-import shutil
 import sqlite3
 import struct
 import sys
@@ -213,7 +212,6 @@ def test_tar_packs_and_unpacks_and_finds_no_difference(here: Path, tmp_path: Pat
     run("tar", *options, "-df", packed, "-C", tmp_path / "out")
 
 
-@pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed: install the package of that name")
 def test_rsync_carries_a_tree_there_and_back_and_then_has_nothing_to_do(
     running: RunningCachefs, here: Path, tmp_path: Path
 ) -> None:
