@@ -25,8 +25,9 @@ RUN python3 -c 'import tomllib; \
     && /opt/cachefs/bin/pip install -r requirements.txt
 COPY README.md ./
 COPY cachefs ./cachefs
-# The channel between libfuse and the kernel is compiled here; pip itself is not needed any more.
+# The channel between libfuse and the kernel is compiled here; pip and symbols are not needed any more.
 RUN /opt/cachefs/bin/pip install --no-deps . \
+    && find /opt/cachefs -name '*.so' -exec strip --strip-unneeded {} + \
     && /opt/cachefs/bin/python -P -c 'from cachefs.fs import channel; assert channel.is_loaded()' \
     && /opt/cachefs/bin/pip uninstall -y pip
 
@@ -36,7 +37,7 @@ LABEL org.opencontainers.image.title="cachefs" \
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --no-install-recommends -y \
         ca-certificates fuse3 libfuse3-4 python3 tini tzdata \
-    && rm -rf /var/lib/apt/lists/*
+    && apt-get clean && rm -rf /var/lib/apt/lists/*
 COPY --from=builder /opt/cachefs /opt/cachefs
 # Where the command looks when no file is named: docker exec CONTAINER cachefs status
 RUN ln -s /config /etc/cachefs
