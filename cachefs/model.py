@@ -264,6 +264,7 @@ class View:
     title: str
     files: tuple[PlexFile, ...]
     at: float
+    rating_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,7 @@ class WatchedFile:
 def wanted_items(snapshot: Snapshot, policy: Policy, now: float) -> WantedItems:
     """What the snapshot's interests and sessions come to under this policy."""
     interests = _interests(snapshot)
-    views = _by_file(snapshot.views)
+    views = _by_item(snapshot.views)
     counted: list[Interest] = []
     refused: list[tuple[Interest, str]] = []
     for interest in interests:
@@ -145,18 +145,18 @@ def _interests(snapshot: Snapshot) -> tuple[Interest, ...]:
     return (*playing, *snapshot.interests)
 
 
-def _by_file(views: Iterable[View]) -> Mapping[PlexPath, list[View]]:
-    found: dict[PlexPath, list[View]] = {}
+def _by_item(views: Iterable[View]) -> Mapping[str, list[View]]:
+    """By rating key, not by file: two episodes in one file are finished one after the other."""
+    found: dict[str, list[View]] = {}
     for view in views:
-        for file in view.files:
-            found.setdefault(file.path, []).append(view)
+        found.setdefault(view.rating_key, []).append(view)
     return found
 
 
 def _problem(
     interest: Interest,
     sessions: Sequence[Session],
-    views: Mapping[PlexPath, Sequence[View]],
+    views: Mapping[str, Sequence[View]],
     policy: Policy,
     now: float,
 ) -> str:
@@ -211,7 +211,7 @@ def _belongs(interest: Interest, session: Session) -> bool:
     return interest.title == session.title
 
 
-def _finished_at(interest: Interest, views: Mapping[PlexPath, Sequence[View]]) -> float | None:
+def _finished_at(interest: Interest, views: Mapping[str, Sequence[View]]) -> float | None:
     """When the interest's own user finished the item after the interest began; None while it is not spent.
 
     What was added lately is nobody's own: it is spent once anybody has finished it.
@@ -221,8 +221,7 @@ def _finished_at(interest: Interest, views: Mapping[PlexPath, Sequence[View]]) -
     return max(
         (
             view.at
-            for file in interest.files
-            for view in views.get(file.path, ())
+            for view in views.get(interest.rating_key, ())
             if (view.user == interest.user or interest.kind is InterestKind.RECENTLY_ADDED)
             and view.at >= interest.since
         ),

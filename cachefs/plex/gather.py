@@ -111,11 +111,12 @@ def _read_person(round: Round, person: Person, owners: Episodes, *, last: bool) 
         return True
     before = len(round.interests)
     try:
-        server, episodes = _in_name_of(round, person, owners)
-        if round.ask.on_deck:
-            read_on_deck(round, person, server, episodes)
-        if round.ask.watchlist:
-            read_watchlist(round, person, server, episodes)
+        with round.reading(person.name, "lists"):
+            server, episodes = _in_name_of(round, person, owners)
+            if round.ask.on_deck:
+                read_on_deck(round, person, server, episodes)
+            if round.ask.watchlist:
+                read_watchlist(round, person, server, episodes)
     except PlexRefused as error:
         if last or person.is_owner:
             round.note(person.name, str(error))

@@ -21,11 +21,13 @@ _Value = TypeVar("_Value")
 class Person:
     """The owner or a home user.
 
-    ``token`` opens the server in this user's name; ``cloud_token`` reads the watchlist, empty when there is none.
+    ``account`` is the number in the server's sessions and watch history. ``token`` opens the server in this user's
+    name; ``cloud_token`` reads the watchlist, empty when there is none.
     ``problem`` is a lasting reason why some or all of this user's lists stay unread; with an empty ``token`` all.
     """
 
     name: UserName
+    account: int
     token: str = field(repr=False)
     cloud_token: str = field(repr=False)
     problem: str = ""
@@ -34,15 +36,21 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class People:
-    """Everybody whose lists are read, the owner first. ``names`` are those of the server's accounts, by number.
+    """Everybody whose lists are read, the owner first. ``accounts`` are the names that the server has for its accounts,
+    by number: not always those that plex.tv has for the same users.
 
     ``complete`` is False when plex.tv could not be asked for the home users.
     """
 
     persons: tuple[Person, ...]
-    names: Mapping[int, UserName]
+    accounts: Mapping[int, UserName]
     read_at: float
     complete: bool = True
+
+    def name_of(self, account: int) -> UserName | None:
+        """One name for one user, whoever tells of him."""
+        persons = (person.name for person in self.persons if person.account == account)
+        return next(persons, None) or self.accounts.get(account)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,7 @@ class SeenSession:
     user: UserName
     title: str
     files: tuple[PlexFile, ...]
+    rating_key: str
 
 
 @dataclass(frozen=True, slots=True)

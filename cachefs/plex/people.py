@@ -6,7 +6,9 @@ plexapi would make a server with no token, and that speaks for whoever the serve
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 from cachefs.errors import PlexRefused
 from cachefs.model import UserName
@@ -20,10 +22,10 @@ NO_TOKEN = "plex.tv has no token of this user for this server; share a library w
 
 def owner_alone(server: Item, token: str, now: float, *, complete: bool) -> People:
     """The people as far as the server itself knows them."""
-    names = account_names(server)
-    name = names.get(OWNER_ACCOUNT, UserName("owner"))
-    owner = Person(name, token, token if server.myPlex else "", is_owner=True)
-    return People((owner,), names, now, complete)
+    accounts = account_names(server)
+    name = accounts.get(OWNER_ACCOUNT, UserName("owner"))
+    owner = Person(name, OWNER_ACCOUNT, token, token if server.myPlex else "", is_owner=True)
+    return People((owner,), accounts, now, complete)
 
 
 def everybody(connection: Connection, server: Item, known: People) -> People:
@@ -32,24 +34,31 @@ def everybody(connection: Connection, server: Item, known: People) -> People:
     with translated("plex.tv"):
         account = connection.account(owner.token)
         tokens = shared_tokens(account, server.machineIdentifier)
-        persons = tuple(_person(account, user, tokens) for user in home_users(account))
-    return People((owner, *persons), known.names, known.read_at)
+        users = home_users(account)
+        calls = Counter((owner.name, *map(_title, users)))
+        names = (_title(user) if calls[_title(user)] == 1 else f"{_title(user)} ({user.id})" for user in users)
+        persons = tuple(_person(account, user, UserName(name), tokens) for user, name in zip(users, names, strict=True))
+    return replace(known, persons=(owner, *persons), complete=True)
 
 
 def account_names(server: Item) -> Mapping[int, UserName]:
-    """The names of the server's accounts: the same in sessions and in the watch history."""
+    """The names of the server's accounts, by the numbers that sessions and the watch history have."""
     return {account.id: UserName(account.name) for account in server.systemAccounts() if account.name}
 
 
-def _person(account: Item, user: Item, tokens: Mapping[int, str]) -> Person:
-    name = UserName(user.title or user.username or str(user.id))
+def _title(user: Item) -> str:
+    return user.title or user.username or str(user.id)
+
+
+def _person(account: Item, user: Item, name: UserName, tokens: Mapping[int, str]) -> Person:
     token = tokens.get(user.id, "")
     if not token:
-        return Person(name, "", "", NO_TOKEN)
+        return Person(name, user.id, "", "", NO_TOKEN)
     if user.protected:
-        return Person(name, token, "", "the watchlist is not read: the user has a PIN")
+        return Person(name, user.id, token, "", "the watchlist is not read: the user has a PIN")
     try:
         cloud_token = switched_token(account, user.id)
     except PlexRefused:
         cloud_token = ""
-    return Person(name, token, cloud_token, "" if cloud_token else "the watchlist is not read: plex.tv refuses it")
+    problem = "" if cloud_token else "the watchlist is not read: plex.tv refuses it"
+    return Person(name, user.id, token, cloud_token, problem)

@@ -81,6 +81,6 @@ class Round:
             self.note(user, f"{what}: {error}")
 
     def reports(self) -> tuple[UserReport, ...]:
-        return tuple(
-            UserReport(person.name, "; ".join(self.problems.get(person.name, ()))) for person in self.people.persons
-        )
+        """Everybody whose lists are read, and whoever else something could not be read of."""
+        names = dict.fromkeys((*(person.name for person in self.people.persons), *self.problems))
+        return tuple(UserReport(name, "; ".join(self.problems.get(name, ()))) for name in names)

@@ -29,7 +29,7 @@ def read_sessions(round: Round, episodes: Episodes) -> tuple[Session, ...]:
     sessions = tuple(_session(round, one, known.get(key_of(one), one)) for one in playing)
     seen = {session.key: _seen(round.memory.sessions.get(session.key), session) for session in sessions}
     ended = tuple(
-        View(last.user, last.title, last.files, round.now)
+        View(last.user, last.title, last.files, round.now, last.rating_key)
         for key, last in round.memory.sessions.items()
         if key not in seen and last.furthest >= WATCHED
     )
@@ -60,7 +60,8 @@ def _session(round: Round, playing: Item, item: Item) -> Session:
     user = playing._data.find("User")
     player = playing._data.find("Player")
     number = user.attrib.get("id", "")
-    name = _name(round.people.names, number) or UserName(user.attrib.get("title") or "somebody")
+    known_name = round.people.name_of(int(number)) if number.isdigit() else None
+    name = known_name or UserName(user.attrib.get("title") or "somebody")
     key = f"{playing.sessionKey}:{key_of(playing)}:{number}"
     before = round.memory.sessions.get(key)
     return Session(
@@ -76,13 +77,9 @@ def _session(round: Round, playing: Item, item: Item) -> Session:
     )
 
 
-def _name(names: Mapping[int, UserName], number: str) -> UserName | None:
-    return names.get(int(number)) if number.isdigit() else None
-
-
 def _seen(before: SeenSession | None, session: Session) -> SeenSession:
     furthest = max(before.furthest if before else 0.0, session.progress)
-    return SeenSession(session.started_at, furthest, session.user, session.title, session.files)
+    return SeenSession(session.started_at, furthest, session.user, session.title, session.files, session.rating_key)
 
 
 def _want(round: Round, session: Session, item: Item | None, episodes: Episodes) -> None:
@@ -112,5 +109,5 @@ def _view(round: Round, row: Item, found: Mapping[str, Item]) -> View | None:
     at = moment(row.viewedAt)
     if item is None or at is None:
         return None
-    user = round.people.names.get(row.accountID, UserName(""))
-    return View(user, title_of(item), files_of(item), at)
+    user = round.people.name_of(row.accountID) or UserName("")
+    return View(user, title_of(item), files_of(item), at, key_of(item))

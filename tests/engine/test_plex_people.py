@@ -33,6 +33,52 @@ async def test_every_home_user_is_read_in_the_own_name(plex: StandInPlex) -> Non
     assert snapshot.complete
 
 
+async def test_a_user_has_one_name_whatever_server_and_plex_tv_call_him(plex: StandInPlex) -> None:
+    shelf = fill(plex)
+    plex.add_user("kid@example.com", "kid-token", title="Kid")
+    plex.on_deck("kid@example.com", shelf.heat)
+    plex.mark_watched("kid@example.com", shelf.alien)
+    plex.play("kid@example.com", shelf.heat)
+    one = client(plex)
+    for _ in range(2):
+        snapshot = await one.snapshot(ON_DECK)
+        users = {*(fact.user for fact in snapshot.interests), *(view.user for view in snapshot.views)}
+        assert users | {session.user for session in snapshot.sessions} == {"Kid"}
+
+
+async def test_two_users_of_one_name_are_told_apart(plex: StandInPlex) -> None:
+    shelf = fill(plex)
+    one = plex.add_user("one", "one-token", title="Kid")
+    two = plex.add_user("two", "two-token", title="Kid")
+    plex.on_deck("one", shelf.heat)
+    plex.on_deck("two", shelf.alien)
+    found = of_kind(await client(plex).snapshot(ON_DECK), DECK)
+    assert [fact.user for fact in found] == [f"Kid ({one.cloud_id})", f"Kid ({two.cloud_id})"]
+
+
+async def test_what_is_unknown_of_a_friend_is_said(plex: StandInPlex) -> None:
+    shelf = fill(plex)
+    plex.add_user("friend", "friend-token", home=False)
+    plex.play("friend", shelf.first[0])
+    plex.misbehave(f"/library/metadata/{shelf.first[0].season.rating_key}/children", status=500)
+    snapshot = await client(plex).snapshot(Ask())
+    assert not snapshot.complete
+    assert "what follows Severance S01E01" in problem_of(snapshot, "friend")
+
+
+async def test_a_user_whose_server_talks_nonsense_leaves_the_others_alone(plex: StandInPlex) -> None:
+    shelf = fill(plex)
+    plex.add_user("kid", "kid-token")
+    plex.on_deck(None, shelf.heat)
+    one = client(plex)
+    await one.snapshot(ON_DECK)
+    plex.misbehave("/", status=500, token="kid-token")
+    snapshot = await one.snapshot(ON_DECK)
+    assert titles(of_kind(snapshot, DECK)) == ["Heat (1995)"]
+    assert "answers with an error" in problem_of(snapshot, "kid")
+    assert not snapshot.complete
+
+
 async def test_a_user_without_a_token_is_skipped_with_the_reason(plex: StandInPlex) -> None:
     """plexapi would build a server with no token, and that speaks for somebody else."""
     shelf = fill(plex)

@@ -144,11 +144,13 @@ class StandInPlex:
         hang: bool = False,
         hang_up: bool = False,
         host: str = "",
+        token: str = "",
     ) -> None:
-        """Answer requests below ``prefix`` with this instead; ``host``: those meant for ``plex.tv`` and the like."""
+        """Answer requests below ``prefix`` with this instead; ``host``: those meant for ``plex.tv`` and the like;
+        ``token``: those of one user."""
         answer = Answer(status, body, content_type, headers)
         with self._lock:
-            self._misbehaviours.append(Misbehaviour(prefix, answer, drip_s, drip_head, hang, hang_up, host))
+            self._misbehaviours.append(Misbehaviour(prefix, answer, drip_s, drip_head, hang, hang_up, host, token))
 
     def behave(self) -> None:
         with self._lock:
@@ -213,11 +215,14 @@ class StandInPlex:
 
     # --- people -------------------------------------------------------------------------------------------------------
 
-    def add_user(self, name: str, token: str | None, *, home: bool = True, protected: bool = False) -> User:
-        """A home user (or a friend). ``token`` is what this server accepts; None: plex.tv knows none."""
+    def add_user(
+        self, name: str, token: str | None, *, home: bool = True, protected: bool = False, title: str = ""
+    ) -> User:
+        """A home user (or a friend). ``token`` is what this server accepts; None: plex.tv knows none. ``title``: what
+        plex.tv calls the user, if not ``name``."""
         with self._lock:
             number = 900001 + self._world.number()
-            user = User(number, number, name, token, home, protected)
+            user = User(number, number, name, token, home, protected, title)
             self._world.users[name] = user
             return user
 

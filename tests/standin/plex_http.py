@@ -45,10 +45,12 @@ class Misbehaviour:
     """Close a connection that was used before, as if it had been idle for too long; a new one gets ``answer``."""
     host: str = ""
     """Only requests for this host (``plex.tv``); empty: the server's own."""
+    token: str = ""
+    """Only requests in the name of who has this token."""
 
     def applies(self, request: Request) -> bool:
         own = request.host.split(":")[0] == self.host if self.host else not request.cloud
-        return own and request.path.startswith(self.prefix)
+        return own and self.token in ("", request.token) and request.path.startswith(self.prefix)
 
 
 class Wire:

@@ -295,7 +295,7 @@ def _signed_in(user: User) -> Element:
 
 def _account_user(user: User) -> Element:
     element = Element(
-        "User", id=str(user.cloud_id), title=user.name, username=user.name if not user.home else "",
+        "User", id=str(user.cloud_id), title=user.title or user.name, username=user.name if not user.home else "",
         email=f"{user.name}@example.com" if not user.home else "", home="1" if user.home else "0", restricted="0",
         protected="1" if user.protected else "0", thumb="https://plex.tv/users/x/avatar", allowSync="0",
     )  # fmt: skip

@@ -117,6 +117,8 @@ class User:
     home: bool = True
     protected: bool = False
     """Has a PIN: plex.tv refuses to switch to this user without it."""
+    title: str = ""
+    """What plex.tv calls the user, where that is not the name that the server has."""
     on_deck: dict[Playable, float] = field(default_factory=dict)
     states: dict[Playable, ViewState] = field(default_factory=dict)
     watchlist: dict[Film | Show, float] = field(default_factory=dict)

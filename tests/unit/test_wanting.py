@@ -41,7 +41,8 @@ FILM = plex_file("Heat.mkv")
 
 def interest(kind: InterestKind, user: UserName = ANNA, file: PlexFile = EPISODE, **changes: object) -> Interest:
     title = "Heat (1995)" if file is FILM else "Severance S02E05"
-    fact = Interest(kind=kind, user=user, title=title, files=(file,), since=NOW - DAY)
+    key = "7" if file is FILM else "205"
+    fact = Interest(kind=kind, user=user, title=title, files=(file,), since=NOW - DAY, rating_key=key)
     return replace(fact, **changes)  # type: ignore[arg-type]
 
 
@@ -232,7 +233,7 @@ def test_no_skip_for_a_file_that_somebody_else_wants() -> None:
 
 
 def view(user: UserName, at: float, file: PlexFile = EPISODE) -> View:
-    return View(user=user, title="Severance S02E05", files=(file,), at=at)
+    return View(user, "Severance S02E05", (file,), at, "7" if file is FILM else "205")
 
 
 @pytest.mark.parametrize("kind", [InterestKind.ON_DECK, InterestKind.WATCHLIST, InterestKind.RECENTLY_ADDED])
@@ -248,11 +249,19 @@ def test_finished_item_is_no_longer_wanted_by_that_user(kind: InterestKind) -> N
     [
         (interest(InterestKind.ON_DECK, ANNA), view(BEN, NOW - 7200)),
         (interest(InterestKind.ON_DECK, ANNA), view(ANNA, NOW - 7200, FILM)),
+        (interest(InterestKind.ON_DECK, ANNA, rating_key="206"), view(ANNA, NOW - 7200)),
         (interest(InterestKind.ON_DECK, ANNA), view(ANNA, NOW - 2 * DAY)),
         (interest(InterestKind.PLAYING, ANNA), view(ANNA, NOW - 60)),
         (interest(InterestKind.PINNED, ANNA), view(ANNA, NOW - 60)),
     ],
-    ids=["another user", "another file", "rewatch", "credits still running", "pinned"],
+    ids=[
+        "another user",
+        "another file",
+        "the second episode of one file",
+        "rewatch",
+        "credits still running",
+        "pinned",
+    ],
 )
 def test_view_does_not_spend(fact: Interest, seen: View) -> None:
     result = wanted_items(Snapshot(NOW, interests=(fact,), views=(seen,)), ALL, NOW)
