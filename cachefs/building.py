@@ -33,6 +33,9 @@ from cachefs.resolving import Resolver
 
 log = logging.getLogger(__name__)
 
+_VIEWS_S = 7 * 86400.0
+"""How far back it is asked what was watched, at least: as far as somebody's wish may be older than his watching it."""
+
 
 def open_cache(config: Config) -> AbstractAsyncContextManager[Store]:
     limits = Limits(config.cache.max_size, config.cache.min_free)
@@ -118,6 +121,8 @@ def plex_of(plex: PlexClient, config: Config) -> Plex:
 
 def _ask(config: Config, pinned: tuple[str, ...]) -> Ask:
     policy = config.policy
+    lasting = (policy.watchlist, policy.recently_added)
+    ages = (one.max_age for one in lasting if one.enabled)
     return Ask(
         playing=True,
         on_deck=policy.on_deck.enabled,
@@ -127,6 +132,7 @@ def _ask(config: Config, pinned: tuple[str, ...]) -> Ask:
         next_episodes_on_deck=policy.on_deck.next_episodes,
         watchlist_episodes=policy.watchlist.episodes,
         pinned=pinned,
+        views_max_age_s=max((_VIEWS_S, *ages)),
     )
 
 

@@ -67,6 +67,18 @@ class SeenSession:
 
 
 @dataclass(frozen=True, slots=True)
+class History:
+    """The watch history by row; None: what the library no longer had. ``read_at``: when all of it was read."""
+
+    views: Mapping[str, View | None] = field(default_factory=dict)
+    read_at: float = float("-inf")
+
+    @property
+    def newest(self) -> float:
+        return max((view.at for view in self.views.values() if view is not None), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
 class Section:
     """A library of films or shows."""
 
@@ -133,7 +145,7 @@ class Memory:
     people: People | None = None
     sessions: Mapping[str, SeenSession] = field(default_factory=dict)
     ended: tuple[View, ...] = ()
-    history: Mapping[str, View] = field(default_factory=dict)
+    history: History = field(default_factory=History)
     folders: Folders | None = None
     watchlists: Mapping[UserName, Watchlist] = field(default_factory=dict)
     matches: Mapping[str, GuidMatch] = field(default_factory=dict)

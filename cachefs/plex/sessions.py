@@ -6,7 +6,6 @@ played flag: it says *ever*, and would take a rewatch away from the viewer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from types import MappingProxyType
@@ -15,11 +14,17 @@ from cachefs.model import Interest, InterestKind, Session, UserName, View
 from cachefs.plex.connection import Item, items
 from cachefs.plex.episodes import Episodes
 from cachefs.plex.items import ahead_of, files_of, key_of, moment, playable, title_of, whole
-from cachefs.plex.memory import SeenSession
+from cachefs.plex.memory import History, SeenSession
 from cachefs.plex.round import Round
 
 WATCHED = 0.9
-_HISTORY_ROWS = 200
+_HISTORY_ROWS = 2000
+"""Music counts as well: a household that listens all day has some hundred a week."""
+_FILES_FOR_S = 7 * 86400.0
+"""Views that are older have no files: nothing is evicted for them any more, they only say what is done with."""
+_ALL_ANEW_S = 6 * 3600.0
+_LATE_S = 86400.0
+"""What was watched on a train is told later. After as long as this it is found when all is read anew."""
 
 
 def read_sessions(round: Round, episodes: Episodes) -> tuple[Session, ...]:
@@ -44,15 +49,23 @@ def read_sessions(round: Round, episodes: Episodes) -> tuple[Session, ...]:
 def read_history(round: Round, episodes: Episodes) -> tuple[View, ...]:
     """The views: those of the watch history, whose rows name no files, and of the sessions that were seen to end."""
     with round.reading(round.owner, "watch history"):
-        since = datetime.fromtimestamp(max(round.now - round.ask.views_max_age_s, 0.0))
-        rows = playable(round.server.history(_HISTORY_ROWS, since))
-        known = round.memory.history
-        fresh = [row for row in rows if _row_key(row) not in known]
-        found = {key_of(item): item for item in episodes.by_keys(key_of(row) for row in fresh)}
-        views = {_row_key(row): known.get(_row_key(row)) or _view(round, row, found) for row in rows}
-        kept = {key: view for key, view in views.items() if view is not None}
-        round.memory = replace(round.memory, history=MappingProxyType(kept))
-    return (*round.memory.history.values(), *round.memory.ended)
+        round.memory = replace(round.memory, history=_history(round, episodes))
+    known = (view for view in round.memory.history.views.values() if view is not None)
+    return (*known, *round.memory.ended)
+
+
+def _history(round: Round, episodes: Episodes) -> History:
+    """What is new is added to what was read before; now and then all is read anew."""
+    oldest, known = max(round.now - round.ask.views_max_age_s, 0.0), round.memory.history
+    anew = round.now - known.read_at >= _ALL_ANEW_S
+    since = oldest if anew else max(oldest, known.newest - _LATE_S)
+    rows = {_row_key(row): row for row in playable(round.server.history(_HISTORY_ROWS, datetime.fromtimestamp(since)))}
+    fresh = {key: row for key, row in rows.items() if key not in known.views}
+    young = [key_of(row) for row in fresh.values() if (moment(row.viewedAt) or 0.0) > round.now - _FILES_FOR_S]
+    found: dict[str, Item | None] = dict.fromkeys(young) | {key_of(item): item for item in episodes.by_keys(young)}
+    views = {key: _view(round, row, found.get(key_of(row), row)) for key, row in fresh.items()}
+    kept = {key: view for key, view in known.views.items() if key in rows or (view and not anew and view.at >= oldest)}
+    return History(MappingProxyType(kept | views), round.now if anew else known.read_at)
 
 
 def _session(round: Round, playing: Item, item: Item) -> Session:
@@ -103,11 +116,9 @@ def _row_key(row: Item) -> str:
     return f"{row.historyKey}:{row.ratingKey}:{row.accountID}"
 
 
-def _view(round: Round, row: Item, found: Mapping[str, Item]) -> View | None:
-    """None for what the library no longer has."""
-    item = found.get(key_of(row))
+def _view(round: Round, row: Item, item: Item | None) -> View | None:
+    """``item``: the same from the library, or the row itself, which names no file. None for what is not there."""
     at = moment(row.viewedAt)
     if item is None or at is None:
         return None
-    user = round.people.name_of(row.accountID) or UserName("")
-    return View(user, title_of(item), files_of(item), at, key_of(item))
+    return View(round.people.name_of(row.accountID) or UserName(""), title_of(item), files_of(item), at, key_of(row))

@@ -166,6 +166,24 @@ async def test_views_come_from_the_history_with_user_and_files(plex: StandInPlex
     assert plex.count("/library/metadata/") == 0
 
 
+async def test_views_reach_back_as_far_as_wishes_and_only_news_is_asked_for(plex: StandInPlex) -> None:
+    shelf = fill(plex)
+    now = float(int(time.time()))
+    plex.mark_watched(None, shelf.heat, at=now - 40 * 86400)
+    plex.mark_watched(None, shelf.alien, at=now - 3600)
+    one, ask = client(plex), replace(NOTHING, views_max_age_s=90 * 86400)
+    views = (await one.snapshot(ask)).views
+    assert {(view.rating_key, len(view.files)) for view in views} == {
+        (str(shelf.heat.rating_key), 0),
+        (str(shelf.alien.rating_key), 1),
+    }
+    plex.clear_requests()
+    plex.mark_watched(None, shelf.first[0], at=now - 7200)  # on a train, and told of only now
+    assert {view.title for view in (await one.snapshot(ask)).views} >= {"Severance S01E01", "Alien (1979)"}
+    (asked,) = (request for request in plex.requests if request.path.startswith("/status/sessions/history"))
+    assert float(asked.query["viewedAt>"]) > now - 2 * 86400
+
+
 @pytest.mark.parametrize(("fraction", "seen"), [(0.95, True), (0.5, False)])
 async def test_a_session_seen_to_reach_its_end_is_a_view(plex: StandInPlex, fraction: float, seen: bool) -> None:
     """Plex may keep no history (a setting, another user): what this program saw itself counts as well."""
