@@ -1,8 +1,12 @@
-"""The folders of the libraries with a few of their real files, from which path mappings are learned. Asked rarely."""
+"""The folders of the libraries with a few of their real files, from which path mappings are learned. Asked rarely.
+
+Where the first items of a library leave one of its folders without any, those that are wanted now will do: only for
+them a mapping is needed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath, PureWindowsPath
 
@@ -14,22 +18,38 @@ from cachefs.plex.round import Round
 
 SAMPLES = 5
 _VALID_S = 6 * 3600.0
-_INCOMPLETE_VALID_S = 60.0
+_LACKING_VALID_S = 60.0
 _PAGE = 100
 _PAGES = 5
 
 
 def read_folders(round: Round) -> Folders:
-    """The libraries and their folders: as remembered, or asked anew. Keeps the old ones when that fails."""
-    known = round.memory.folders
-    if known is not None and round.now - known.read_at < (_VALID_S if known.known else _INCOMPLETE_VALID_S):
-        return known
+    """The libraries and their folders, after everybody's lists: as remembered, or asked anew, sooner when a wanted file
+    is in none of them. Keeps the old ones when that fails."""
+    known, wanted = round.memory.folders, [file for interest in round.interests for file in interest.files]
+    if known is not None:
+        locations = [folder.path for folder in known.folders]
+        lacking = any(_location_of(file.path, locations) is None for file in wanted)
+        if round.now - known.read_at < (_LACKING_VALID_S if lacking else _VALID_S):
+            return _sampled(known, wanted)
     with round.reading(round.owner, "libraries"):
         sections = tuple(_sections(round.server.library.sections()))
         folders = tuple(folder for section in sections for folder in _folders(round.server, section))
         known = Folders(sections, folders, round.now)
         round.memory = replace(round.memory, folders=known)
-    return known or Folders((), (), round.now)
+    return _sampled(known, wanted) if known is not None else Folders((), (), round.now)
+
+
+def _sampled(known: Folders, wanted: Sequence[PlexFile]) -> Folders:
+    """With wanted files in the folders that have no samples."""
+    if all(folder.samples for folder in known.folders):
+        return known
+    found: dict[str, list[PlexFile]] = {folder.path: [] for folder in known.folders}
+    for file in wanted:
+        if location := _location_of(file.path, found):
+            found[location].append(file)
+    folders = (one if one.samples else replace(one, samples=_spread(found[one.path])) for one in known.folders)
+    return replace(known, folders=tuple(folders))
 
 
 def _sections(listed: Iterable[Item]) -> Iterable[Section]:

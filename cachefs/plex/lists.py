@@ -17,9 +17,10 @@ from cachefs.plex.memory import GuidMatch, Person, Section, Watchlist, Wished, W
 from cachefs.plex.round import Round
 
 NOBODY = UserName("")
-_WATCHLIST_ITEMS = 100
+_WATCHLIST_ITEMS = 300
+"""Each is looked for in the library, one request every so often."""
 _MATCH_VALID_S = 3600.0
-_NO_MATCH_VALID_S = 300.0
+_NO_MATCH_VALID_S = 600.0
 _PAGE = 100
 _PAGES = 5
 

@@ -96,11 +96,6 @@ class Folders:
     folders: tuple[LibraryFolder, ...]
     read_at: float
 
-    @property
-    def known(self) -> bool:
-        """Whether every folder has real files to learn from."""
-        return all(folder.samples for folder in self.folders)
-
 
 @dataclass(frozen=True, slots=True)
 class Wished:

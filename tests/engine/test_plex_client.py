@@ -286,6 +286,38 @@ async def test_library_folders_have_samples_and_are_asked_for_once(plex: StandIn
     assert plex.count("/library/sections") == 0
 
 
+async def test_wanted_files_are_samples_of_a_folder_that_comes_late_in_its_library(plex: StandInPlex) -> None:
+    shelf = fill(plex)
+    shelf.films.locations.append("/data/Films 2")
+    for number in range(500):
+        plex.add_film(shelf.films, f"A{number}", 2000, f"/data/Films/A{number}.mkv", number)
+    late = plex.add_film(shelf.films, "Ran", 1985, "/data/Films 2/Ran (1985)/Ran.mkv", 77)
+    one = client(plex)
+
+    async def samples(folder: str) -> list[str]:
+        snapshot = await one.snapshot(ON_DECK)
+        return [file.path for one in snapshot.folders if one.path == folder for file in one.samples]
+
+    assert await samples("/data/Films 2") == []
+    plex.clear_requests()
+    plex.on_deck(None, late)
+    assert await samples("/data/Films 2") == ["/data/Films 2/Ran (1985)/Ran.mkv"]
+    assert plex.count("/library/sections") == 0
+
+
+async def test_a_library_that_is_new_is_read_once_something_in_it_is_wanted(
+    plex: StandInPlex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(plex)
+    one = client(plex)
+    await one.snapshot(ON_DECK)
+    anime = plex.add_library("Anime", "movie", "/data/Anime")
+    plex.on_deck(None, plex.add_film(anime, "Akira", 1988, "/data/Anime/Akira.mkv", 9))
+    assert "/data/Anime" not in {folder.path for folder in (await one.snapshot(ON_DECK)).folders}
+    monkeypatch.setattr("cachefs.plex.libraries._LACKING_VALID_S", 0.0)
+    assert "/data/Anime" in {folder.path for folder in (await one.snapshot(ON_DECK)).folders}
+
+
 # --- titles and facts -------------------------------------------------------------------------------------------------
 
 
