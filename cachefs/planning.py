@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, TypeVarTuple
 
@@ -74,6 +74,8 @@ class Holdings(Protocol):
     def inventory(self) -> Inventory: ...
 
     def pins(self) -> tuple[Pin, ...]: ...
+
+    def why_never(self, file: SourceFile) -> str: ...
 
     async def note_wanted(self, keys: list[FileKey], now: float) -> None: ...
 
@@ -261,11 +263,12 @@ class Planning:
         await self.store.wishes.save()
         by_hand = {want.key for want in asked}
         others = tuple(want for want in resolved.wants if want.key not in by_hand)
-        wants = tuple(want for want in resolved.wants if not self._is_held_back(want))
+        wants = (*asked, *(want for want in resolved.wants if not self._is_held_back(want)))
+        never = {want.key: why for want in wants if (why := self.store.why_never(want.file))}
         playing = (self.resolver.locate(file) for session in snapshot.sessions for file in session.files)
         return PlanRequest(
-            wants=(*asked, *wants),
-            skips=(*items.skips, *resolved.skips, *self._skips_held_back(others, now)),
+            wants=tuple(want for want in wants if want.key not in never),
+            skips=(*items.skips, *resolved.skips, *self._skips_held_back(others, now), *_skips(wants, never)),
             watched=self._watched(),
             playing=frozenset(key for key in playing if key is not None),
             inventory=self.store.inventory(),
@@ -349,6 +352,13 @@ async def aside(count: int, function: Callable[[*Ts], T], *args: *Ts) -> T:
     if count <= MOST_AT_ONCE:
         return function(*args)
     return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True)
+
+
+def _skips(wants: Iterable[Want], never: Mapping[FileKey, str]) -> Iterator[Skip]:
+    """For what can never be copied."""
+    for want in wants:
+        if want.key in never:
+            yield Skip(str(want.key), f"{want.reason}; but {never[want.key]}", want.key)
 
 
 async def _first(event: trio.Event, scope: trio.CancelScope) -> None:

@@ -41,7 +41,7 @@ FILES = ("lock", "keepsake.json", *(f"{n}.sqlite{s}" for n in ("index", "folders
 """Our files beside them."""
 _PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _READ_BYTES = 1024**2
-NAME_MAX_BYTES = 4095
+PATH_MAX_BYTES = 4095
 """Linux's PATH_MAX without its final zero: the longest path that one system call takes."""
 
 
@@ -103,6 +103,7 @@ class Folder:
         self._lock = lock
         found = os.fstat(place)
         self._identity = (found.st_dev, found.st_ino)
+        self._longest_name = os.fstatvfs(place).f_namemax
 
     @classmethod
     def take(cls, root: str) -> Folder:
@@ -184,8 +185,10 @@ class Folder:
         return f"{self.place}/{cache_path(key)}"
 
     def can_name(self, key: FileKey) -> bool:
-        """Whether the published name fits into a system call."""
-        return len(os.fsencode(f"{self.root}/{cache_path(key)}")) <= NAME_MAX_BYTES
+        """Whether the published name fits into a system call, and each part of it into a folder: CIFS, NTFS and FUSE
+        know longer names than most disks."""
+        path = os.fsencode(f"{self.root}/{cache_path(key)}")
+        return len(path) <= PATH_MAX_BYTES and all(len(name) <= self._longest_name for name in path.split(b"/"))
 
     def space(self) -> DiskSpace:
         answer = os.statvfs(self.place)

@@ -36,7 +36,7 @@ class Refused(enum.Enum):
     NO_ROOM = "there is no room for it"
     BARRED = "it is being changed just now"
     EXISTS = "it is cached already"
-    UNNAMEABLE = "its path is too long for the cache folder"
+    UNNAMEABLE = "its name or path is too long for the cache folder"
     KEPT_THERE = "a file that says nothing of itself has its place in the cache folder; see cachefs verify"
     MOVED_THERE = "a moved file has its place in the cache folder"
 
@@ -77,13 +77,17 @@ class Intake:
             return Refused.BARRED
         if shelf.observe(file) and (entry := shelf.holdings.live.get(file.key)) is not None:
             return entry if entry.state is EntryState.COPYING else Refused.EXISTS
-        if not shelf.folder.can_name(file.key):
-            return Refused.UNNAMEABLE
+        if (never := self.never(file)) is not None:
+            return never
         if any(entry.state is EntryState.MOVED for entry in shelf.holdings.in_the_way(file.key)):
             return Refused.MOVED_THERE
-        if not self._may_take_place_of_kept(file):
-            return Refused.KEPT_THERE
         return Refused.NO_ROOM if file.size > shelf.space().room_bytes else None
+
+    def never(self, file: SourceFile) -> Refused | None:
+        """See ``Store.why_never``."""
+        if not self._shelf.folder.can_name(file.key):
+            return Refused.UNNAMEABLE
+        return None if self._may_take_place_of_kept(file) else Refused.KEPT_THERE
 
     def _may_take_place_of_kept(self, file: SourceFile) -> bool:
         """Whether no file that must not be removed is in the way, or one that may be the same: that is seen when the

@@ -258,6 +258,11 @@ class Store:
         """
         return await self._intake.begin(file, reason, now)
 
+    def why_never(self, file: SourceFile) -> str:
+        """Why no copy of this file can be made before a person has done something; empty when one can."""
+        never = self._intake.never(file)
+        return never.value if never is not None else ""
+
     async def open_partial(self, entry: CacheEntry) -> Descriptor | None:
         """The partial file of a copying entry, for writing; None when the entry was dropped meanwhile. Raises
         ``CacheError``; the entry is dropped then."""

@@ -36,7 +36,8 @@ enum {
 	DEVICES = 64,
 	FOLDERS = 256, /* open folders: descriptors that the daemon holds, see cachefs_folders_close_idle */
 	ENDS = 64,
-	LONGEST_NAME = 255,
+	LONGEST_NAME = 255, /* of a leaf, and of what is remembered: longer ones (CIFS, NTFS, FUSE) are Python's */
+	LONGEST_TOLD = 4095,
 	GETDENTS_BYTES = 64 << 10,
 };
 
@@ -224,13 +225,17 @@ static int find_device(uint64_t dev)
 	return -1;
 }
 
-/* inodes.py: the tag that numbers of this device carry. One that does not fit stays Python's. */
+/* inodes.py: the tag that numbers of this device carry from now on: a device number may stand for another file system
+ * than before. One that does not fit stays Python's. */
 void cachefs_device_add(uint64_t dev, uint64_t tag)
 {
-	if (find_device(dev) >= 0 || known_devices == DEVICES)
+	int index = find_device(dev);
+	if (index < 0 && known_devices == DEVICES)
 		return;
-	devices[known_devices].dev = dev;
-	devices[known_devices++].tag = tag;
+	if (index < 0)
+		index = known_devices++;
+	devices[index].dev = dev;
+	devices[index].tag = tag;
 }
 
 /* The number that inodes.py gives this file; 0 where that takes more than its tag and inode number. */
@@ -281,6 +286,8 @@ static struct node *tell_leaf(uint64_t number, uint64_t parent, int device, cons
 			      size_t name_len)
 {
 	struct node *node = find_node(number);
+	if (name_len > LONGEST_NAME)
+		return NULL;
 	if (node == NULL) {
 		node = add_node(number, name_len);
 		if (node == NULL)
@@ -489,7 +496,7 @@ struct item {
 	uint64_t attr_valid_ns; /* as number */
 	struct statx seen;      /* no mask: the name was gone before it could be looked at */
 	uint32_t name;          /* where it begins in names */
-	uint8_t name_len;
+	uint16_t name_len;
 	uint8_t type;
 	bool looked_at;
 	bool plain; /* what was seen of it is not true any more: its name is all that is told */
@@ -528,7 +535,7 @@ static uint64_t place_of(const char *name, size_t length)
 static bool append(struct listing *listing, const struct dirent64 *entry)
 {
 	size_t length = strlen(entry->d_name);
-	if (is_reserved(entry->d_name))
+	if (is_reserved(entry->d_name) || length > LONGEST_TOLD)
 		return true;
 	if (listing->count == listing->room) {
 		size_t room = listing->room == 0 ? 32 : listing->room * 2;
@@ -539,7 +546,7 @@ static bool append(struct listing *listing, const struct dirent64 *entry)
 		listing->room = room;
 	}
 	if (listing->names_size + length + 1 > listing->names_room) {
-		size_t room = listing->names_room == 0 ? 1024 : listing->names_room * 2;
+		size_t room = listing->names_room * 2 + LONGEST_TOLD + 1;
 		char *names = realloc(listing->names, room);
 		if (names == NULL)
 			return false;
@@ -551,7 +558,7 @@ static bool append(struct listing *listing, const struct dirent64 *entry)
 	item->off = place_of(entry->d_name, length);
 	item->dirent_ino = entry->d_ino;
 	item->name = (uint32_t)listing->names_size;
-	item->name_len = (uint8_t)length;
+	item->name_len = (uint16_t)length;
 	item->type = entry->d_type;
 	memcpy(listing->names + listing->names_size, entry->d_name, length + 1);
 	listing->names_size += length + 1;
@@ -846,7 +853,7 @@ uint64_t cachefs_listing_strange(const struct listing *listing, uint64_t begin, 
 		int device;
 		uint64_t number = item_number(item, &device);
 		const struct node *node = number != 0 ? find_node(number) : NULL;
-		if (number == 0 || (files && S_ISREG(item->seen.stx_mode)) ||
+		if (number == 0 || item->name_len > LONGEST_NAME || (files && S_ISREG(item->seen.stx_mode)) ||
 		    (folders_too && S_ISDIR(item->seen.stx_mode)) ||
 		    (node != NULL && (!is_leaf(node) || !same_file(node, &item->seen) || node->parent != parent ||
 				      node->name_len != item->name_len ||
@@ -966,7 +973,7 @@ struct __attribute__((packed)) packed_head {
 	struct packed_item own;
 };
 
-static void pack_item(struct packed_item *out, const struct statx *seen, uint64_t off, uint8_t type, uint8_t name_len)
+static void pack_item(struct packed_item *out, const struct statx *seen, uint64_t off, uint8_t type, size_t name_len)
 {
 	int device = find_device(makedev(seen->stx_dev_major, seen->stx_dev_minor));
 	*out = (struct packed_item){
@@ -991,7 +998,7 @@ static void pack_item(struct packed_item *out, const struct statx *seen, uint64_
 		.mode = seen->stx_mode,
 		.tag = device < 0 ? 0xffff : (uint16_t)devices[device].tag,
 		.type = type,
-		.name_len = name_len,
+		.name_len = (uint8_t)name_len,
 	};
 }
 
@@ -1028,7 +1035,7 @@ uint64_t cachefs_listing_packed_size(const struct listing *listing)
 }
 
 /* In a thread: a listing from the start of an open folder, wholly looked at. Returns how many bytes were written, 0 when
- * it is not that; names that were gone are left out. */
+ * it is not that, or has a name that is too long; names that were gone are left out. */
 uint64_t cachefs_listing_pack(const struct listing *listing, int folder, char *out)
 {
 	struct statx own;
@@ -1042,6 +1049,8 @@ uint64_t cachefs_listing_pack(const struct listing *listing, int folder, char *o
 		const char *name = listing->names + item->name;
 		if (item->seen.stx_mask == 0 && !is_dot(name, item->name_len))
 			continue;
+		if (item->name_len > LONGEST_NAME)
+			return 0;
 		struct packed_item packed;
 		pack_item(&packed, &item->seen, item->off, item->type, item->name_len);
 		memcpy(place, &packed, sizeof(packed));

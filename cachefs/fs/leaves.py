@@ -18,6 +18,7 @@ from cachefs.fs.stat import BUFFER_BYTES, Stat, unpack
 
 _NS = 1_000_000_000
 _LONGEST_NAME = 255
+_LONGEST_TOLD = 4095
 
 _quick = channel.functions(quick=True)
 _slow = channel.functions(quick=False)
@@ -27,7 +28,10 @@ class _LeafOut(ctypes.Structure):
     """``struct leaf_out`` of leaves.c."""
 
     _fields_ = [
-        *((name, ctypes.c_uint64) for name in ("number", "parent", "birth_ns", "device")),
+        ("number", ctypes.c_uint64),
+        ("parent", ctypes.c_uint64),
+        ("birth_ns", ctypes.c_int64),  # NTFS knows no birth, and says 1601
+        ("device", ctypes.c_uint64),
         *((name, ctypes.c_uint32) for name in ("lookups", "kind", "name_len", "padding")),
         ("name", ctypes.c_char * (_LONGEST_NAME + 1)),
     ]
@@ -275,7 +279,7 @@ class Listing:
     def item(self, index: int) -> tuple[str, Stat] | None:
         """A name and its attributes; None when it was gone before it could be looked at, and for ``.`` and ``..``."""
         assert _quick is not None
-        buffer, name = ctypes.create_string_buffer(BUFFER_BYTES), ctypes.create_string_buffer(_LONGEST_NAME + 1)
+        buffer, name = ctypes.create_string_buffer(BUFFER_BYTES), ctypes.create_string_buffer(_LONGEST_TOLD + 1)
         length = _quick.cachefs_listing_item(self._pointer, index, buffer, name)
         return (os.fsdecode(name.raw[:length]), unpack(buffer)) if length else None
 

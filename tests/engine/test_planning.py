@@ -448,6 +448,18 @@ async def test_copy_of_a_file_that_has_only_just_appeared(room: Room, autojump_c
     assert set(copies(room.followed.plans[-1])) == {new}
 
 
+async def test_what_can_never_be_copied_is_no_copy_and_says_so(room: Room, autojump_clock: Clock) -> None:
+    odd = "Films/odd.mkv"
+    room.library.add(odd)
+    room.plex.says(interest(odd))
+    planning = room.planning()
+    plan = await planning.dry_run()
+    assert not copies(plan)
+    assert "it is too odd" in str(plan.skips)
+    with pytest.raises(UserError, match="it is too odd"):
+        await planning.copy_now(room.library.files[key(odd)])
+
+
 async def test_a_dry_run_hands_nothing_over(room: Room, autojump_clock: Clock) -> None:
     room.plex.says(interest(HEAT))
     planning = room.planning()

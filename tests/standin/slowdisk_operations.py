@@ -80,7 +80,7 @@ class SlowOperations(pyfuse3.Operations):
     async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
         parent = self._nodes[parent_inode]
         async with self._asked("lookup", self._below(parent, name)):
-            return self._remember(await in_thread(partial(look, parent.fd, name)))
+            return self._remember(await in_thread(partial(look, parent.fd, self._stored(name))))
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         self.disk.count("forget", len(inode_list))
@@ -286,7 +286,8 @@ class SlowOperations(pyfuse3.Operations):
         for number, (name, entry) in enumerate(zip(names, found, strict=True), position + 1):
             if entry is None:
                 continue
-            room = room and pyfuse3.readdir_reply(token, FileNameT(name), self._attributes(entry.result), number)
+            shown = FileNameT(name.replace(b"~", b"~" * self.disk.settings.long_tilde))
+            room = room and pyfuse3.readdir_reply(token, shown, self._attributes(entry.result), number)
             if room:
                 self._remember(entry)
             else:
@@ -312,6 +313,9 @@ class SlowOperations(pyfuse3.Operations):
             yield
         except OSError as error:
             raise pyfuse3.FUSEError(error.errno or errno.EIO) from None
+
+    def _stored(self, name: bytes) -> bytes:
+        return name.replace(b"~" * self.disk.settings.long_tilde, b"~")
 
     def _path(self, node: Node) -> str:
         """Where the file is now, relative to the disk's root."""

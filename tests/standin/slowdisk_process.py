@@ -28,6 +28,7 @@ class SlowDiskSettings:
 
     ``direct_io``: every ``read()`` arrives. Without it the kernel's page cache answers what the same opening (and any
     other that overlaps it) has read already, and read-ahead asks for more than was read; a new open starts anew.
+    ``long_tilde``: a tilde in a name is shown as so many, as CIFS, NTFS or rclone show names that ext4 cannot hold.
     """
 
     wake_up_s: float = 3.0
@@ -36,6 +37,7 @@ class SlowDiskSettings:
     burst_bytes: int = 1 << 20
     seek_s: float = 0.008
     direct_io: bool = False
+    long_tilde: int = 1
 
 
 FAST = SlowDiskSettings(wake_up_s=0.0, idle_s=1e6, bytes_per_s=None, seek_s=0.0)
