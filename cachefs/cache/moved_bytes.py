@@ -7,16 +7,17 @@ touches the source's in its own. Everything here touches only the descriptors th
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from cachefs import leases
 from cachefs.cache.copying import Attributes, Chunk, read_attributes, read_chunk, write_chunk
 from cachefs.cache.label import PREFIX
 from cachefs.descriptors import Descriptor, open_below, open_unreadable
+from cachefs.leases import Lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +90,12 @@ def read_and_count(file: Descriptor, start: int, length: int, digest: Digest) ->
 
 
 def nobody_writes(file: Descriptor) -> bool:
-    """Whether no handle or mapping can write it: the kernel grants a read lease only then. True where it knows none."""
+    """Whether no handle or mapping can write it. True where the file system cannot tell."""
     with file.use() as number:
-        try:
-            fcntl.fcntl(number, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        except OSError as error:
-            return error.errno != errno.EAGAIN
-        fcntl.fcntl(number, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    return True
+        lease = leases.take(number, leases.READ)
+        if lease is Lease.GRANTED:
+            leases.give_back(number)
+    return lease in (Lease.GRANTED, Lease.UNKNOWN)
 
 
 def make_room(target: Descriptor, size: int) -> None:

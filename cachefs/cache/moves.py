@@ -112,7 +112,7 @@ class Moves:
 
     async def changed(self, key: FileKey) -> None:
         """A moved file is about to be written to: its digest is not its content's any more."""
-        entry = self.get(key)
+        entry = self._present(key)
         if entry is not None and entry.home is not None and entry.home.digest:
             await self.set_home(entry, replace(entry.home, digest=""))
 
@@ -174,7 +174,7 @@ class Moves:
         await self._set_phase(key, Phase.AWAY, None)
 
     async def _set_phase(self, key: FileKey, phase: Phase, there: Fingerprint | None) -> None:
-        entry = self.get(key)
+        entry = self._present(key)
         if entry is not None and entry.home is not None:
             fingerprint = there if there is not None else entry.home.fingerprint
             await self.set_home(entry, replace(entry.home, phase=phase, fingerprint=fingerprint))

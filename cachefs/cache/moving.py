@@ -26,7 +26,19 @@ from cachefs.cache import moved_bytes
 from cachefs.cache.carrying import Carrying
 from cachefs.cache.filecopy import SourceFiles, close_at_source
 from cachefs.cache.kept import Kept
-from cachefs.cache.places import FOLDER_GONE, TAKEN, AtHome, Conflict, Hold, Homes, InUse, Stays, text_of, why_not_home
+from cachefs.cache.places import (
+    FOLDER_GONE,
+    NOTHING_DONE,
+    TAKEN,
+    AtHome,
+    Conflict,
+    Hold,
+    Homes,
+    InUse,
+    Stays,
+    text_of,
+    why_not_home,
+)
 from cachefs.cache.soundness import Soundness
 from cachefs.cache.store import Store
 from cachefs.descriptors import Descriptor
@@ -230,13 +242,14 @@ class Movers:
         try:
             reserved = await self._homes.take_away(key, file.inode, file, at_home.ctime_ns)
         except OSError as error:
-            await self._undo(moved, file)
+            await self._undo(moved, file, nothing_done=error.errno in NOTHING_DONE)
             raise Stays(error.strerror or str(error)) from error
         await self._store.moves.set_home(moved, replace(home, phase=Phase.AWAY, reserved=reserved))
         log.info("moved %s (%s) to the SSD: its source's space is free", key, format_size(entry.size))
 
-    async def _undo(self, moved: CacheEntry, file: SourceFile) -> None:
-        """The source did not give the file up, as far as it tells; where it does not tell, that is settled later."""
+    async def _undo(self, moved: CacheEntry, file: SourceFile, *, nothing_done: bool) -> None:
+        """The source did not give the file up, as far as it tells; where it does not tell, that is settled later.
+        ``nothing_done``: it does; what it has by now is another file, or another one of that name, and the copy old."""
         try:
             at_home = await self._homes.look(moved.key)
         except OSError as error:
@@ -244,6 +257,12 @@ class Movers:
             return
         if at_home is not None and at_home.file.fingerprint.same_file(file.fingerprint):
             await self._store.moves.returned(moved, at_home.file)
+        elif nothing_done:
+            await self._store.moves.returned(moved, file)
+            if at_home is not None:
+                self._store.observe(at_home.file)
+            else:
+                self._store.gone(moved.key)
 
     # --- home ---
 
@@ -393,7 +412,26 @@ class Movers:
             del self._stays[key]
         return problem
 
+    async def _taken(self, entry: CacheEntry, home: Home) -> Conflict:
+        """What is at its source is somebody else's, and none of its way."""
+        if home.phase is not Phase.AWAY:
+            await self._store.moves.set_home(entry, replace(home, phase=Phase.AWAY))
+        return Conflict(TAKEN)
+
     # --- after a crash ---
+
+    async def known(self, key: FileKey) -> None:
+        """Finish what is not known of a moved file, for somebody who is about to delete, rename or replace it: what its
+        source still has of it would come back. Raises ``OSError``: EBUSY where that is not known now."""
+        for _ in range(_TRIES):
+            entry = self._store.moves.get(key)
+            if entry is None or entry.home is None or entry.home.phase is Phase.AWAY:
+                return
+            try:
+                await self.settle(key)
+            except (Stays, CacheError) as error:
+                log.debug("%s: %s", key, error)
+        raise OSError(errno.EBUSY, "it is not known yet what its source has of it", key.path)
 
     async def settle(self, key: FileKey) -> None:
         """See how far a file had moved, and finish it one way or the other. Raises as ``restore``."""
@@ -412,10 +450,12 @@ class Movers:
         """Whether it turned out to be at home. Raises ``Conflict`` when another file is. What a killed server has done
         there may not be durable yet, and the SSD is about to rely on it."""
         key, kept = entry.key, entry.source_file.inode
+        if home.phase is Phase.LEAVING:
+            await self._homes.finish(key, kept, home.fingerprint)
         try:
             at_home = await self._homes.look(key, durable=True)
         except FileExistsError as error:
-            raise Conflict(TAKEN) from error
+            raise await self._taken(entry, home) from error
         if at_home is None:
             if home.phase is not Phase.AWAY:
                 await self._homes.let_go(key, kept, keep=True)
@@ -424,7 +464,7 @@ class Movers:
             return False
         found = at_home.file
         if not home.fingerprint.same_file(found.fingerprint):
-            raise Conflict(TAKEN)
+            raise await self._taken(entry, home)
         if home.phase is Phase.YIELDING:
             await self._store.moves.delete(key)
             await self._homes.let_go(key, kept, keep=False)

@@ -5,13 +5,14 @@ Of ``moving`` and its parts. The places themselves are ``fs.homes``'s.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Set
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeVar, TypeVarTuple
 
 from cachefs.cache.full import NO_ROOM
 from cachefs.descriptors import Descriptor
-from cachefs.model import FileKey, SourceFile, SourceName
+from cachefs.model import FileKey, Fingerprint, SourceFile, SourceName
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -36,6 +37,10 @@ def why_not_home(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return f"its source has no room for it ({text_of(error)})"
     return text_of(error)
+
+
+NOTHING_DONE = frozenset({errno.EBUSY, errno.ESTALE, errno.EXDEV, errno.EPERM, errno.EACCES})
+"""Errors of ``Homes.take_away`` after which the source has the file as before."""
 
 
 class Stays(Exception):
@@ -75,6 +80,8 @@ class Homes(Protocol):
     async def has_folder(self, key: FileKey, /) -> bool: ...
 
     async def take_away(self, key: FileKey, kept: int | None, seen: SourceFile, ctime_ns: int, /) -> bool: ...
+
+    async def finish(self, key: FileKey, kept: int, left: Fingerprint, /) -> None: ...
 
     async def open_return(self, key: FileKey, kept: int, /) -> Descriptor: ...
 

@@ -138,7 +138,7 @@ class Upkeep:
             entry = self.current(entry_id)
             if entry is None or entry.state is not EntryState.MOVED:
                 return False
-            if await shelf.on_disk(os.path.lexists, shelf.folder.published(entry.key)):
+            if not await shelf.on_disk(_is_missing, shelf.folder.published(entry.key)):
                 return False
             shelf.drop([entry], DropCause.DELETED)
         await shelf.forget_rows()
@@ -213,6 +213,15 @@ def _data_after(number: int, position: int, end: int) -> int:
         if error.errno == errno.ENXIO:  # none up to the end of the file
             return end
         raise
+
+
+def _is_missing(path: str) -> bool:
+    """For sure: a disk that does not answer just now says nothing of what is on it."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return error.errno in (errno.ENOENT, errno.ENOTDIR)
+    return False
 
 
 def _is_rubbish(root: str, name: str) -> bool:

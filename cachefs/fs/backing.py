@@ -10,7 +10,6 @@ fsync and close, and once more when nobody can write it any more, which a read l
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import mmap
 import os
@@ -21,8 +20,10 @@ from dataclasses import dataclass, field
 
 import trio
 
+from cachefs import leases
 from cachefs.descriptors import Descriptor
 from cachefs.fs import channel, reach
+from cachefs.leases import Lease
 
 log = logging.getLogger(__name__)
 
@@ -213,11 +214,9 @@ def copy_back(source_of_truth: Descriptor, home: Descriptor, clean: int | None, 
 
 
 def nobody_writes(descriptor: Descriptor) -> bool:
-    """Whether no handle or mapping can write the file: the kernel grants a read lease only then."""
+    """Whether no handle or mapping can write the file, for sure."""
     with descriptor.use() as number:
-        try:
-            fcntl.fcntl(number, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        except BlockingIOError:
-            return False
-        fcntl.fcntl(number, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    return True
+        lease = leases.take(number, leases.READ)
+        if lease is Lease.GRANTED:
+            leases.give_back(number)
+    return lease is Lease.GRANTED

@@ -27,6 +27,9 @@ from cachefs.fs.stat import Stat, look
 from cachefs.fs.union import Union
 from cachefs.model import DropCause, FileKey, Targets
 
+_TRIES = 3
+"""For a file that is just moving."""
+
 Maker = Callable[[int, str], object]
 """Makes a name in an open folder."""
 
@@ -99,14 +102,23 @@ class Changes:
 
     async def unlink(self, parent: Node, name: str) -> None:
         """Remove a file's name."""
-        async with self._routing.turns.changing(self._names(parent, name), content=False) as (key,):
-            moved = self._moved.get(key)
-            if moved is not None:
-                await self._losing.forgotten(await self._moved.delete(moved), Link(parent.number, name))
-                self._union.watched.touched(parent)
-                self._routing.names_changed()
-            else:
-                await self._remove(parent, name, os.unlink)
+        names = self._names(parent, name)
+        for _ in range(_TRIES):
+            await self._moved.known(*names())
+            async with self._routing.turns.changing(names, content=False) as (key,):
+                if self._moved.are_known(key):
+                    await self._unlink(parent, name, key)
+                    return
+        raise OSError(errno.EBUSY, "it moves all the time", name)
+
+    async def _unlink(self, parent: Node, name: str, key: FileKey) -> None:
+        moved = self._moved.get(key)
+        if moved is not None:
+            await self._losing.forgotten(await self._moved.delete(moved), Link(parent.number, name))
+            self._union.watched.touched(parent)
+            self._routing.names_changed()
+        else:
+            await self._remove(parent, name, os.unlink)
 
     async def rmdir(self, parent: Node, name: str) -> None:
         """Remove an empty folder."""

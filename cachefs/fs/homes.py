@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
+import logging
 import os
 import stat as st
 import time
@@ -25,6 +25,7 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
+from cachefs import leases
 from cachefs.descriptors import Descriptor, sync_names
 from cachefs.fs import keepings, reach
 from cachefs.fs.foldertimes import unseen
@@ -32,7 +33,10 @@ from cachefs.fs.found import RESERVED
 from cachefs.fs.source import Source
 from cachefs.fs.stat import Stat, look
 from cachefs.fs.union import Union
-from cachefs.model import FileKey, SourceFile, SourceName
+from cachefs.leases import Lease
+from cachefs.model import FileKey, Fingerprint, SourceFile, SourceName
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -43,6 +47,8 @@ _PATIENCE_S = 2.0
 """For an earlier change of a file: most are one call to a disk."""
 _RENAME_NOREPLACE = 1
 _OTHER_FILESYSTEM = "it is on another file system than its source's root"
+_NO_WAY_BACK = "its file system can rename nothing without overwriting, so that it could not come back"
+_NOT_TOLD = "it belongs to somebody else, and who has it open is told to him and root alone"
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -111,9 +117,14 @@ class Homes:
 
     async def take_away(self, key: FileKey, kept: int | None, seen: SourceFile, ctime_ns: int) -> bool:
         """Let the source give up the file that was ``seen``; whether its inode is kept, as this number. Raises
-        ``OSError``: EBUSY when anybody has it open, ESTALE when anything of it is different by now, EXDEV when it is on
-        another file system than the source's root; then nothing has been done."""
+        ``OSError``: one of ``places.NOTHING_DONE`` when anybody has it open, or that cannot be known, when anything of
+        it is different by now, and when it could not come back."""
         return await self.change(key, _take_away, self._source(key), key.path, kept, seen, ctime_ns)
+
+    async def finish(self, key: FileKey, kept: int, left: Fingerprint) -> None:
+        """What a crash may have left of ``take_away`` half done: the file that was ``left`` goes, any other comes back.
+        Raises ``OSError``."""
+        await self.change(key, _finish, self._source(key), key.path, kept, left)
 
     async def open_return(self, key: FileKey, kept: int) -> Descriptor:
         """The kept inode, or a new file in its place, open for writing what comes back; ``arrive`` names it."""
@@ -200,74 +211,105 @@ def _take_away(source: Source, path: str, kept: int | None, seen: SourceFile, ct
     with source.folders.at(folder_path) as folder:
         number = os.open(name, os.O_RDWR | _FILE, dir_fd=folder)
         try:
-            found, expected = look(number), seen.fingerprint
+            found = look(number)
             linked = kept is not None and found.nlink != 1  # one that was replaced only loses this name
-            other = expected.inode is not None and found.ino != expected.inode
-            changed = (found.size, found.mtime_ns) != (expected.size, expected.mtime_ns)
-            if linked or other or changed or found.ctime_ns != ctime_ns:  # of its attributes, too
+            if linked or not _is_same(found, seen.fingerprint) or found.ctime_ns != ctime_ns:  # of its attributes, too
                 raise OSError(errno.ESTALE, "it was changed meanwhile", path)
             reserved = kept is not None and _lease(number)
-            if kept is not None and reserved:
-                _reserve(source, folder, name, kept)
-                if not _is_ours_alone(number):
-                    _put_back(source, folder, name, kept)
-                    raise OSError(errno.EBUSY, "somebody opened or linked it just then")
+            if kept is None:
+                _remove(folder, name, found)
+            elif reserved:
+                _set_aside(source, folder, name, str(kept), lambda _: _is_ours_alone(number))
                 os.ftruncate(number, 0)
                 os.fsync(number)  # what comes back with its bytes after a power cut takes room for ever
             else:
-                _refuse_other_filesystem(source, found)
-                if kept is not None:
-                    keepings.mark(source, kept)
-                with unseen(folder, name):
-                    os.unlink(name, dir_fd=folder)
+                leaving = f"{kept}{keepings.LEAVING}"
+                _set_aside(source, folder, name, leaving, lambda there: _is_same(there, seen.fingerprint))
+                keepings.left(source, kept)
         finally:
             os.close(number)  # and with it goes the lease
         sync_names(folder)
     return reserved
 
 
+def _is_same(found: Stat, expected: Fingerprint) -> bool:
+    same_inode = expected.inode is None or found.ino == expected.inode
+    return same_inode and (found.size, found.mtime_ns) == (expected.size, expected.mtime_ns)
+
+
 def _lease(number: int) -> bool:
     """Make sure that nobody else has the file open: to empty it under a reader would be to lose it for him. False
-    where the file system grants no leases: then it is only deleted, which harms no reader. fcntl(2)."""
-    try:
-        fcntl.fcntl(number, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-    except OSError as error:
-        if error.errno == errno.EAGAIN:
-            raise OSError(errno.EBUSY, "somebody has it open") from error
-        return False
-    return True
+    where the file system knows no leases: then it is only deleted, which harms no reader."""
+    lease = leases.take(number, leases.WRITE)
+    if lease is Lease.REFUSED:
+        raise OSError(errno.EBUSY, "somebody has it open")
+    if lease is Lease.FORBIDDEN:
+        raise OSError(errno.EPERM, _NOT_TOLD)
+    return lease is Lease.GRANTED
 
 
 def _is_ours_alone(number: int) -> bool:
     """Whether nobody found it by its name before that went: who opens it now waits for the lease, and would have an
-    emptied file; a link breaks none. fcntl(2): while a lease is being broken F_GETLEASE says what it is to become."""
+    emptied file; a link breaks none."""
     time.sleep(_FOUND_WITHIN_S)
-    return fcntl.fcntl(number, fcntl.F_GETLEASE) == fcntl.F_WRLCK and os.fstat(number).st_nlink == 1
+    return leases.holds(number, leases.WRITE) and os.fstat(number).st_nlink == 1
 
 
-def _put_back(source: Source, folder: int, name: str, kept: int) -> None:
-    """Raises ``FileExistsError`` where another one has got its name already: it stays where it is then, whole."""
-    with keepings.opened(source) as reserved, unseen(folder, name):
-        _rename_to_nothing(reserved, str(kept), folder, name)
+def _remove(folder: int, name: str, found: Stat) -> None:
+    now = look(folder, name)
+    if (now.dev, now.ino) != (found.dev, found.ino):
+        raise OSError(errno.ESTALE, "another file has its name", name)
+    with unseen(folder, name):
+        os.unlink(name, dir_fd=folder)
 
 
-def _reserve(source: Source, folder: int, name: str, kept: int | None) -> None:
+def _set_aside(source: Source, folder: int, name: str, aside: str, is_ours: Callable[[Stat], bool]) -> None:
+    """Take the name of a file, and see then what it was the name of: somebody may just have renamed another one over
+    it. That one comes back."""
     with keepings.opened(source) as reserved:
+        keepings.make_place(reserved, aside)
         try:
             with unseen(folder, name):
-                os.rename(name, str(kept), src_dir_fd=folder, dst_dir_fd=reserved)
+                _rename_to_nothing(folder, name, reserved, aside)
         except OSError as error:
-            if error.errno == errno.EXDEV:
-                raise OSError(errno.EXDEV, _OTHER_FILESYSTEM, name) from error
-            raise
+            raise _why_not_aside(error, name) from error
         sync_names(reserved)
+        if not is_ours(look(reserved, aside)):
+            _put_back(reserved, aside, folder, name)
+            raise OSError(errno.EBUSY, "somebody opened, linked or replaced it just then")
 
 
-def _refuse_other_filesystem(source: Source, found: Stat) -> None:
-    """It could not come back by a renaming."""
-    with source.folders.at("") as root:
-        if look(root).dev != found.dev:
-            raise OSError(errno.EXDEV, _OTHER_FILESYSTEM)
+def _why_not_aside(error: OSError, name: str) -> OSError:
+    if error.errno == errno.EXDEV:
+        return OSError(errno.EXDEV, _OTHER_FILESYSTEM, name)
+    if error.errno in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP):
+        return OSError(errno.EPERM, _NO_WAY_BACK, name)
+    return error
+
+
+def _put_back(reserved: int, aside: str, folder: int, name: str) -> None:
+    """Raises ``FileExistsError`` where another one has got its name already: it stays where it is then, whole."""
+    try:
+        with unseen(folder, name):
+            _rename_to_nothing(reserved, aside, folder, name)
+    except FileExistsError:
+        log.warning("%s was replaced twice while it was moved: one of the two is kept as %s/%s", name, RESERVED, aside)
+        raise
+
+
+def _finish(source: Source, path: str, kept: int, left: Fingerprint) -> None:
+    folder_path, name = reach.split(path)
+    aside = f"{kept}{keepings.LEAVING}"
+    try:
+        with keepings.opened(source, make=False) as reserved:
+            if _is_same(look(reserved, aside), left):
+                keepings.left(source, kept)
+                return
+            with source.folders.at(folder_path) as folder:
+                _put_back(reserved, aside, folder, name)
+                sync_names(folder)
+    except FileNotFoundError:
+        return
 
 
 def _arrive(source: Source, path: str, kept: int, returning: Descriptor) -> None:

@@ -33,6 +33,7 @@ from cachefs.fs.stat import Stat, look
 from cachefs.fs.turns import Turns
 from cachefs.fs.union import Union
 from cachefs.model import CacheEntry, DropCause, EntryState, FileKey, OpenFile, Targets, UnionPath, Visible
+from cachefs.paths import folders_above
 from cachefs.status import Counters
 
 T = TypeVar("T")
@@ -154,7 +155,12 @@ class InUse:
         """As ``cache.moving.Hold``."""
         async with self.turns.held(key):
             writers = any(inode.writers and key in inode.keys for inode in self._inodes.values())
-            yield not writers and not self.turns.is_changing(key)
+            yield not writers and not self.turns.is_changing(key) and not self._is_late(key)
+
+    def _is_late(self, key: FileKey) -> bool:
+        """Whether a change of this name that was given up may still happen."""
+        every = {key, *folders_above(key)}
+        return any(every & (late.keys | late.folders) for item in self._late for late in item)
 
     # --- who has it open -----------------------------------------------------------------------------------------
 

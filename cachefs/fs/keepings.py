@@ -20,6 +20,8 @@ from cachefs.fs.source import Source
 
 DELETED = ".deleted"
 """What follows the number of a file that was deleted while somebody had it open."""
+LEAVING = ".leaving"
+"""What follows that of a file which is about to go: its inode cannot be kept, since nobody can tell who has it open."""
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -54,11 +56,19 @@ def open_one(source: Source, kept: int) -> Descriptor:
         return Descriptor(number)
 
 
-def mark(source: Source, kept: int) -> None:
-    """An empty file in the place of the inode that could not be kept: the source is known by it to have files that
-    moved, and is not taken for an empty mountpoint when that was its last one."""
+def make_place(reserved: int, name: str) -> None:
+    """What an earlier way of a file has left of itself, and is empty, is in nobody's way."""
+    with suppress(FileNotFoundError):
+        if not os.stat(name, dir_fd=reserved, follow_symlinks=False).st_size:
+            os.unlink(name, dir_fd=reserved)
+
+
+def left(source: Source, kept: int) -> None:
+    """The file is gone. An empty one in the place of the inode that could not be kept: the source is known by it to
+    have files that moved, and is not taken for an empty mountpoint when that was its last one."""
     with opened(source) as reserved:
         os.close(os.open(str(kept), os.O_WRONLY | os.O_CREAT | _FILE, 0o600, dir_fd=reserved))
+        os.unlink(f"{kept}{LEAVING}", dir_fd=reserved)
         sync_names(reserved)
 
 

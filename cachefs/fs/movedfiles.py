@@ -49,6 +49,10 @@ class Home(Protocol):
         """Wait until none below it is just giving up its place at its source."""
         ...
 
+    async def known(self, key: FileKey, /) -> None:
+        """See to it that a moved file is wholly away, and its source has nothing of it."""
+        ...
+
     async def let_go(self, key: FileKey, number: int, /, *, in_use: bool) -> None:
         """Its source need not keep its place any more; nor, unless it is ``in_use``, its number."""
         ...
@@ -106,6 +110,17 @@ class MovedFiles:
         except CacheError as error:
             log.debug("%s: %s", key, error)
 
+    async def known(self, *keys: FileKey) -> None:
+        """Before any of these is deleted, renamed or replaced: what its source still had of it would come back. Outside
+        of their turns. Raises ``OSError``."""
+        for key in keys:
+            if not self.are_known(key) and self._homes is not None:
+                await self._homes.known(key)
+
+    def are_known(self, *keys: FileKey) -> bool:
+        """Whether none of these is a moved file that is still, or already, at its source as well."""
+        return all(moved is None or _is_away(moved) for moved in map(self._files.get, keys))
+
     async def tell_folders(self, *changed: FileKey) -> None:
         """These names are new, or gone, on the SSD alone: who goes by the mtime of their folders is to see that. Nobody
         is kept from it by a source that is away."""
@@ -133,7 +148,7 @@ class MovedFiles:
         if moved is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), old.path)
         there = await place.source.call(_at, place.ref, new.path.rpartition("/")[2])
-        stranger = there is not None and replaced is not None and _is_away(replaced)
+        stranger = there is not None and replaced is not None
         if there is not None and there.is_folder:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), new.path)
         if not replace and (there is not None or replaced is not None):
@@ -154,10 +169,10 @@ class MovedFiles:
         return Renamed(self._node(moved), gone, there is not None)
 
     async def yield_to(
-        self, coming: FileKey, key: FileKey, flags: int, rename: Callable[[bool], Awaitable[T]]
+        self, coming: FileKey, key: FileKey, flags: int, rename: Callable[[], Awaitable[T]]
     ) -> tuple[Gone, T]:
-        """Let a file of the source, ``coming``, take the place of a moved one, within turns of both. ``rename`` is told
-        whether there must be nothing in that place at the source."""
+        """Let a file of the source, ``coming``, take the place of a moved one, within turns of both. ``rename`` must
+        find nothing in that place at the source."""
         moved = self._files.get(key)
         if flags & NOREPLACE or moved is None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), key.path)
@@ -168,7 +183,7 @@ class MovedFiles:
         await self._sync(source, _open_at, source, coming.path, seen)
         async with self._held(moved) as gone:
             await self._files.yielding(key, (await self._union.files.identified(coming, seen)).fingerprint)
-            result = await rename(_is_away(moved))  # in an error, whoever settles such files looks what became of it
+            result = await rename()  # in an error, whoever settles such files looks what became of it
             self._routing.withdraw(key)
             await self._files.delete(key)
         self._union.touched((key,))

@@ -57,7 +57,7 @@ def carry_out(step: Step) -> Moved:
             if step.onto_nothing and displaced is not None:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), step.new)
             moved = look(old_folder, step.old)
-            _rename(old_folder, step.old, new_folder, step.new, step.flags)
+            _rename(old_folder, step.old, new_folder, step.new, step.flags, onto_nothing=step.onto_nothing)
             if step.durable:
                 sync_names(new_folder)
                 sync_names(old_folder)
@@ -87,12 +87,14 @@ def _hold(folder: int, name: str) -> Opened | None:
         raise
 
 
-def _rename(old_folder: int, old: str, new_folder: int, new: str, flags: int) -> None:
+def _rename(old_folder: int, old: str, new_folder: int, new: str, flags: int, *, onto_nothing: bool) -> None:
     if flags & ~(NOREPLACE | EXCHANGE):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), old)
-    if not flags:
-        os.rename(old, new, src_dir_fd=old_folder, dst_dir_fd=new_folder)
-        return
-    if _libc.renameat2(old_folder, os.fsencode(old), new_folder, os.fsencode(new), flags) != 0:
+    every = flags | (NOREPLACE if onto_nothing else 0)
+    if every and _libc.renameat2(old_folder, os.fsencode(old), new_folder, os.fsencode(new), every) != 0:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), old)
+        if flags or number not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(number, os.strerror(number), new if number == errno.EEXIST else old)
+        every = 0
+    if not every:
+        os.rename(old, new, src_dir_fd=old_folder, dst_dir_fd=new_folder)

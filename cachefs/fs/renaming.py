@@ -77,9 +77,11 @@ class Renaming:
         every, keys = both(targets, new_targets), keys_of()
         with self._routing.barred(every):
             if not names.flags & EXCHANGE and any(map(self._moved.get, keys)) and self._moved.may_become(keys[1]):
+                await self._moved.known(*keys)
                 # Within the turns of both nothing moves or comes home: what is where stays so until it is renamed.
                 async with self._routing.turns.changing(keys_of, content=False) as now:
-                    done = now == keys and await self._rename_on_ssd(names, keys, new_targets, every)
+                    known = now == keys and self._moved.are_known(*keys)
+                    done = known and await self._rename_on_ssd(names, keys, new_targets, every)
             else:
                 done = await self._rename_at_source(names, keys_of, every)
             if done:
@@ -99,7 +101,7 @@ class Renaming:
             return True
 
     async def _carry_out(
-        self, names: _Names, every: Targets, onto_nothing: bool = False, *, durable: bool = False
+        self, names: _Names, every: Targets, *, onto_nothing: bool = False, durable: bool = False
     ) -> Moved:
         place, new_place = self._union.place(names.old[0]), self._union.place(names.new[0])
         step = Step(place.ref, names.old[1], new_place.ref, names.new[1], names.flags, durable, onto_nothing)
@@ -131,7 +133,7 @@ class Renaming:
             return True
         if self._moved.get(new_key) is None:
             return False
-        rename = partial(self._carry_out, names, every, durable=True)
+        rename = partial(self._carry_out, names, every, onto_nothing=True, durable=True)
         gone, moved = await self._moved.yield_to(old_key, new_key, names.flags, rename)
         await self._losing.forgotten(gone, names.new_link)
         await self._renamed(names, moved)

@@ -34,6 +34,7 @@ from cachefs.fs.found import RESERVED
 from cachefs.fs.homes import Homes
 from cachefs.fs.operations import Operations
 from cachefs.fs.source import Source
+from cachefs.fs.stat import Stat
 from cachefs.model import DropCause, EntryState, FileKey, Phase, SourceName, Targets, Visible
 from cachefs.ranges import Ranges
 from cachefs.verification import Flaw
@@ -187,14 +188,14 @@ async def test_a_file_of_several_names_is_copied_and_not_moved(tmp_path: Path) -
 async def test_a_file_that_somebody_finds_just_before_its_name_goes_is_not_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    reserve = homes._reserve
+    set_aside = homes._set_aside
     appending: list[threading.Thread] = []
 
     def append(path: Path) -> None:
         with path.open("ab", buffering=0) as file:
             file.write(b" and more")
 
-    def late(source: Source, folder: int, name: str, kept: int | None) -> None:
+    def late(source: Source, folder: int, name: str, aside: str, is_ours: Callable[[Stat], bool]) -> None:
         if way == "links it":
             os.link(at, tmp_path / "link")
         else:
@@ -202,13 +203,13 @@ async def test_a_file_that_somebody_finds_just_before_its_name_goes_is_not_moved
             appending[0].start()
             while not _is_waited_for(at):
                 pass
-        reserve(source, folder, name, kept)
+        set_aside(source, folder, name, aside, is_ours)
 
     async with rooms(tmp_path) as fs:
         at = put(fs, FILM, CONTENT)
         await fs.published(FILM)
         await fs.give_attributes(FILM)
-        monkeypatch.setattr(homes, "_reserve", late)
+        monkeypatch.setattr(homes, "_set_aside", late)
         with pytest.raises(Stays, match="open"):
             await fs.movers.move(fs.key(FILM))
         for thread in appending:
@@ -745,6 +746,28 @@ async def test_a_moved_file_that_is_brought_home_by_hand_while_mounted_is_that_o
         assert fs.store.get(key) is None
         assert await content(fs, FILM) == CONTENT
         assert await verified(fs, repair=False) == set()
+
+
+async def test_an_ssd_that_does_not_say_what_is_on_it_loses_no_moved_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = os.lstat
+
+    def fail(path: str) -> os.stat_result:
+        if str(path).endswith(FILM):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return look(path)
+
+    async with rooms(tmp_path) as fs:
+        at = put(fs, FILM, CONTENT)
+        key = await fs.moved(FILM)
+        put(fs, FILM, OTHER)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "lstat", fail)
+            await verified(fs, repair=True)
+        assert fs.store.moves.get(key) is not None
+        assert (tmp_path / "ssd/files/Media" / FILM).read_bytes() == CONTENT
+        at.unlink()
 
 
 # --- every file operation, on files that have moved ------------------------------------------------------------------
