@@ -68,11 +68,11 @@ class Descriptor:
         return not self._open
 
 
-def open_below(path: str, flags: int) -> int:
+def open_below(path: str, flags: int, mode: int = 0o600) -> int:
     """Open a file that is named from a place of ours (``/proc/self/fd/7/files/Media/a``): no link on the way from there
     is followed. Raises ``OSError``: ENOTDIR or ELOOP for one."""
     if not path.startswith("/proc/self/fd/"):
-        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     number, *above, name = path.split("/")[4:]
     place = os.open(f"/proc/self/fd/{number}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -80,7 +80,7 @@ def open_below(path: str, flags: int) -> int:
             deeper = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
             os.close(place)
             place = deeper
-        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=place)
     finally:
         os.close(place)
 

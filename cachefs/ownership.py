@@ -8,7 +8,8 @@ them, and are no concern of this module.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cachefs.errors import UserError
@@ -37,14 +38,32 @@ class Ownership:
         """As mkdir(2)."""
         os.mkdir(path, 0o700, dir_fd=dir_fd)
         if self != _NOBODY_ELSES:
-            os.chown(path, self.uid, self.gid, dir_fd=dir_fd, follow_symlinks=False)
-            os.chmod(path, 0o777 & ~self.umask, dir_fd=dir_fd)
+            with _itself(path, dir_fd) as folder:
+                self._give(folder, 0o777)
 
     def give(self, file: int | str | os.PathLike[str], rights: int = 0o666) -> None:
-        """A file that was just made and is the daemon's alone, by its descriptor or name; ``rights`` before UMASK."""
+        """A file that was just made and is the daemon's alone, by its descriptor or name; ``rights`` before UMASK. Who
+        owns the folder may have put a link in the place of the name: OSError for that."""
+        if isinstance(file, int):
+            self._give(file, rights)
+            return
+        with _itself(file) as itself:
+            self._give(itself, rights)
+
+    def _give(self, file: int | str, rights: int) -> None:
         os.chmod(file, rights & ~self.umask)
         if self != _NOBODY_ELSES:
             os.chown(file, self.uid, self.gid)
+
+
+@contextmanager
+def _itself(path: str | os.PathLike[str], dir_fd: int | None = None) -> Iterator[str]:
+    """A path that leads to what has this name now, and to nothing that gets it later."""
+    number = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        yield f"/proc/self/fd/{number}"
+    finally:
+        os.close(number)
 
 
 _NOBODY_ELSES = Ownership()

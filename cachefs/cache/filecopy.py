@@ -20,7 +20,7 @@ from cachefs.cache.pacing import READING_WINDOW_S, chunk_bytes, pause_after
 from cachefs.cache.store import Store
 from cachefs.descriptors import Descriptor
 from cachefs.errors import CacheError
-from cachefs.model import CacheEntry, EntryState, FileKey, SourceFile, SourceName
+from cachefs.model import CacheEntry, DropCause, EntryState, FileKey, SourceFile, SourceName, Targets
 from cachefs.ranges import Span
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ class FileCopy:
         self._files = files
         self._share = share
         self._stop = stop
+        self._life = store.life
         self._uncertain_bytes = 0
 
     @property
@@ -95,6 +96,8 @@ class FileCopy:
             await close_at_source(self._files, self.key, source)
         if outcome is not Outcome.PUBLISHED:
             return outcome
+        if self._current() is None:
+            return Outcome.DROPPED
         published = await self._store.publish(self.entry, await self._files.stat(self.key))
         if published is not None:
             return Outcome.PUBLISHED
@@ -110,6 +113,10 @@ class FileCopy:
             return Outcome.DROPPED
         try:
             outcome = await self._copy_missing(source, target)
+            if outcome is Outcome.PUBLISHED and await self._files.run(self.key.source, look, source) != seen:
+                # What the union knows of it may be older.
+                self._store.demote(Targets(keys=frozenset((self.key,))), DropCause.REPLACED)
+                return Outcome.CHANGED
             if outcome is Outcome.PUBLISHED:
                 attributes = await self._files.run(self.key.source, read_attributes, source)
                 await self._on_ssd(write_attributes, target, attributes)
@@ -162,6 +169,8 @@ class FileCopy:
             raise CacheError(f"writing the copy of {self.key} failed: {error}") from error
 
     def _account(self, start: int, end: int) -> None:
+        if self._store.life != self._life:
+            return  # it was written where the SSD was
         self._store.record(self.entry.id, start, end)
         self.copied_bytes += end - start
         self._uncertain_bytes += end - start
@@ -172,7 +181,8 @@ class FileCopy:
     def _current(self) -> CacheEntry | None:
         """The entry as it is now, while it is this one."""
         current = self._store.get(self.key)
-        return current if current is not None and current.id == self.entry.id else None
+        same = current is not None and current.id == self.entry.id and self._store.life == self._life
+        return current if same else None
 
     async def _save(self) -> None:
         """The last checkpoint of this run, whatever ended it: what is lost then is only work."""

@@ -29,7 +29,7 @@ from cachefs.cache import inside
 from cachefs.cache.full import NO_ROOM
 from cachefs.cache.label import Label
 from cachefs.cache.label import write as write_label
-from cachefs.descriptors import sync_names
+from cachefs.descriptors import Descriptor, open_below, sync_names
 from cachefs.errors import CacheBusy, CacheError
 from cachefs.model import FileKey
 from cachefs.ownership import ours
@@ -201,7 +201,7 @@ class Folder:
         for name in TREES:  # somebody may have emptied the cache folder
             with suppress(FileExistsError):
                 ours().make_folder(f"{self.place}/{name}")
-        number = os.open(self.partial(entry_id), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        number = open_below(self.partial(entry_id), os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             ours().give(number)
             os.ftruncate(number, size)
@@ -209,6 +209,10 @@ class Folder:
             os.close(number)
         with inside.folder(self.place, "partial") as place:
             sync_names(place)
+
+    def open_partial(self, entry_id: int) -> Descriptor:
+        """Open it for writing."""
+        return Descriptor(open_below(self.partial(entry_id), os.O_RDWR))
 
     def sync_data(self, entry_id: int) -> None:
         """Make the bytes written so far durable."""
@@ -445,7 +449,7 @@ def _close(number: int) -> None:
 
 @contextmanager
 def _opened(path: str) -> Iterator[int]:
-    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # the original may be one that nobody may write
+    number = open_below(path, os.O_RDONLY)  # the original may be one that nobody may write
     try:
         yield number
     finally:

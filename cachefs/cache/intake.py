@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import logging
-import os
 from dataclasses import replace
 from functools import partial
 
@@ -108,12 +107,11 @@ class Intake:
         """See ``Store.open_partial``."""
         shelf = self._shelf
         try:
-            number = await shelf.on_disk(os.open, shelf.folder.partial(entry.id), os.O_RDWR | os.O_CLOEXEC)
+            return await shelf.on_disk(shelf.folder.open_partial, entry.id)
         except OSError as error:
             if shelf.holdings.by_id(entry.id) is None:
                 return None  # dropped, and its file removed, on the way here
             raise shelf.failed(entry, error) from error
-        return Descriptor(number)
 
     def claim(self, entry: CacheEntry, length: int) -> bool:
         """See ``Store.claim``."""
@@ -182,7 +180,7 @@ class Intake:
                 shelf.unlike.add(name)
                 text = "%s is not cached: %s in the cache folder may be an only copy, and has other bytes"
                 log.warning(text, entry.key, name)
-                shelf.drop([entry], DropCause.ABANDONED)
+                shelf.drop(shelf.living(entry), DropCause.ABANDONED)
                 return True
         return False
 
@@ -199,7 +197,8 @@ class Intake:
                 return None
             shelf.drop(in_the_way, DropCause.REPLACED)
             if await shelf.on_disk(only_copy, shelf.folder.place, cache_path(current.key)) is not None:
-                shelf.drop([current], DropCause.REPLACED)  # the one whose file that was, is about to find it again
+                # The one whose file that was, is about to find it again.
+                shelf.drop(shelf.living(current), DropCause.REPLACED)
                 return None
             self._publishing.add(entry_id)
             try:

@@ -196,9 +196,12 @@ class Movers:
                 raise Stays("its source shows another file")
             if at_home.file.links != 1:
                 raise Stays("it has several names at its source (hard links)")
+            life = self._store.life
             digest = await self.carrying.compare(entry)
             if self._store.is_barred(entry):
                 raise Stays("somebody changes it")
+            if self._store.life != life:
+                raise Stays("the SSD was away meanwhile")
             with self._leaves(entry):
                 async with self._hold(key) as free:
                     if not free:
@@ -299,7 +302,7 @@ class Movers:
 
     async def _restore(self, entry: CacheEntry, home: Home) -> bool:
         """False when the file was written to meanwhile, or is no moved file of this name any more."""
-        arrived = False
+        arrived, life = False, self._store.life
         key, kept = entry.key, entry.source_file.inode
         try:
             copy = await self._store.on_ssd(moved_bytes.open_file, self._store.file_of(entry), os.O_RDONLY)
@@ -314,7 +317,7 @@ class Movers:
                 if not await self._is_brought(entry, copy, before, target):
                     return False
                 async with self._hold(key) as free:
-                    if not free or not self._is_moved(entry):
+                    if not free or not self._is_moved(entry) or self._store.life != life:
                         return False
                     if await self._store.on_ssd(moved_bytes.state_of, copy) != before:
                         return False

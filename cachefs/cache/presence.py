@@ -19,6 +19,7 @@ from typing import TypeVar, TypeVarTuple
 import trio
 
 from cachefs.cache.folder import Folder
+from cachefs.jobs import Job
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ class Presence:
         """Why it is away; empty while it is there."""
         self.suspect = trio.Event()
         """Somebody has seen it fail."""
+        self.life = 0
+        """How often it has come back: what was opened in an earlier life is no file of this one."""
         self._leave = leave
         self._stop_at = float("inf")
         self._began_at: dict[object, float] = {}
@@ -63,18 +66,20 @@ class Presence:
         within_s: float = NO_ANSWER_S,
     ) -> T:
         """``function(*args)`` in a thread, not cancelled from outside. Raises what it raises; EIO at once while the
-        folder is away, and when there is no answer in time."""
+        folder is away, and when there is no answer in time: what it returns later is closed."""
         if self.away:
             raise OSError(errno.EIO, self.away)
         answers: list[Callable[[], T]] = []
+        job = Job(partial(function, *args))
         scope = trio.CancelScope(shield=True, deadline=min(trio.current_time() + within_s, self._stop_at))
         self._scopes.add(scope)
         try:
             with scope:
-                await self._in_thread(partial(function, *args), answers, limiter or self._turns)
+                await self._in_thread(job.run, answers, limiter or self._turns)
         finally:
             self._scopes.discard(scope)
         if not answers:
+            job.abandon()
             raise OSError(errno.EIO, self.away or "no answer")
         return answers[0]()
 
@@ -96,7 +101,12 @@ class Presence:
                 loop.run_sync_soon(returned, answer)
 
         began_at[call] = trio.current_time()
-        trio.lowlevel.start_thread_soon(work, lambda outcome: deliver(outcome.unwrap))
+        try:
+            trio.lowlevel.start_thread_soon(work, lambda outcome: deliver(outcome.unwrap))
+        except RuntimeError as error:
+            del began_at[call]
+            limiter.release_on_behalf_of(call)
+            raise OSError(errno.EAGAIN, "no thread can be started for the SSD") from error
         await done.wait()
 
     @property
@@ -155,6 +165,7 @@ class Presence:
     def begin_at(self, folder: Folder) -> None:
         """It is back. Threads that still hang where it was are none of its business."""
         self.folder, self.away = folder, ""
+        self.life += 1
         self._began_at = {}
         self._turns = trio.CapacityLimiter(_THREADS)
         self._one_look = trio.CapacityLimiter(1)

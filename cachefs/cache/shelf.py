@@ -134,6 +134,11 @@ class Shelf:
             self.note_change()
             self.tell(entry.key)
 
+    def living(self, entry: CacheEntry) -> list[CacheEntry]:
+        """The entry as it is now, after an ``await``; none when it is gone."""
+        now = self.holdings.by_id(entry.id)
+        return [now] if now is not None else []
+
     def failed(self, entry: CacheEntry, error: OSError | CacheError) -> CacheError:
         """Drop the entry because the SSD failed, and say so to the one who asked."""
         current = self.holdings.by_id(entry.id)

@@ -127,6 +127,12 @@ class Store:
 
     # --- for routing: memory only ---
 
+    @property
+    def life(self) -> int:
+        """How often the SSD has come back. An entry that was there before has the same id, and its file may be another:
+        nothing that was opened in an earlier life is it."""
+        return self._shelf.presence.life
+
     def get(self, key: FileKey) -> CacheEntry | None:
         """The live entry of this file."""
         return self._shelf.holdings.live.get(key)
@@ -277,8 +283,9 @@ class Store:
         is made so by the checkpoints."""
         try:
             await self._shelf.on_disk(descriptor.close)
-        except OSError as error:
+        except OSError as error:  # the SSD was not even asked, maybe
             log.debug("closing a file of the SSD failed: %s", error)
+            trio.lowlevel.start_thread_soon(descriptor.close, lambda _: None)
 
     def claim(self, entry: CacheEntry, length: int) -> bool:
         """Whether the copy may write ``length`` bytes next without passing ``min_free``, others' files considered.

@@ -51,6 +51,10 @@ class Backing:
     clean: int | None = None
     same: bool = False
     """The file has moved: the backing file is the file itself, and there is no other side."""
+    lost: bool = False
+    """It went away with its SSD. Who has it open has what the kernel can still give; nobody else gets it."""
+    is_waiting: bool = False
+    """Whether its source did not take what a mapping wrote, the last time."""
     lock: trio.Lock = field(default_factory=trio.Lock)
 
     @property

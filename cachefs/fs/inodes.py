@@ -198,7 +198,7 @@ class Inodes:
         known = self._nodes.get(node.number)
         if known is None:
             known = self._nodes[node.number] = node
-            self.leaves.own(node.number)
+            known.lookups += self.leaves.own(node.number)  # a listing may have told of it since it was met
         known.lookups += 1
 
     def forgotten(self, number: int, count: int) -> Node | None:

@@ -70,6 +70,18 @@ class InUse:
             self._union.inodes.leaves.close_idle(0)  # what is looked up without Python is what the source has
         for inode in [inode for inode in self._inodes.values() if key in inode.keys]:
             self._follow_home(inode)
+            if inode.backing is not None and self._store.away:
+                self._lose(inode, inode.backing)
+
+    def _lose(self, inode: OpenInode, held: backing.Backing) -> None:
+        """What a mapping has written there since the last look is lost with the SSD."""
+        held.lost = True
+        home, held.home = held.home, None
+        unbar, held.unbar = held.unbar, []
+        for release in unbar:
+            release()
+        if home is not None:
+            trio.lowlevel.spawn_system_task(inode.source.discard, home)
 
     def _follow_home(self, inode: OpenInode) -> None:
         """The file may have moved, or come home: who has it open goes on with it where it is now."""
@@ -93,10 +105,11 @@ class InUse:
         targets: Targets,
         function: Callable[[*Ts], T],
         *args: *Ts,
-        cause: DropCause,
+        cause: DropCause | None,
         later: frozenset[FileKey] = frozenset(),
     ) -> T:
-        """Take ``targets`` out of the cache, then run ``function`` in a thread of ``source``.
+        """Take ``targets`` out of the cache, then run ``function`` in a thread of ``source``. ``cause`` None: they stay
+        in it, for no byte of theirs changes.
 
         No copy of them begins or is published until the thread has really returned, however late. What is below the
         folders ``later`` goes afterwards, and only if something was done: no byte of it changes.
@@ -105,11 +118,12 @@ class InUse:
         if any(_touch(targets, late) for item in self._late for late in item):
             raise SourceError(errno.EIO, f"source {source.name}: an earlier change of it has not come back yet")
         bar = self._store.bar(targets)
-        self._offered.withdraw_all(targets)
-        for number in targets.inodes & self._inodes.keys():
-            self._inodes[number].changed = True
+        if cause is not None:
+            self._offered.withdraw_all(targets)
+            for number in targets.inodes & self._inodes.keys():
+                self._inodes[number].changed = True
         try:
-            await self._store.drop(replace(targets, folders=targets.folders - later), cause)
+            await self._drop(replace(targets, folders=targets.folders - later), cause)
         except BaseException:
             bar.release()
             raise
@@ -126,13 +140,17 @@ class InUse:
         except SourceTimeout:
             if under_way:
                 self._late.append(under_way)
-            await self._store.drop(Targets(folders=later), cause)
+            await self._drop(Targets(folders=later), cause)
             raise
         else:
-            await self._store.drop(Targets(folders=later), cause)
+            await self._drop(Targets(folders=later), cause)
             return result
         finally:
             self._union.touched(targets.keys)
+
+    async def _drop(self, targets: Targets, cause: DropCause | None) -> None:
+        if cause is not None:
+            await self._store.drop(targets, cause)
 
     def targets(self, node: Node, place: Place) -> Targets:
         """Everything in the cache that is this file, under whatever name."""

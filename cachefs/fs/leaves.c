@@ -137,15 +137,17 @@ uint64_t cachefs_leaves(void)
 	return count;
 }
 
-/* Python has an object for this number from now on. */
-int cachefs_node_own(uint64_t number)
+/* Python has an object for this number from now on. Returns how often the kernel was told of the leaf that it was until
+ * now, which Python has to count; -1 without memory. */
+int64_t cachefs_node_own(uint64_t number)
 {
 	struct node *node = find_node(number);
 	if (node != NULL && node->name_len == 0)
 		return 0;
+	int64_t lookups = node != NULL ? node->lookups : 0;
 	if (node != NULL)
 		remove_node(number);
-	return add_node(number, 0) != NULL ? 0 : -1;
+	return add_node(number, 0) != NULL ? lookups : -1;
 }
 
 void cachefs_node_disown(uint64_t number)

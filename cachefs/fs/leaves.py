@@ -40,7 +40,7 @@ class _LeafOut(ctypes.Structure):
 _U64, _POINTER = ctypes.c_uint64, ctypes.c_void_p
 if _quick is not None and _slow is not None:
     for _name, _result, *_arguments in (
-        ("cachefs_node_own", ctypes.c_int, _U64),
+        ("cachefs_node_own", ctypes.c_int64, _U64),
         ("cachefs_node_disown", None, _U64),
         ("cachefs_leaves", _U64),
         ("cachefs_leaf_take", ctypes.c_int, _U64, _POINTER),
@@ -109,10 +109,12 @@ class Leaves:
     def __len__(self) -> int:
         return int(_quick.cachefs_leaves()) if self._on and _quick is not None else 0
 
-    def own(self, number: int) -> None:
-        """There is a ``Node`` of this number."""
-        if self._on and _quick is not None and _quick.cachefs_node_own(number) != 0:
+    def own(self, number: int) -> int:
+        """There is a ``Node`` of this number. How often the kernel was told of the leaf that it was until now."""
+        lookups = int(_quick.cachefs_node_own(number)) if self._on and _quick is not None else 0
+        if lookups < 0:
             raise MemoryError
+        return lookups
 
     def disown(self, number: int) -> None:
         """There is none any more; listings and look-ups may make a leaf of it again."""

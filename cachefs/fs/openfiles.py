@@ -19,10 +19,12 @@ from cachefs.model import FileKey
 
 @dataclass(slots=True, eq=False)
 class SsdSide:
-    """The SSD file of one entry, open for reading. ``whole``: the last read found it published and without fault."""
+    """The SSD file of one entry, open for reading in one life of the SSD. ``whole``: the last read found it published
+    and without fault."""
 
     entry_id: int
     descriptor: Descriptor
+    life: int = 0
     whole: bool = False
 
 

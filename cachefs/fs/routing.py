@@ -14,12 +14,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import trio
 
 from cachefs.cache.store import Store
+from cachefs.descriptors import Descriptor
 from cachefs.fs import backing, channel, reach
 from cachefs.fs.backing import Backings
 from cachefs.fs.found import Place
@@ -102,11 +103,12 @@ class Routing(InUse):
             return Wish.READ
         held = inode.backing
         if held is not None:
-            return Wish.SAME if held.entry_id == entry.id else Wish.PUBLISHED
+            return Wish.SAME if held.entry_id == entry.id and not held.lost else Wish.PUBLISHED
         if inode.mode is Mode.IDLE:
             inode.backing = self.backings.open(side.descriptor, entry.id)
-            if inode.backing is not None:
-                inode.backing.same = entry.state is EntryState.MOVED
+            now = self._store.get(entry.key)  # it may have come home since it was asked what it is
+            if inode.backing is not None and now is not None:
+                inode.backing.same = now.state is EntryState.MOVED
         return Wish.PUBLISHED if inode.mode is not Mode.IDLE or inode.backing is not None else Wish.READ
 
     def _answer_reader(self, inode: OpenInode, wish: Wish, entry: CacheEntry | None, *, keep_cache: bool) -> Opening:
@@ -180,10 +182,35 @@ class Routing(InUse):
             bar.release()
             raise
         handle.appends = bool(flags & os.O_APPEND)
+        if flags & os.O_RDWR:
+            await self._follow_mappings(handle, opened.descriptor)
+        return self._answer(handle, Wish.WRITE, keep_cache=self._has_pages_under_way(handle.inode, but=1))
+
+    async def _follow_mappings(self, handle: Handle, own: Descriptor) -> None:
+        """What this handle may map is the backing file from here on, which is to be copied back to the source."""
         inode, held = handle.inode, handle.inode.backing
-        if held is not None and not held.same and flags & os.O_RDWR and held.home is None:
-            held.home = await inode.source.call(backing.open_again, opened.descriptor)
-        return self._answer(handle, Wish.WRITE, keep_cache=self._has_pages_under_way(inode, but=1))
+        if held is None or held.same or held.lost or held.home is not None:
+            return
+        try:
+            home = await inode.source.call(backing.open_again, own)
+        except BaseException:
+            await self._give_up(handle)
+            raise
+        if held.home is None:
+            held.home = home
+        else:
+            await inode.source.discard(home)
+
+    async def _give_up(self, handle: Handle) -> None:
+        """A writer's handle of which the kernel never hears."""
+        inode = handle.inode
+        inode.writers -= 1
+        inode.node.writers -= 1
+        if handle.own is not None:
+            await inode.source.discard(handle.own)
+        if handle.unbar is not None:
+            handle.unbar()
+        self._let_go(inode)
 
     def adopt(self, node: Node, opened: reach.Opened, flags: int) -> Opening:
         """A handle for a file that was just created and is open already."""
@@ -275,10 +302,27 @@ class Routing(InUse):
             await trio.sleep(_LOOK_AT_MAPPINGS_EVERY_S)
             self._offered.withdraw_idle()
             for inode in [inode for inode in self._inodes.values() if inode.backing and inode.backing.is_truth]:
-                if await self._writing.look_at_mapping(inode):
-                    self._let_go(inode)
+                with self._waiting_for_source(inode):
+                    if await self._writing.look_at_mapping(inode):
+                        self._let_go(inode)
 
     async def close(self) -> None:
         """Before the mount goes: nothing that a mapping wrote may be lost."""
         for inode in list(self._inodes.values()):
-            await self._writing.copy_back(inode, always=True)
+            with self._waiting_for_source(inode):
+                await self._writing.copy_back(inode, always=True)
+
+    @contextmanager
+    def _waiting_for_source(self, inode: OpenInode) -> Iterator[None]:
+        """A source that is away keeps what mappings wrote of its own files waiting, and nobody else's."""
+        held = inode.backing
+        try:
+            yield
+        except OSError as error:
+            if held is not None and not held.is_waiting:
+                name = inode.keys[0] if inode.keys else "a deleted file"
+                log.warning("what was written to %s is on the SSD only, until its source takes it: %s", name, error)
+                held.is_waiting = True
+        else:
+            if held is not None:
+                held.is_waiting = False

@@ -23,9 +23,9 @@ from cachefs.descriptors import Descriptor
 from cachefs.errors import SourceError, SourceOffline, SourceTimeout
 from cachefs.fs import devices, stat
 from cachefs.fs.folders import Folders
-from cachefs.fs.jobs import Job
 from cachefs.fs.nested import FOLDER
 from cachefs.fs.watch import Watches
+from cachefs.jobs import Job
 from cachefs.model import SourceHealth, SourceName
 
 log = logging.getLogger(__name__)

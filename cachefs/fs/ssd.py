@@ -12,9 +12,9 @@ import trio
 
 from cachefs.descriptors import Descriptor, open_below
 from cachefs.fs import reach
-from cachefs.fs.jobs import Job
 from cachefs.fs.openfiles import OpenInode, SsdSide
 from cachefs.fs.stat import Stat, look
+from cachefs.jobs import Job
 from cachefs.model import CacheEntry, EntryState
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,9 @@ _THREADS = 16
 
 class Entries(Protocol):
     """What is needed of the store."""
+
+    @property
+    def life(self) -> int: ...
 
     def file_of(self, entry: CacheEntry) -> str: ...
 
@@ -89,17 +92,21 @@ class Ssd:
 
     async def _side(self, inode: OpenInode, entry: CacheEntry) -> Descriptor:
         side = inode.from_ssd
-        if side is not None and side.entry_id == entry.id:
+        if side is not None and self._is_of(side, entry):
             return side.descriptor
         async with inode.opening:
             side = inode.from_ssd
-            if side is None or side.entry_id != entry.id:
+            if side is None or not self._is_of(side, entry):
+                life = self._store.life
                 opened = await self.run(_open_file, self._store.file_of(entry))
-                old, side = side, SsdSide(entry.id, opened)
+                old, side = side, SsdSide(entry.id, opened, life)
                 inode.from_ssd = side
                 if old is not None:
                     await self.close(old.descriptor.close)
         return side.descriptor
+
+    def _is_of(self, side: SsdSide, entry: CacheEntry) -> bool:
+        return (side.entry_id, side.life) == (entry.id, self._store.life)
 
     async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """``function`` in a thread that may touch the SSD; EIO when that does not answer."""

@@ -9,6 +9,7 @@ import errno
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Protocol, TypeVar, TypeVarTuple
 
 from cachefs.descriptors import Descriptor
@@ -42,7 +43,7 @@ class Writing:
         """Write to the source, and to what the kernel reads. The handle's bar keeps the file out of the cache."""
         inode, own = handle.inode, _own(handle)
         held = inode.backing
-        if held is None or held.same:
+        if held is None or held.same or held.lost:
             write = backing.write if held is None else backing.write_itself
             return await self._change_open(inode, write, own, data, offset, handle.appends)
         async with held.lock:
@@ -59,7 +60,7 @@ class Writing:
         """Around a truncation of the file at its source: what the kernel reads follows, and is not copied back in
         between, when it has the old size still."""
         held = inode.backing
-        if held is None or held.same:
+        if held is None or held.same or held.lost:
             yield
             return
         async with held.lock:
@@ -96,9 +97,9 @@ class Writing:
         held = inode.backing
         if held is None or held.home is None:
             return
-        async with held.lock:
-            held.clean = await inode.source.call(
-                lambda: _copy_back(held.descriptor, held.home, held.clean, always=always)
+        async with held.lock:  # and no later write overtakes one that is given up
+            held.clean = await self._change_open(
+                inode, partial(_copy_back, held.descriptor, held.home, held.clean, always=always)
             )
 
     async def look_at_mapping(self, inode: OpenInode) -> bool:

@@ -11,6 +11,7 @@ that, and it changes the mode, which the next look must show.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -26,6 +27,8 @@ from cachefs.fs.remembered import is_away
 from cachefs.fs.routing import Routing
 from cachefs.fs.stat import Stat, look
 from cachefs.fs.union import Union
+
+log = logging.getLogger(__name__)
 
 Ts = TypeVarTuple("Ts")
 
@@ -81,20 +84,28 @@ class Xattrs:
 
     async def set(self, node: Node, name: str, value: bytes, caller: Caller) -> None:
         await self._change(node, name, _set, name, value, caller if name.startswith(_ACLS) else None)
+        await self._tell_copy(node, lambda copy: os.setxattr(copy, name, value))
 
     async def remove(self, node: Node, name: str, caller: Caller) -> None:
         await self._change(node, name, _remove, name, caller if name.startswith(_ACLS) else None)
+        await self._tell_copy(node, lambda copy: os.removexattr(copy, name))
+
+    async def _tell_copy(self, node: Node, change: Callable[[int], None]) -> None:
+        """The copy has what its source has, as far as the SSD's file system can have it."""
+        try:
+            await self._routing.of_copy(node, change)
+        except OSError as error:
+            log.debug("%s", error)
 
     async def _change(self, node: Node, name: str, change: Callable[[Ref, *Ts], Stat], *args: *Ts) -> None:
         if name.startswith(_OURS):
             raise PermissionError(errno.EPERM, f"{name} is cachefs's own", name)
         async with self._routing.changing(node, content=False):
             place = self._union.place(node)
-            self._union.touched(place.keys)
+            targets = self._routing.targets(node, place)
             try:
-                seen = await place.source.call(change, place.ref, *args)
+                seen = await self._routing.change(place.source, targets, change, place.ref, *args, cause=None)
             finally:
-                self._union.touched(place.keys)
                 if S_ISDIR(node.kind):
                     self._union.watched.touched(node)
         self._union.sightings.seen(node, place, seen)

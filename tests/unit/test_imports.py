@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[2] / "cachefs"
 
 SHARED = {
     *("model", "errors", "ranges", "descriptors", "units", "paths", "verification", "restoration", "ownership"),
-    "leases",
+    *("leases", "jobs"),
 }
 """The words everybody speaks. They import nothing of ours but each other."""
 

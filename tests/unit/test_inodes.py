@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachefs.fs.inodes import ROOT, Inodes, Link, Node, number_of
+from cachefs.fs.leaves import Leaves
 from cachefs.fs.stat import Stat
 
 tags = st.integers(0, 70_000)
@@ -222,3 +223,18 @@ def test_folders_that_seem_to_be_inside_each_other_have_no_path(inodes: Inodes) 
 def test_names_need_not_be_utf_8(inodes: Inodes) -> None:
     name = os.fsdecode(b"\xff\xfe")
     assert inodes.paths(known(inodes, 10, seen(10), ROOT, name)) == (name,)
+
+
+class _Told(Leaves):
+    """The kernel has been told of every number twice, by listings."""
+
+    def own(self, number: int) -> int:
+        return 2
+
+
+def test_what_listings_have_told_of_a_node_since_it_was_met_is_counted() -> None:
+    inodes = Inodes(leaves=_Told())
+    node = inodes.meet(7, seen(7), None)
+    inodes.looked_up(node)
+    assert inodes.forgotten(7, 2) is None
+    assert inodes.forgotten(7, 1) is node

@@ -44,6 +44,16 @@ def test_puid_and_pgid_own_what_is_made(tmp_path: Path) -> None:
         assert (found.st_uid, found.st_gid) == (99, 100)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_link_in_the_place_of_a_file_is_not_followed(tmp_path: Path) -> None:
+    other = tmp_path / "somebody else's"
+    other.touch(0o600)
+    (tmp_path / "link").symlink_to(other)
+    with pytest.raises(OSError, match="not supported"):
+        Ownership.of({"PUID": "99"}).give(tmp_path / "link")
+    assert (other.stat().st_uid, _rights(other)) == (0, "600")
+
+
 @pytest.mark.parametrize("environ", [{"PUID": "nobody"}, {"UMASK": "0o9"}])
 def test_what_is_no_number_is_said(environ: dict[str, str]) -> None:
     with pytest.raises(UserError, match="is no number; write it like"):

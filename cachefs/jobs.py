@@ -69,12 +69,13 @@ class Job(Generic[T]):
         try:
             yield
         except BaseException:
-            self._abandon()
+            self.abandon()
             raise
         if self._finished is not None:
             self._finished()
 
-    def _abandon(self) -> None:
+    def abandon(self) -> None:
+        """Nobody waits for it any more."""
         with self._lock:
             before, self._state = self._state, _State.ABANDONED
         if before is _State.RETURNED and self._result is not None:
