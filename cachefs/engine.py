@@ -21,7 +21,7 @@ from cachefs.cache.populate import Copiers
 from cachefs.cache.restoring import Restoration
 from cachefs.cache.store import Store
 from cachefs.cache.verify import Verification, Wish
-from cachefs.errors import CacheError, UserError
+from cachefs.errors import CacheError, PlexError, UserError
 from cachefs.fs.acls import Acls
 from cachefs.fs.routing import Routing
 from cachefs.fs.segments import visible
@@ -117,7 +117,7 @@ class DaemonEngine:
             fast_path=parts.routing.backings.problem,
             waiting=parts.copiers.waiting(),
             cache_problem=parts.store.problem,
-            notes=(*parts.planning.resolver.notes, *self._unsettled()),
+            notes=(*parts.planning.resolver.notes, *parts.planning.notes, *self._unsettled()),
         )
 
     def _unsettled(self) -> tuple[str, ...]:
@@ -185,10 +185,7 @@ class DaemonEngine:
             log.debug("%s: %s", key, error)  # a folder of such a name, or its source does not answer
 
     async def unpin(self, text: str) -> bool:
-        pins = self._pins_called(text)
-        if not pins and self._parts.plex is not None:
-            keys = {match.rating_key for match in await self._parts.plex.find(text)}
-            pins = [pin for pin in self._parts.store.pins() if pin.rating_key in keys]
+        pins = self._pins_called(text) or await self._pins_titled(text)
         for pin in pins:
             await self._parts.store.remove_pin(pin.target)
         if pins:
@@ -207,6 +204,18 @@ class DaemonEngine:
             for pin in self._parts.store.pins()
             if (title in _title_forms(pin.target) if pin.rating_key else pin.target in (path, text))
         ]
+
+    async def _pins_titled(self, text: str) -> list[Pin]:
+        """The pins of a title as Plex takes it: a season may be written in two ways. None while Plex is away."""
+        if self._parts.plex is None:
+            return []
+        try:
+            matches = await self._parts.plex.find(text)
+        except PlexError as error:
+            log.debug("%s", error)
+            return []
+        keys = {match.rating_key for match in matches if match.exact}
+        return [pin for pin in self._parts.store.pins() if keys & set(pin.rating_key.split(","))]
 
     async def evict(self, text: str) -> Evicted:
         below = [entry.key for entry in self._below(self._path(text), self._parts.store.inventory().entries)]
@@ -334,9 +343,8 @@ class DaemonEngine:
             raise UserError(
                 f"{text}: no such file or folder in the mount, and no Plex is configured to look for a title"
             )
-        matches = await self._parts.plex.find(text)
-        match = _only_match(text, matches)
-        return Pin(match.title, match.rating_key, created_at=time.time())
+        title, rating_key = _title_meant(text, await self._parts.plex.find(text))
+        return Pin(title, rating_key, created_at=time.time())
 
     async def _exists(self, text: str) -> bool:
         try:
@@ -357,12 +365,15 @@ def _title_forms(title: str) -> tuple[str, str]:
     return title.casefold(), _YEAR.sub("", title).casefold()
 
 
-def _only_match(text: str, matches: tuple[TitleMatch, ...]) -> TitleMatch:
-    exact = [match for match in matches if match.title.casefold() == text.casefold()]
-    found = exact or list(matches)
+def _title_meant(text: str, matches: tuple[TitleMatch, ...]) -> tuple[str, str]:
+    """The one title that is meant, and its rating keys: several libraries may have it. What Plex's search only takes
+    for alike is never pinned: it may be a typo's neighbour."""
+    exact = [match for match in matches if match.exact]
+    found = [match for match in exact if match.title.casefold() == text.casefold()] or exact
+    titles = ", ".join(dict.fromkeys(f"{match.title} ({match.kind})" for match in (found or matches)[:10]))
     if not found:
-        raise UserError(f"{text}: neither a file or folder in the mount nor a title in Plex")
-    if len(found) > 1:
-        titles = ", ".join(f"{match.title} ({match.kind})" for match in found[:10])
+        alike = f"; Plex has: {titles}" if titles else ""
+        raise UserError(f"{text}: neither a file or folder in the mount nor a title in Plex{alike}")
+    if len({(match.title, match.kind) for match in found}) > 1:
         raise UserError(f"{text}: Plex has several such titles: {titles}; name one of them in full, or a path")
-    return found[0]
+    return found[0].title, ",".join(match.rating_key for match in found)

@@ -285,6 +285,14 @@ class LibraryFolder:
 
 
 @dataclass(frozen=True, slots=True)
+class PinnedTitle:
+    """What a pinned title stands for now."""
+
+    rating_key: str
+    files: tuple[PlexFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """All that Plex said at one moment.
 
@@ -297,6 +305,10 @@ class Snapshot:
     views: tuple[View, ...] = ()
     users: tuple[UserReport, ...] = ()
     folders: tuple[LibraryFolder, ...] = ()
+    titles: tuple[PinnedTitle, ...] = ()
+    """Those of the pinned titles that Plex has."""
+    unknown_titles: frozenset[str] = frozenset()
+    """The rating keys of those that it has no more."""
     complete: bool = True
 
 
@@ -438,11 +450,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """The user says: always. ``target`` is a union path (file or folder) or, when ``rating_key`` is set, a title."""
+    """The user says: always. ``target`` is a union path (file or folder) or, when ``rating_key`` is set, a title; of
+    one that several libraries have, the keys have commas between them."""
 
     target: str
     rating_key: str = ""
     created_at: float = 0.0
+    stood_for: tuple[FileKey, ...] = ()
+    """The files of a title, as Plex named them last: they stay pinned while Plex does not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar, TypeVarTuple
 
 import trio
@@ -74,6 +74,8 @@ class Holdings(Protocol):
     def inventory(self) -> Inventory: ...
 
     def pins(self) -> tuple[Pin, ...]: ...
+
+    async def add_pin(self, pin: Pin) -> None: ...
 
     def why_never(self, file: SourceFile) -> str: ...
 
@@ -155,6 +157,17 @@ class Planning:
         self.follow(made)
         self._wished.set()
         await wishes.save()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know of their pins."""
+        gone = self.snapshot.unknown_titles
+        return tuple(
+            f"pinned title {pin.target}: Plex has no such item any more; the files that it had stay pinned "
+            "(unpin it, or unpin it and pin it anew)"
+            for pin in self.store.pins()
+            if pin.rating_key in gone
+        )
 
     def why_not(self, key: FileKey) -> tuple[str, ...]:
         """Why the newest plan does not copy this file, though somebody may want it; empty when there is no reason."""
@@ -254,7 +267,8 @@ class Planning:
         items = await aside(many, wanted_items, snapshot, _policy(self.policy), now)
         self._next_change_at = items.next_change_at
         resolved = await self.resolver.resolve(items.items, self.store.pins(), self.store.inventory().entries)
-        pinned = resolved.pinned | self._pinned_by_title(items)
+        by_title = await self._pinned_titles()
+        pinned = resolved.pinned | self._pinned_by_title(items) | {want.key for want in by_title}
         pinned |= {want.key for want in resolved.wants if want.follows in pinned}
         self.pinned = pinned
         # What a person copied or evicted by hand counts for as long as watched files are kept.
@@ -263,7 +277,7 @@ class Planning:
         await self.store.wishes.save()
         by_hand = {want.key for want in asked}
         others = tuple(want for want in resolved.wants if want.key not in by_hand)
-        wants = (*asked, *(want for want in resolved.wants if not self._is_held_back(want)))
+        wants = (*asked, *(want for want in (*resolved.wants, *by_title) if not self._is_held_back(want)))
         never = {want.key: why for want in wants if (why := self.store.why_never(want.file))}
         playing = (self.resolver.locate(file) for session in snapshot.sessions for file in session.files)
         return PlanRequest(
@@ -286,6 +300,29 @@ class Planning:
     def _pinned_by_title(self, items: WantedItems) -> frozenset[FileKey]:
         keys = (self.resolver.locate(item.file) for item in items.items if item.pinned)
         return frozenset(key for key in keys if key is not None)
+
+    async def _pinned_titles(self) -> list[Want]:
+        """What titles stood for of which Plex does not say what they are now: it was not asked yet, is away, or has
+        them no more."""
+        told = {title.rating_key for title in self.snapshot.titles}
+        held = Held(self.store.inventory().entries)
+        found: list[Want] = []
+        for pin in self.store.pins():
+            for key in pin.stood_for if pin.rating_key not in told else ():
+                file = await self.resolver.known(key, held)
+                if file is not None:
+                    want = Want(file, InterestKind.PINNED, 0, "pinned", pin.created_at)
+                    found += (want, *await self.resolver.going_along(want, held))
+        return found
+
+    async def _remember_titles(self) -> None:
+        """What Plex says of pinned titles outlives this process, and Plex."""
+        told = {title.rating_key: title.files for title in self.snapshot.titles}
+        for pin in self.store.pins():
+            keys = (self.resolver.locate(file) for file in told.get(pin.rating_key, ()))
+            stands_for = tuple(sorted({key for key in keys if key is not None}))
+            if stands_for and stands_for != pin.stood_for:
+                await self.store.add_pin(replace(pin, stood_for=stands_for))
 
     def _is_held_back(self, want: Want) -> bool:
         """Whether a person evicted the file, or the video that it goes with, and nobody pinned it."""
@@ -336,6 +373,7 @@ class Planning:
 
     async def _remember(self, request: PlanRequest) -> None:
         """Tell the cache what is wanted and why, and what was watched, so that it survives a restart."""
+        await self._remember_titles()
         await self.store.note_wanted([want.key for want in request.wants], request.now)
         entries = {entry.key: entry for entry in request.inventory.entries}
         for want in self.plan.kept:

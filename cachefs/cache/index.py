@@ -21,12 +21,14 @@ from cachefs.cache.full import takes_nothing
 from cachefs.cache.keepsake import Keepsake
 from cachefs.cache.locking import locking
 from cachefs.cache.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION, newer
+from cachefs.cache.written import files_of, names_of
 from cachefs.errors import CacheError, IndexDamaged, IndexFull
 from cachefs.model import Asked, CacheEntry, EntryState, FileKey, Fingerprint, Pin, SourceFile, SourceName
 from cachefs.ownership import ours
 from cachefs.paths import cache_path
 from cachefs.ranges import Ranges
 
+_PIN_COLUMNS = "target, rating_key, created_at, stood_for"
 _COLUMNS = (
     "id, source, path, size, mtime_ns, source_inode, filesystem, inode, links, state, ranges, reason, "
     "begun_at, published_at, last_read_at, last_wanted_at, watched_at, home"
@@ -186,14 +188,16 @@ class Index:
 
     def pins(self) -> tuple[Pin, ...]:
         with self._translated():
-            rows = self._connection.execute("SELECT target, rating_key, created_at FROM pins ORDER BY created_at")
-            return tuple(Pin(os.fsdecode(target), key, created_at) for target, key, created_at in rows)
+            rows = self._connection.execute(f"SELECT {_PIN_COLUMNS} FROM pins ORDER BY created_at").fetchall()
+        with self._making_sense("what is pinned"):
+            return tuple(
+                Pin(os.fsdecode(target), rating_key, at, files_of(json.loads(files)))
+                for target, rating_key, at, files in rows
+            )
 
     def add_pin(self, pin: Pin) -> None:
         with self._transaction() as connection:
-            connection.execute(
-                "INSERT OR REPLACE INTO pins (target, rating_key, created_at) VALUES (?, ?, ?)", _pin_row(pin)
-            )
+            connection.execute(f"INSERT OR REPLACE INTO pins ({_PIN_COLUMNS}) VALUES (?, ?, ?, ?)", _pin_row(pin))
 
     def remove_pin(self, target: str) -> None:
         with self._transaction() as connection:
@@ -202,13 +206,16 @@ class Index:
     def asked(self) -> tuple[Asked, ...]:
         """What people said of single files. Raises ``IndexDamaged`` for what nobody can have written."""
         rows = self._meta("asked")
-        try:
+        with self._making_sense("what was asked"):
             return wishes.from_rows(json.loads(rows)) if rows else ()
+
+    @contextmanager
+    def _making_sense(self, what: str) -> Iterator[None]:
+        try:
+            yield
         except (ValueError, TypeError, RecursionError) as error:
             self._sound = False
-            raise IndexDamaged(
-                f"the index {self._path} is damaged: it makes no sense what was asked ({error})"
-            ) from error
+            raise IndexDamaged(f"the index {self._path} is damaged: it makes no sense {what} ({error})") from error
 
     def set_asked(self, said: Iterable[Asked]) -> None:
         """This is all that people said."""
@@ -369,7 +376,8 @@ def _set_identity(connection: sqlite3.Connection, identity: str) -> None:
 
 def _keep(connection: sqlite3.Connection, kept: Keepsake) -> None:
     connection.executemany("INSERT OR IGNORE INTO devices VALUES (?, ?)", kept.devices.items())
-    connection.executemany("INSERT OR IGNORE INTO pins VALUES (?, ?, ?)", map(_pin_row, kept.pins))
+    rows = map(_pin_row, kept.pins)
+    connection.executemany(f"INSERT OR IGNORE INTO pins ({_PIN_COLUMNS}) VALUES (?, ?, ?, ?)", rows)
     _set_asked(connection, kept.asked)
 
 
@@ -379,7 +387,7 @@ def _set_asked(connection: sqlite3.Connection, said: Iterable[Asked]) -> None:
 
 
 def _pin_row(pin: Pin) -> _Row:
-    return os.fsencode(pin.target), pin.rating_key, pin.created_at
+    return os.fsencode(pin.target), pin.rating_key, pin.created_at, json.dumps(names_of(pin.stood_for))
 
 
 def _delete(connection: sqlite3.Connection, ids: Iterable[int]) -> None:

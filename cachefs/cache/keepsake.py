@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from cachefs.cache import wishes
+from cachefs.cache.written import files_of, names_of
 from cachefs.model import Asked, Pin
 from cachefs.ownership import ours
 
@@ -43,6 +44,7 @@ def save(root: str, kept: Keepsake) -> None:
         "identity": kept.identity,
         "devices": dict(kept.devices),
         "pins": [[pin.target, pin.rating_key, pin.created_at] for pin in kept.pins],
+        "stood_for": {pin.rating_key: names_of(pin.stood_for) for pin in kept.pins if pin.stood_for},
         "asked": wishes.rows_of(kept.asked),
     }
     new = f"{root}/{NAME}.new"
@@ -68,9 +70,13 @@ def read(root: str) -> Keepsake | None:
             facts = json.loads(file.read(_MOST_BYTES))
         if facts["form"] != _FORM:
             return None
-        pins = tuple(Pin(_name(target), _text(key), _number(float(at))) for target, key, at in facts["pins"])
+        stood_for = facts.get("stood_for", {})  # earlier versions did not keep it, nor what was asked
+        pins = tuple(
+            Pin(_name(target), _text(key), _number(float(at)), files_of(stood_for.get(key, [])))
+            for target, key, at in facts["pins"]
+        )
         devices = {_name(name): _number(int(tag)) for name, tag in facts["devices"].items()}
-        asked = wishes.from_rows(facts.get("asked", []))  # earlier versions did not keep them
+        asked = wishes.from_rows(facts.get("asked", []))
         return Keepsake(int(facts["schema"]), _name(facts["identity"]), devices, pins, asked)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None

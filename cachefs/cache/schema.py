@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 SCHEMA = """
 -- One row per file on the SSD. The row is the publication: it is written last when an entry is made and goes first
@@ -39,8 +39,9 @@ CREATE TABLE entries (
 -- What the user said to keep always.
 CREATE TABLE pins (
     target          BLOB NOT NULL,      -- a path of the union, or a title when there is a rating key
-    rating_key      TEXT NOT NULL,      -- Plex's number of a show, season or film; '' for a path
+    rating_key      TEXT NOT NULL,      -- Plex's numbers of a show, season or film; '' for a path
     created_at      REAL NOT NULL,
+    stood_for       TEXT NOT NULL DEFAULT '[]', -- a title's files as Plex named them last: JSON, [[source, path], ...]
     PRIMARY KEY (target, rating_key)
 );
 -- 'schema': the version of these tables. 'identity': the sources this cache was made for; without it the index is new,
@@ -73,7 +74,12 @@ def _remember_homes(execute: Execute) -> None:
     execute("ALTER TABLE entries ADD COLUMN home TEXT")
 
 
-MIGRATIONS: Mapping[int, Callable[[Execute], None]] = {1: _label_files, 2: _remember_homes}
+def _remember_titles(execute: Execute) -> None:
+    """What a pinned title stands for is kept pinned while Plex is away."""
+    execute("ALTER TABLE pins ADD COLUMN stood_for TEXT NOT NULL DEFAULT '[]'")
+
+
+MIGRATIONS: Mapping[int, Callable[[Execute], None]] = {1: _label_files, 2: _remember_homes, 3: _remember_titles}
 """From the version that is the key to the one after it."""
 
 

@@ -6,13 +6,12 @@ that a wish outlives the process waits for ``save``. A wish is about a name, and
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 
 from cachefs.cache.presence import NO_ANSWER_S
-from cachefs.model import Asked, FileKey, SourceName
-from cachefs.paths import cache_path
+from cachefs.cache.written import file_of
+from cachefs.model import Asked, FileKey
 
 Write = Callable[[tuple[Asked, ...], float], Awaitable[bool]]
 """Makes these all that there are, within so many seconds; whether they are durable. Raises nothing."""
@@ -107,10 +106,8 @@ def from_rows(rows: object) -> tuple[Asked, ...]:
 
 
 def _asked(source: object, path: object, at: object, away: object) -> Asked:
-    if not (isinstance(source, str) and isinstance(path, str) and isinstance(at, float) and isinstance(away, bool)):
+    if not (isinstance(at, float) and isinstance(away, bool)):
         raise TypeError("no wish")
     if not 0 <= at < 1 << 63:  # which is not true of what is no number at all
         raise ValueError("there is no such moment")
-    key = FileKey(SourceName(source), path)
-    os.fsencode(cache_path(key))  # ValueError for a name that leads elsewhere, or that no file can have
-    return Asked(key, at, away)
+    return Asked(file_of(source, path), at, away)

@@ -150,10 +150,10 @@ def _find(connection: Connection, settings: PlexSettings, title: str) -> tuple[T
         shows = [one for one in server.search(season["show"]) if one.type == "show" and _is(one, season["show"])]
         numbered = [one for show in shows for one in Episodes(server).of_show(key_of(show))]
         if found := [one for one in numbered if whole(one.index) == int(season["number"])]:
-            return tuple(_match(one) for one in found)
+            return tuple(_match(one, exact=True) for one in found)
     listed = [one for one in server.search(_YEAR.sub("", title)) if getattr(one, "type", "") in _FINDABLE]
     exact = [one for one in listed if _is(one, title)]
-    matches = {key_of(one): _match(one) for one in exact or listed}
+    matches = {key_of(one): _match(one, exact=bool(exact)) for one in exact or listed}
     return tuple(matches.values())
 
 
@@ -162,5 +162,5 @@ def _is(item: Item, title: str) -> bool:
     return wanted in (str(item.title).casefold(), title_of(item).casefold())
 
 
-def _match(item: Item) -> TitleMatch:
-    return TitleMatch(key_of(item), title_of(item), item.type)
+def _match(item: Item, *, exact: bool) -> TitleMatch:
+    return TitleMatch(key_of(item), title_of(item), item.type, exact)

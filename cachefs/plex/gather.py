@@ -53,6 +53,8 @@ def gather(connection: Connection, settings: PlexSettings, ask: Ask, memory: Mem
         views=views,
         users=round.reports(),
         folders=folders.folders,
+        titles=tuple(round.titles),
+        unknown_titles=round.unknown_titles,
         complete=round.complete,
     )
     return Gathered(snapshot, round.memory)

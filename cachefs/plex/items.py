@@ -33,13 +33,13 @@ def files_of(item: Item) -> tuple[PlexFile, ...]:
 
 
 def title_of(item: Item) -> str:
-    """For people: ``Severance S02E05``, ``Severance Season 2``, ``Heat (1995)``."""
+    """For people: ``Severance S02E05``, ``Severance Season 2``, ``Heat (1995)``, ``Severance (2022)``."""
     if item.type == "episode":
         return f"{item.grandparentTitle or '?'} {numbered(item)}"
     if item.type == "season":
         return f"{item.parentTitle or '?'} {item.title or ''}".rstrip()
-    year = item.year if item.type == "movie" else None
-    return f"{item.title} ({year})" if isinstance(year, int) else str(item.title or "?")
+    year, title = item.year if item.type in ("movie", "show") else None, str(item.title or "?")
+    return f"{title} ({year})" if isinstance(year, int) and not title.endswith(f"({year})") else title
 
 
 def numbered(episode: Item) -> str:

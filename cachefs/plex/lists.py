@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from cachefs.model import Interest, InterestKind, UserName
+from cachefs.model import Interest, InterestKind, PinnedTitle, UserName
 from cachefs.plex.connection import Item, PlexMissing, items, watchlisted_at
 from cachefs.plex.episodes import Episodes
 from cachefs.plex.items import PLAYABLE, ahead_of, files_of, key_of, moment, playable, title_of
@@ -61,12 +61,19 @@ def read_recently_added(round: Round, sections: Iterable[Section], max_age_s: fl
 
 
 def read_pinned(round: Round, episodes: Episodes) -> None:
-    """All that the pinned rating keys stand for; one that the library no longer has stands for nothing."""
-    with round.reading(round.owner, "pinned items"):
-        for item in episodes.by_keys(round.ask.pinned):
-            for one in _all_of(item, episodes):
+    """All that the pinned titles stand for, of which each may be in several libraries."""
+    with round.reading(round.owner, "pinned titles"):
+        keys = {pin: pin.split(",") for pin in round.ask.pinned}
+        found = {key_of(item): item for item in episodes.by_keys(key for several in keys.values() for key in several)}
+        for pin, several in keys.items():
+            stands_for = [one for key in several if key in found for one in _all_of(found[key], episodes)]
+            for one in stands_for:
                 at = moment(one.addedAt) or round.now
                 round.interests.append(_interest(InterestKind.PINNED, NOBODY, one, at))
+            if any(key in found for key in several):
+                files = tuple(file for one in stands_for for file in files_of(one))
+                round.titles.append(PinnedTitle(pin, files))
+        round.unknown_titles = frozenset(keys) - {title.rating_key for title in round.titles}
 
 
 def _continue_watching(server: Item) -> list[Item]:

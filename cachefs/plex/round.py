@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from cachefs.errors import PlexError, PlexRefused, PlexUnreachable
-from cachefs.model import Interest, UserName, UserReport
+from cachefs.model import Interest, PinnedTitle, UserName, UserReport
 from cachefs.plex.connection import Connection, Item, translated
 from cachefs.plex.memory import EVERYBODY, CloudTrouble, Memory, People, with_entry
 from cachefs.plex.values import Ask, PlexSettings
@@ -28,6 +28,8 @@ class Round:
     memory: Memory
     now: float
     interests: list[Interest] = field(default_factory=list)
+    titles: list[PinnedTitle] = field(default_factory=list)
+    unknown_titles: frozenset[str] = frozenset()
     problems: dict[UserName, list[str]] = field(default_factory=dict)
     complete: bool = True
 

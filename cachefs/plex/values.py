@@ -37,8 +37,8 @@ class PlexSettings:
 class Ask:
     """What a snapshot is to hold. ``recently_added_max_age_s`` None: nothing of that kind.
 
-    ``pinned`` are rating keys: of a film, an episode, a season or a show. ``views_max_age_s``: how far back the
-    watch history is read.
+    ``pinned`` are rating keys: of a film, an episode, a season or a show; with commas, those of one title in several
+    libraries. ``views_max_age_s``: how far back the watch history is read.
     """
 
     playing: bool = True
@@ -54,11 +54,13 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class TitleMatch:
-    """An item of the library found by title; ``kind`` is ``movie``, ``show``, ``season`` or ``episode``."""
+    """An item of the library found by title; ``kind`` is ``movie``, ``show``, ``season`` or ``episode``. ``exact``:
+    that is its title; else it only is what Plex's search takes for alike."""
 
     rating_key: str
     title: str
     kind: str
+    exact: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from cachefs.model import (
     Inventory,
     LibraryFolder,
     Pin,
+    PinnedTitle,
     Plan,
     PlexFile,
     PlexPath,
@@ -153,6 +154,9 @@ class CacheInMemory:
     def pins(self) -> tuple[Pin, ...]:
         return tuple(self.pinned)
 
+    async def add_pin(self, pin: Pin) -> None:
+        self.pinned = [pin if one.target == pin.target else one for one in self.pinned]
+
     def why_never(self, file: SourceFile) -> str:
         return "it is too odd" if "odd" in file.key.path else ""
 
@@ -195,8 +199,9 @@ class PlexByHand:
         *interests: Interest,
         sessions: tuple[Session, ...] = (),
         folders: tuple[LibraryFolder, ...] = (),
+        titles: tuple[PinnedTitle, ...] = (),
     ) -> None:
-        self.snapshot = replace(self.snapshot, interests=interests, sessions=sessions, folders=folders)
+        self.snapshot = replace(self.snapshot, interests=interests, sessions=sessions, folders=folders, titles=titles)
 
 
 @dataclass(slots=True)

@@ -389,6 +389,30 @@ async def test_a_title_that_plex_has_twice_is_asked_for_in_full(media: Path) -> 
             assert (await it.engine.pin("Heat (1986)")).pin.target == "Heat (1986)"
 
 
+@pytest.mark.expected_warnings("cannot be found in the mount")
+async def test_a_title_in_two_libraries_is_one_pin(media: Path) -> None:
+    with run_stand_in_plex() as plex:
+        films(plex)
+        plex.add_film(plex.add_library("UHD", "movie", "/data/UHD"), "Heat", 1995, "/data/UHD/x.mkv", 10)
+        async with daemon(media, plex=plex) as it:
+            pin = (await it.engine.pin("heat")).pin
+            assert (pin.target, pin.rating_key.count(",")) == ("Heat (1995)", 1)
+            assert HEAT in copies(await it.plan())
+            assert await it.engine.unpin("Heat")
+            assert targets(it) == []
+
+
+async def test_a_typo_pins_and_unpins_nothing(media: Path) -> None:
+    with run_stand_in_plex() as plex:
+        films(plex)
+        async with daemon(media, plex=plex) as it:
+            with pytest.raises(UserError, match=r"nor a title in Plex; Plex has: Heat \(1995\) \(movie\)"):
+                await it.engine.pin("Hea")
+            await it.engine.pin("Heat")
+            assert not await it.engine.unpin("Hea")
+            assert targets(it) == ["Heat (1995)"]
+
+
 async def test_a_pin_that_the_ssd_does_not_take_is_said(media: Path) -> None:
     async with daemon(media) as it:
         await it.store._shelf.ledger.close()

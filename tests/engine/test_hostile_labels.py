@@ -139,7 +139,8 @@ def test_a_keepsake_nested_without_end_is_none(tmp_path: Path) -> None:
 
 
 def test_a_keepsake_holds_names_of_any_bytes(tmp_path: Path) -> None:
-    kept = Keepsake(1, "Media\udcff", {"main": 0}, (Pin("TV/\udcff", "", 1.0), Pin("Heat", "12", 2.0)))
+    pins = (Pin("TV/\udcff", "", 1.0), Pin("Heat", "12", 2.0, (key("Films/\udcff"),)))
+    kept = Keepsake(1, "Media\udcff", {"main": 0}, pins)
     keepsake.save(str(tmp_path), kept)
     assert keepsake.read(str(tmp_path)) == kept
 

@@ -114,7 +114,8 @@ def test_details_are_saved(path: str) -> None:
 
 def test_pins_are_kept_by_target_and_rating_key(path: str) -> None:
     index = Index(path)
-    pins = [Pin("TV/\udcff", "", 1.0), Pin("Heat", "12", 2.0), Pin("Heat", "13", 3.0)]
+    stood_for = (FileKey(SourceName("Media"), "Films/Heat \udcff.mkv"),)
+    pins = [Pin("TV/\udcff", "", 1.0), Pin("Heat", "12", 2.0, stood_for), Pin("Heat", "13", 3.0)]
     for pin in pins:
         index.add_pin(pin)
     index.add_pin(Pin("Heat", "13", 3.0))
@@ -185,7 +186,7 @@ def test_newer_version_is_refused_and_left_alone(path: str) -> None:
     change(path, "UPDATE meta SET value = CAST('99' AS BLOB) WHERE name = 'schema'")
     before = Path(path).read_bytes()
     with pytest.raises(
-        CacheError, match=r"was made by a newer cachefs \(version 99; this one knows up to 3\)"
+        CacheError, match=r"was made by a newer cachefs \(version 99; this one knows up to 4\)"
     ) as caught:
         Index(path)
     assert not isinstance(caught.value, IndexDamaged)

@@ -18,10 +18,12 @@ from cachefs.cache.wishes import Wishes
 from cachefs.config import Config, PolicyConfig, build
 from cachefs.errors import SourceOffline, UserError
 from cachefs.model import (
+    CacheEntry,
     DropCause,
     FileKey,
     InterestKind,
     Pin,
+    PinnedTitle,
     Plan,
     PlexEvent,
     PlexEventKind,
@@ -283,6 +285,66 @@ async def test_before_the_first_word_of_plex_pins_work_and_nothing_goes(room: Ro
     async with room.running():
         plan = await room.followed.until(has(HEAT))
     assert evictions(plan) == {}
+
+
+HEAT_PIN = Pin("Heat (1995)", "7", 1.0)
+
+
+def old(path: str) -> CacheEntry:
+    return entry_of(seen(path), wanted_at=NOW - 100 * HOUR_S)
+
+
+async def test_what_a_pinned_title_stands_for_is_written_down(room: Room, autojump_clock: Clock) -> None:
+    room.store.pinned.append(HEAT_PIN)
+    room.plex.says(interest(HEAT, InterestKind.PINNED), titles=(PinnedTitle("7", (plex_file(HEAT),)),))
+    async with room.running():
+        await room.followed.until(has(HEAT))
+        await trio.sleep(1)
+    assert room.store.pinned == [replace(HEAT_PIN, stood_for=(key(HEAT),))]
+
+
+@pytest.mark.expected_warnings("the cache stays as it is")
+async def test_a_pinned_title_is_pinned_before_the_first_word_of_plex(room: Room, autojump_clock: Clock) -> None:
+    room.plex.away = True
+    room.store.pinned.append(replace(HEAT_PIN, stood_for=(key(HEAT),)))
+    room.store.hold(old(HEAT), old(ALIEN))
+    room.store.room = 1  # over its limit
+    async with room.running() as planning:
+        plan = await room.followed.until(lambda plan: plan.evictions)
+        assert set(evictions(plan)) == {ALIEN}
+        assert planning.pinned == {key(HEAT)}
+
+
+async def test_a_pinned_title_that_plex_could_not_read_stays_pinned(room: Room, autojump_clock: Clock) -> None:
+    room.store.pinned.append(replace(HEAT_PIN, stood_for=(key(HEAT),)))
+    room.store.hold(old(HEAT))
+    room.plex.snapshot = replace(room.plex.snapshot, complete=False)
+    planning = room.planning()
+    assert evictions(await planning.dry_run()) == {}
+    assert planning.pinned == {key(HEAT)}
+    assert planning.notes == ()
+
+
+async def test_a_pinned_title_that_plex_has_no_more_keeps_its_files_and_is_named(
+    room: Room, autojump_clock: Clock
+) -> None:
+    room.store.pinned.append(replace(HEAT_PIN, stood_for=(key(HEAT), key("Films/Gone.mkv"))))
+    room.store.hold(old(HEAT))
+    room.plex.snapshot = replace(room.plex.snapshot, unknown_titles=frozenset({"7"}))
+    planning = room.planning()
+    assert evictions(await planning.dry_run()) == {}
+    (note,) = planning.notes
+    assert note.startswith("pinned title Heat (1995): Plex has no such item any more")
+
+
+async def test_a_pinned_title_follows_what_plex_says(room: Room, autojump_clock: Clock) -> None:
+    room.store.pinned.append(replace(HEAT_PIN, stood_for=(key(HEAT),)))
+    room.store.hold(old(HEAT))
+    room.plex.says(interest(ALIEN, InterestKind.PINNED), titles=(PinnedTitle("7", (plex_file(ALIEN),)),))
+    planning = room.planning()
+    plan = await planning.dry_run()
+    assert (set(copies(plan)), set(evictions(plan))) == ({ALIEN}, {HEAT})
+    assert planning.pinned == {key(ALIEN)}
 
 
 async def test_a_source_that_is_away_evicts_nothing(room: Room, autojump_clock: Clock) -> None:

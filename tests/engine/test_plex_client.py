@@ -268,6 +268,20 @@ async def test_a_pin_stands_for_all_episodes_below_it(plex: StandInPlex) -> None
     assert await pinned(987654) == []
 
 
+async def test_a_pin_says_what_it_stands_for_and_what_the_library_has_no_more(plex: StandInPlex) -> None:
+    shelf = fill(plex)
+    uhd = plex.add_library("UHD", "movie", "/data/UHD")
+    other = plex.add_film(uhd, "Heat", 1995, "/data/UHD/Heat.mkv", 9000)
+    both = f"{shelf.heat.rating_key},{other.rating_key}"
+    snapshot = await client(plex).snapshot(replace(NOTHING, pinned=(both, "987654")))
+    (title,) = snapshot.titles
+    assert (title.rating_key, len(title.files)) == (both, 2)
+    assert snapshot.unknown_titles == {"987654"}
+    plex.misbehave("/library/metadata", status=500)
+    snapshot = await client(plex).snapshot(replace(NOTHING, pinned=(both,)))
+    assert (snapshot.titles, snapshot.unknown_titles, snapshot.complete) == ((), frozenset(), False)
+
+
 async def test_library_folders_have_samples_and_are_asked_for_once(plex: StandInPlex) -> None:
     shelf = fill(plex)
     shelf.films.locations.append("/data/Films 2")

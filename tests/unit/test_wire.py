@@ -93,14 +93,14 @@ def test_a_tuple_of_values_travels() -> None:
     assert loads(tuple[model.Pin, ...], dumps(pins)) == pins
 
 
-PIN: dict[str, object] = {"target": "a", "rating_key": "", "created_at": 0}
+PIN: dict[str, object] = {"target": "a", "rating_key": "", "created_at": 0, "stood_for": []}
 
 
 @pytest.mark.parametrize(
     ("data", "said"),
     [
         ([], "is no object"),
-        ({"target": "a"}, r"lacks \['created_at', 'rating_key'\]"),
+        ({"target": "a"}, r"lacks \['created_at', 'rating_key', 'stood_for'\]"),
         (PIN | {"colour": "red"}, r"unknown keys \['colour'\]"),
         (PIN | {"target": 3}, "target: is no str: 3"),
         (PIN | {"created_at": True}, "created_at: is no float: True"),
