@@ -386,6 +386,13 @@ class Space:
         """How many more bytes may be reserved; negative when a limit is already passed."""
         return min(self.max_size_bytes - self.used_bytes, self.free_bytes - self.min_free_bytes)
 
+    @property
+    def spared_bytes(self) -> int:
+        """How much of it new copies leave, so that a tenth more than ``min_free`` is free: others write to the SSD as
+        well, and what was copied to the brim would go with their next file, and come back when that goes."""
+        to_begin = self.free_bytes - self.min_free_bytes - self.min_free_bytes // 10
+        return max(self.room_bytes - to_begin, 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Inventory:

@@ -14,10 +14,12 @@ How room is given away
     3. what nobody wants, with what is left.
 
     A wanted file that gets no room is skipped, or evicted if it is there; the line goes on behind it, so that a
-    smaller file may still fit. Entries of the third kind go only when the first two need their room.
+    smaller file may still fit. Entries of the third kind go only when the first two need their room. What is not there
+    yet leaves a bit more room than what is (``Space.spared_bytes``), or it would come and go with what others write.
 
 Value for its size
-    Wanted entries of one class are worth the same, so the largest goes first: it gives the most room for one loss.
+    Wanted entries of one class are worth the same. The smallest that gives enough room goes, if there is one; else the
+    largest first, so that few go.
     Entries that nobody wants are worth less the longer they have lain unused, so the highest ``size * idle time``
     goes first: 40 GiB unused for a day go before 1 GiB unused for a month. Unfinished copies go before either.
 
@@ -29,6 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
+from itertools import groupby
 
 from cachefs.model import (
     CacheEntry,
@@ -281,18 +284,37 @@ def _give_room(scene: _Scene, staying: Mapping[FileKey, CacheEntry]) -> _Places:
         called = _CALLED[InterestKind.PINNED] if scene.leader(key) in scene.pinned else _IN_USE
         taken[called] = taken.get(called, 0) + staying[key].size
     line = _line(scene, staying, fixed)
-    for place in sorted(line.values()):
-        key, size = place[-1], _size(scene, place[-1])
-        leader = scene.leader(key)
-        follows_nothing = leader == key or (leader not in line and leader not in fixed)
-        if (follows_nothing or leader in accepted) and used + size <= budget:
-            used += size
-            accepted.add(key)
-            called = _CALLED[InterestKind(place[0])]
-            taken[called] = taken.get(called, 0) + size
-        else:
-            room_left[key] = _Left(max(budget - used, 0), tuple(taken.items()))
+    spared = scene.request.inventory.space.spared_bytes
+    for (*_, tier), block in groupby(sorted(line.values()), key=lambda place: place[:3]):
+        places = list(block)
+        losers = _losers(scene, places, budget - used) if tier == _TIER_CACHED else ()
+        room = budget - (spared if tier == _TIER_ABSENT else 0)
+        for place in places:
+            key, size = place[-1], _size(scene, place[-1])
+            leader = scene.leader(key)
+            follows_nothing = leader == key or (leader not in line and leader not in fixed)
+            if (follows_nothing or leader in accepted) and used + size <= room and key not in losers:
+                used += size
+                accepted.add(key)
+                called = _CALLED[InterestKind(place[0])]
+                taken[called] = taken.get(called, 0) + size
+            else:
+                room_left[key] = _Left(max(room - used, 0), tuple(taken.items()))
     return _Places(frozenset(accepted), room_left, used, budget)
+
+
+def _losers(scene: _Scene, places: Iterable[_Place], room_bytes: int) -> Set[FileKey]:
+    """Of cached entries that are wanted alike, those that leave enough room for the others: see the module."""
+    sizes: dict[FileKey, int] = {}
+    for place in places:
+        sizes[place[4]] = sizes.get(place[4], 0) + _size(scene, place[-1])
+    excess, lost = sum(sizes.values()) - room_bytes, set()
+    while excess > 0 and sizes:
+        by_size = sorted(sizes, key=lambda leader: (sizes[leader], leader))
+        leader = next((leader for leader in by_size if sizes[leader] >= excess), by_size[-1])
+        lost.add(leader)
+        excess -= sizes.pop(leader)
+    return {place[-1] for place in places if place[4] in lost}
 
 
 def _line(scene: _Scene, staying: Mapping[FileKey, CacheEntry], fixed: Set[FileKey]) -> dict[FileKey, _Place]:

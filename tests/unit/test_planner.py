@@ -192,7 +192,18 @@ def test_minimum_free_space_limits_as_well() -> None:
     scene = request((want("a.mkv", 10),), limit=100)
     tight = Space(max_size_bytes=100, min_free_bytes=50, used_bytes=0, free_bytes=59)
     made = plan(replace(scene, inventory=Inventory((), NONE, tight)))
-    assert skipped(made) == {"a.mkv": "needs 10 B, only 9 B can be freed for it"}
+    assert skipped(made) == {"a.mkv": "needs 10 B, only 4 B can be freed for it"}
+
+
+@pytest.mark.parametrize(("free", "made"), [(59, []), (64, []), (65, ["a.mkv"])])
+def test_what_is_copied_is_not_evicted_for_a_little_that_others_write(free: int, made: list[str]) -> None:
+    """With 50 to stay free, copying leaves 5 more; what is there stays until it is 50."""
+    scene = request((want("a.mkv", 10),), limit=1000)
+    assert copies(plan(replace(scene, inventory=Inventory((), NONE, Space(1000, 50, 0, free))))) == made
+    there = Inventory((cached("a.mkv", 10),), NONE, Space(1000, 50, 10, 50))
+    assert evicted(plan(replace(scene, inventory=there))) == []
+    less = Inventory((cached("a.mkv", 10),), NONE, Space(1000, 50, 10, 49))
+    assert evicted(plan(replace(scene, inventory=less))) == ["a.mkv"]
 
 
 def test_skips_found_earlier_are_passed_through() -> None:
@@ -334,10 +345,25 @@ def test_unwanted_goes_before_wanted_and_the_least_wanted_first() -> None:
     ]
 
 
-def test_largest_goes_first_among_equally_wanted() -> None:
+@pytest.mark.parametrize(
+    ("needed", "gone"),
+    [(1, ["a.mkv"]), (20, ["a.mkv"]), (21, ["c.mkv"]), (50, ["big.mkv"]), (60, ["a.mkv", "big.mkv"])],
+)
+def test_among_equally_wanted_the_smallest_that_is_enough_goes_or_few_large_ones(needed: int, gone: list[str]) -> None:
     entries = (cached("a.mkv", 20), cached("big.mkv", 50), cached("c.mkv", 30))
     wants = (want("a.mkv", 20, RECENT), want("big.mkv", 50, RECENT, since=NOW), want("c.mkv", 30, RECENT))
-    assert evicted(plan(request((*wants, want("now.mkv", 10, PLAYING)), entries))) == ["big.mkv"]
+    assert sorted(evicted(plan(request((*wants, want("now.mkv", needed, PLAYING)), entries)))) == gone
+
+
+def test_a_video_and_its_sidecars_go_as_one() -> None:
+    entries = (cached("a.mkv", 10), cached("a.srt", 5), cached("b.mkv", 12))
+    wants = (
+        want("a.mkv", 10, RECENT),
+        replace(want("a.srt", 5, RECENT), follows=key("a.mkv")),
+        want("b.mkv", 12, RECENT),
+    )
+    made = plan(request((*wants, want("now.mkv", 13, PLAYING)), entries, limit=27))
+    assert sorted(evicted(made)) == ["a.mkv", "a.srt"]
 
 
 def test_unwanted_goes_by_size_times_idle_time_and_unfinished_copies_first() -> None:
@@ -584,4 +610,4 @@ def test_planner_imports_nothing_that_could_do_anything() -> None:
     modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     modules |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     allowed = {"cachefs.model", "cachefs.sidecars", "cachefs.units"}
-    assert modules <= allowed | {"__future__", "collections.abc", "dataclasses"}
+    assert modules <= allowed | {"__future__", "collections.abc", "dataclasses", "itertools"}
