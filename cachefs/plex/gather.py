@@ -6,6 +6,7 @@ everything else that cannot be read is noted on the user it belongs to.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 
 from cachefs.errors import PlexRefused
@@ -14,13 +15,16 @@ from cachefs.plex.connection import Connection, Item, translated
 from cachefs.plex.episodes import Episodes
 from cachefs.plex.libraries import read_folders
 from cachefs.plex.lists import read_on_deck, read_pinned, read_recently_added, read_watchlist
-from cachefs.plex.memory import Memory, People, Person
+from cachefs.plex.memory import Lists, Memory, People, Person, with_entry
 from cachefs.plex.people import everybody, owner_alone
 from cachefs.plex.round import Round
 from cachefs.plex.sessions import read_history, read_sessions
 from cachefs.plex.values import Ask, PlexSettings
 
 _PEOPLE_VALID_S = 3600.0
+_LISTS_VALID_S = 600.0
+_LISTS_WITHIN = 0.5
+"""Of the deadline: what was not read by then is taken as it was, and is the first to be read with the next look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +95,13 @@ def _merged(fresh: People, known: People | None) -> People:
 
 
 def _read_lists(round: Round, episodes: Episodes) -> None:
-    """Everybody's lists. Where a remembered token is refused, the tokens are asked for anew, once."""
+    """Everybody's lists, as they are or were lately. Where a remembered token is refused, the tokens are asked for
+    anew, once."""
     if not (round.ask.on_deck or round.ask.watchlist):
         return
     remembered = round.people.read_at < round.now
-    refused = [
-        person for person in round.people.persons if not _read_person(round, person, episodes, last=not remembered)
-    ]
+    due = [person for person in _longest_ago_first(round) if not _recall(round, person)]
+    refused = [person for person in due if not _read_person(round, person, episodes, last=not remembered)]
     if not refused:
         return
     read_people(round, anew=True)
@@ -107,11 +111,40 @@ def _read_lists(round: Round, episodes: Episodes) -> None:
             _read_person(round, person, episodes, last=True)
 
 
+def _longest_ago_first(round: Round) -> list[Person]:
+    known = round.memory.lists
+    return sorted(
+        round.people.persons, key=lambda person: known[person.name].read_at if person.name in known else float("-inf")
+    )
+
+
+def _recall(round: Round, person: Person) -> bool:
+    """Take a person's lists as they were, if that is not long ago for what it costs to read them all."""
+    took_s = sum(lists.took_s for lists in round.memory.lists.values())
+    known = _known(round, person)
+    if known is None or round.now - known.read_at >= min(took_s * round.settings.lists_valid, _LISTS_VALID_S):
+        return False
+    round.interests += known.interests
+    return True
+
+
+def _known(round: Round, person: Person) -> Lists | None:
+    known = round.memory.lists.get(person.name)
+    return known if known is not None and known.ask == round.ask.lists else None
+
+
 def _read_person(round: Round, person: Person, owners: Episodes, *, last: bool) -> bool:
     """One person's lists; False when the token was refused (on the ``last`` try that is noted)."""
     if not person.token:
         return True
-    before = len(round.interests)
+    began_at, before, complete = time.monotonic(), len(round.interests), round.complete
+    if began_at - round.began_at > round.settings.deadline_s * _LISTS_WITHIN:
+        known = _known(round, person)
+        round.interests += known.interests if known is not None else ()
+        if known is None:
+            round.note(person.name, "the lists were not read yet: Plex answers slowly")
+        return True
+    round.complete = True
     try:
         with round.reading(person.name, "lists"):
             server, episodes = _in_name_of(round, person, owners)
@@ -125,6 +158,12 @@ def _read_person(round: Round, person: Person, owners: Episodes, *, last: bool) 
             return True
         del round.interests[before:]
         return False
+    finally:
+        read, round.complete = round.complete, round.complete and complete
+    if read:
+        took_s = time.monotonic() - began_at
+        lists = Lists(round.ask.lists, tuple(round.interests[before:]), round.now, took_s)
+        round.memory = replace(round.memory, lists=with_entry(round.memory.lists, person.name, lists))
     return True
 
 

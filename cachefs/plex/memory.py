@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, TypeVar
 
-from cachefs.model import LibraryFolder, PlexFile, UserName, View
+from cachefs.model import Interest, LibraryFolder, PlexFile, UserName, View
+from cachefs.plex.values import ListsAsk
 
 EVERYBODY = UserName("")
 _Key = TypeVar("_Key")
@@ -89,6 +90,16 @@ class Section:
 
 
 @dataclass(frozen=True, slots=True)
+class Lists:
+    """What one person's lists came to, for this question; ``took_s`` to read."""
+
+    ask: ListsAsk
+    interests: tuple[Interest, ...]
+    read_at: float
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Folders:
     """The libraries and their folders, asked for rarely."""
 
@@ -142,6 +153,8 @@ class Memory:
     ended: tuple[View, ...] = ()
     history: History = field(default_factory=History)
     folders: Folders | None = None
+    lists: Mapping[UserName, Lists] = field(default_factory=dict)
+    """Those that could be read completely."""
     watchlists: Mapping[UserName, Watchlist] = field(default_factory=dict)
     matches: Mapping[str, GuidMatch] = field(default_factory=dict)
     wished_at: Mapping[WishKey, float] = field(default_factory=dict)

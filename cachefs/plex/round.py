@@ -6,6 +6,7 @@ Made by ``gather`` in its worker thread, handed to the modules that read one thi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ class Round:
     interests: list[Interest] = field(default_factory=list)
     titles: list[PinnedTitle] = field(default_factory=list)
     unknown_titles: frozenset[str] = frozenset()
+    began_at: float = field(default_factory=time.monotonic)
     problems: dict[UserName, list[str]] = field(default_factory=dict)
     complete: bool = True
 

@@ -33,6 +33,8 @@ CLOUD_HOSTS = frozenset({"plex.tv", "clients.plex.tv", "discover.provider.plex.t
 """As in ``plexapi/myplex.py``."""
 _CLOUD_SHARE = 1 / 3
 """Of the deadline: when plex.tv hangs, the server's own lists must still come through."""
+_RESOLVE_WITHIN_S = 5.0
+"""A resolver that swallows every question keeps its caller for half a minute, whatever timeout a connection has."""
 _AWAY = frozenset({429, 502, 503, 504})
 """Overloaded, starting up, or a reverse proxy with nothing behind it."""
 
@@ -64,6 +66,8 @@ class Adapter(HTTPAdapter):
             raise PlexUnreachable(f"{party} does not answer in time")
         if cloud and self._cloud_url:
             request = _sent_to(request, host, self._cloud_url)
+        elif cloud:
+            _resolve(host, min(_RESOLVE_WITHIN_S, remaining))
         kwargs |= {"stream": True, "timeout": min(RECEIVE_TIMEOUT_S, remaining)}
         with self._cut_off(remaining) if cloud else nullcontext():
             try:
@@ -156,6 +160,23 @@ def _sent_to(request: requests.PreparedRequest, host: str, address: str) -> requ
     request.url = address.rstrip("/") + (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     request.headers["Host"] = host
     return request
+
+
+def _resolve(host: str, within_s: float) -> None:
+    """See that a name can be resolved soon. What it is is left to the connection; a thread that hangs is left alone."""
+    found = threading.Event()
+
+    def ask() -> None:
+        try:
+            socket.getaddrinfo(host, 443)
+        except OSError:
+            pass  # the connection says it
+        finally:
+            found.set()
+
+    threading.Thread(target=ask, daemon=True).start()
+    if not found.wait(within_s):
+        raise PlexUnreachable(f"plex.tv cannot be reached: no answer from the name server within {within_s:g} s")
 
 
 def _judge(status: int, party: str) -> None:

@@ -50,9 +50,14 @@ def fill(plex: StandInPlex) -> Shelf:
 
 
 def settings(
-    plex: StandInPlex, *, deadline_s: float = 20.0, cloud: bool = True, cloud_retry_s: float = 0.0
+    plex: StandInPlex,
+    *,
+    deadline_s: float = 20.0,
+    cloud: bool = True,
+    cloud_retry_s: float = 0.0,
+    lists_valid: float = 0.0,
 ) -> PlexSettings:
-    """``watchlist_every_s`` 0: what a test changes at plex.tv shows in the next snapshot."""
+    """``watchlist_every_s`` and ``lists_valid`` 0: what a test changes shows in the next snapshot."""
     return PlexSettings(
         plex.url,
         plex.token,
@@ -60,6 +65,7 @@ def settings(
         deadline_s=deadline_s,
         watchlist_every_s=0.0,
         cloud_retry_s=cloud_retry_s,
+        lists_valid=lists_valid,
     )
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import trio
 
 from cachefs.model import InterestKind
-from cachefs.plex.client import Ask, PlexClient
+from cachefs.plex.client import Ask, PlexClient, PlexSettings
 from tests.engine.plexkit import ON_DECK, client, fill, of_kind, problem_of, settings, titles
 from tests.standin.plex import StandInPlex, run_stand_in_plex
 
@@ -221,3 +225,73 @@ async def test_a_user_who_lost_access_is_skipped_from_then_on(plex: StandInPlex)
     assert "no token" in problem_of(snapshot, "kid")
     assert of_kind(snapshot, DECK) == []
     assert snapshot.complete
+
+
+async def test_lists_that_take_plex_long_are_not_read_with_every_look(plex: StandInPlex) -> None:
+    shelf = fill(plex)
+    plex.add_user("kid", "kid-token")
+    plex.on_deck("kid", shelf.heat)
+    one = PlexClient(settings(plex, lists_valid=1e6))
+    first = await one.snapshot(ON_DECK)
+    plex.clear_requests()
+    plex.play("kid", shelf.alien)
+    second = await one.snapshot(ON_DECK)
+    assert of_kind(second, DECK) == of_kind(first, DECK)
+    assert [session.title for session in second.sessions] == ["Alien (1979)"]
+    assert plex.count("/library/onDeck") == 0
+    await one.snapshot(replace(ON_DECK, next_episodes_on_deck=4))
+    assert plex.count("/library/onDeck") == 2, "another question"
+
+
+async def test_lists_that_do_not_come_in_time_are_taken_as_they_were_and_read_first_the_next_time(
+    plex: StandInPlex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = fill(plex)
+    for name in ("kid", "sister"):
+        plex.add_user(name, f"{name}-token")
+        plex.on_deck(name, shelf.heat)
+    one = client(plex)
+    monkeypatch.setattr("cachefs.plex.gather._LISTS_WITHIN", 0.0)
+    early = await one.snapshot(ON_DECK)
+    assert not early.complete
+    assert "not read yet" in problem_of(early, "kid")
+    monkeypatch.setattr("cachefs.plex.gather._LISTS_WITHIN", 1.0)
+    assert (await one.snapshot(ON_DECK)).complete
+    plex.off_deck("kid", shelf.heat)
+    monkeypatch.setattr("cachefs.plex.gather._LISTS_WITHIN", 0.0)
+    late = await one.snapshot(ON_DECK)
+    assert late.complete
+    assert [fact.user for fact in of_kind(late, DECK)] == ["kid", "sister"]
+
+
+async def test_a_list_that_could_not_be_read_is_read_again(plex: StandInPlex) -> None:
+    shelf = fill(plex)
+    plex.on_deck(None, shelf.heat)
+    one = PlexClient(settings(plex, lists_valid=1e6))
+    plex.misbehave("/library/onDeck", status=500)
+    assert not (await one.snapshot(ON_DECK)).complete
+    plex.behave()
+    snapshot = await one.snapshot(ON_DECK)
+    assert snapshot.complete
+    assert titles(of_kind(snapshot, DECK)) == ["Heat (1995)"]
+
+
+async def test_a_name_server_that_swallows_questions_does_not_keep_plex_waiting(
+    plex: StandInPlex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf, answered = fill(plex), threading.Event()
+    plex.on_deck(None, shelf.heat)
+    ask = socket.getaddrinfo
+
+    def swallow(host: str, *args: Any, **named: Any) -> Any:
+        if host.endswith("plex.tv"):
+            answered.wait(20)
+            raise OSError("no answer")
+        return ask(host, *args, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", swallow)
+    monkeypatch.setattr("cachefs.plex.wire._RESOLVE_WITHIN_S", 0.1)
+    snapshot = await PlexClient(PlexSettings(plex.url, plex.token)).snapshot(ON_DECK)
+    answered.set()
+    assert titles(of_kind(snapshot, DECK)) == ["Heat (1995)"]
+    assert "no answer from the name server" in problem_of(snapshot, "owner")
