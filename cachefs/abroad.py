@@ -7,7 +7,7 @@ Plex would take them for deleted. So would a source that is looked at below the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from cachefs.errors import CannotMount, UserError
 from cachefs.fs.homes import Homes
 from cachefs.fs.keepings import kept_in
 from cachefs.fs.union import Union
+from cachefs.model import SourceName
 from cachefs.units import format_size
 
 log = logging.getLogger(__name__)
@@ -28,12 +29,16 @@ def count(source: Path) -> int:
     return 0
 
 
-async def refuse_empty(cache: Path, union: Union, homes: Homes) -> None:
-    """Refuse to mount with an SSD that has no file, where a source keeps places. Raises ``CannotMount``.
+async def refuse_without(cache: Path, union: Union, homes: Homes, knows: Callable[[SourceName], bool]) -> None:
+    """Refuse to mount where a source keeps places for files that have moved to another cache folder than this one, as
+    far as it ``knows``: that of an SSD that is not mounted, whatever was copied since to where it was. Raises
+    ``CannotMount``.
 
     A source that does not answer now shows its files as they were seen last, the moved ones too.
     """
     for source in union.sources.values():
+        if knows(source.name):
+            continue
         try:
             kept = await homes.count_kept(source)
         except OSError as error:
@@ -46,10 +51,10 @@ async def refuse_empty(cache: Path, union: Union, homes: Homes) -> None:
 def refusal(cache: Path, source: Path, name: str, kept: int) -> str:
     """What is said where a source keeps so many places."""
     return (
-        f"source {name} has moved {_files(kept)} to an SSD, and the cache folder {cache} holds none: is the SSD "
-        "mounted? Without it they would be missing in the mount. If they are at home again, or lost for good, remove "
-        f"{source}/.cachefs-moved; but first copy to the source what there is in {cache}/files/{name}: files that say "
-        "nothing of themselves, since their extended attributes were lost on the way to another SSD, may be the ones"
+        f"source {name} has moved {_files(kept)} to an SSD, and the cache folder {cache} holds none of them: is the "
+        "SSD mounted? Without it they would be missing in the mount. If they are at home again, or lost for good, "
+        f"remove {source}/.cachefs-moved; but first copy to the source what there is in {cache}/files/{name}: files "
+        "that say nothing of themselves, since their extended attributes were lost on the way to another SSD, may be the ones"
     )
 
 

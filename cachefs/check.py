@@ -18,7 +18,7 @@ import trio
 from cachefs import abroad, building, leftover, nesting, probes
 from cachefs import place as place_of_mount
 from cachefs.cache import keepsake
-from cachefs.cache.belonging import Moved, holds_nothing, moved_in, refusal
+from cachefs.cache.belonging import Moved, knows, moved_in, refusal
 from cachefs.cache.folder import holder
 from cachefs.cache.metadata import last_seen
 from cachefs.config import Config, PlexConfig, SourceConfig
@@ -95,6 +95,7 @@ class _Looks:
     findings: list[Finding] = field(default_factory=list)
     sources: dict[int, probes.Folder] = field(default_factory=dict)
     cache: probes.Storage | None = None
+    moved: Moved = field(default_factory=lambda: Moved({}))
     place: probes.Place | None = None
     nesting: nesting.Place | None = None
     plex: PlexFacts | None = None
@@ -260,8 +261,9 @@ async def _look_at_owner(config: Config, looks: _Looks) -> None:
     """Whose cache folder it is: of these sources, and of no other daemon."""
     root = str(config.cache.path)
     moved = await within(LOCAL_S, moved_in, root)
+    looks.moved = moved or Moved({}, all_known=False)
     sources = {source.name: str(source.path) for source in config.sources}
-    refused = await within(LOCAL_S, refusal, root, sources, moved or Moved({}, all_known=False))
+    refused = await within(LOCAL_S, refusal, root, sources, looks.moved)
     _judge_moved(config, moved, looks)
     if refused:
         looks.add(Severity.ERROR, "cache.path", refused)
@@ -278,7 +280,7 @@ async def _look_for_moved(config: Config, looks: _Looks) -> None:
     for index, source in enumerate(config.sources):
         answers = index in looks.sources and not looks.sources[index].problem
         kept = await within(LOCAL_S, abroad.count, source.path) if answers else 0
-        if kept and await within(LOCAL_S, holds_nothing, str(config.cache.path)):
+        if kept and await within(LOCAL_S, knows, str(config.cache.path), source.name, looks.moved) is False:
             message = abroad.refusal(config.cache.path, source.path, source.name, kept)
             looks.add(Severity.ERROR, "cache.path", message)
 

@@ -166,8 +166,7 @@ class _Server:
             Backings("it is switched off (fast_path: off)" if config.fast_path == "off" else ""),
         )
         homes = Homes(union)
-        if not store.inventory().entries:
-            await abroad.refuse_empty(config.cache.path, union, homes)
+        await abroad.refuse_without(config.cache.path, union, homes, store.moves.knows)
         settings = CopySettings(config.copying.workers, config.copying.bandwidth, config.copying.hours)
         movers = Movers(
             store,

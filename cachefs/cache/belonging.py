@@ -71,12 +71,13 @@ def moved_in(root: str) -> Moved:
     return Moved({}, all_known=False)
 
 
-def holds_nothing(root: str) -> bool:
-    """Whether there is no file of a cache below ``root``, not even a part of one. Raises ``OSError``."""
-    try:
-        return not any(True for tree in TREES for _ in inside.sizes(root, tree))
-    except FileNotFoundError:
+def knows(root: str, source: SourceName, moved: Moved) -> bool:
+    """Whether files of this source have moved to the folder, as a start would find; see ``cache.moves``. ``moved`` is
+    what is in it."""
+    if not moved.all_known or any(key.source == source for key in moved.sizes):
         return True
+    kept = keepsake.read(root)
+    return kept is not None and source in kept.moved_from
 
 
 def identity_of(sources: Mapping[SourceName, str]) -> str:

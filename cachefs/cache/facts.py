@@ -76,7 +76,7 @@ class Facts:
         if same and self.wishes.all() == opened.asked:
             return
         ledger = self._shelf.ledger
-        kept = Keepsake(SCHEMA_VERSION, "", dict(self._tags), self.pins(), self.wishes.all())
+        kept = Keepsake(SCHEMA_VERSION, "", dict(self._tags), self.pins(), self.wishes.all(), ledger.moved_from)
         try:
             await ledger.change_kept(ledger.index.keep, kept)
         except IndexFull as error:

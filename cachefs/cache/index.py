@@ -222,6 +222,16 @@ class Index:
         with self._transaction() as connection:
             _set_asked(connection, said)
 
+    def moved_from(self) -> frozenset[SourceName]:
+        """The sources from which files have moved to this folder. Raises ``IndexDamaged`` as ``asked``."""
+        names = self._meta("moved_from")
+        with self._making_sense("where files have moved from"):
+            return frozenset(map(SourceName, json.loads(names))) if names else frozenset()
+
+    def set_moved_from(self, sources: Iterable[SourceName]) -> None:
+        with self._transaction() as connection:
+            _set_moved_from(connection, sources)
+
     def identity(self) -> str | None:
         """The sources this cache was made for; None for a new cache."""
         value = self._meta("identity")
@@ -267,7 +277,7 @@ class Index:
         """What is to be written down a second time."""
         with self._translated():
             devices = dict(self._connection.execute("SELECT identity, tag FROM devices").fetchall())
-        return Keepsake(SCHEMA_VERSION, self.identity() or "", devices, self.pins(), self.asked())
+        return Keepsake(SCHEMA_VERSION, self.identity() or "", devices, self.pins(), self.asked(), self.moved_from())
 
     def device_tag(self, identity: str) -> int:
         """The number of this device: 0 for the first one ever seen, then 1, 2, … for good."""
@@ -379,11 +389,17 @@ def _keep(connection: sqlite3.Connection, kept: Keepsake) -> None:
     rows = map(_pin_row, kept.pins)
     connection.executemany(f"INSERT OR IGNORE INTO pins ({_PIN_COLUMNS}) VALUES (?, ?, ?, ?)", rows)
     _set_asked(connection, kept.asked)
+    _set_moved_from(connection, kept.moved_from)
 
 
 def _set_asked(connection: sqlite3.Connection, said: Iterable[Asked]) -> None:
     rows = json.dumps(wishes.rows_of(said)).encode("ascii")
     connection.execute("INSERT OR REPLACE INTO meta VALUES ('asked', ?)", (rows,))
+
+
+def _set_moved_from(connection: sqlite3.Connection, sources: Iterable[SourceName]) -> None:
+    names = json.dumps(sorted(sources)).encode("ascii")
+    connection.execute("INSERT OR REPLACE INTO meta VALUES ('moved_from', ?)", (names,))
 
 
 def _pin_row(pin: Pin) -> _Row:

@@ -65,6 +65,8 @@ class Kept:
         tell."""
         try:
             await self._homes.tidy(source, self._numbers)
+            if not any(entry.key.source == source for entry in self._store.moves.all()):
+                await self._store.moves.all_home(source)
         except OSError as error:
             log.debug("%s: %s", source, error)
 

@@ -17,7 +17,7 @@ from cachefs.cache.keepsake import NAME, save
 from cachefs.cache.presence import NO_ANSWER_S, Presence
 from cachefs.cache.recovery import Opened
 from cachefs.errors import CacheError, IndexFull
-from cachefs.model import CacheEntry
+from cachefs.model import CacheEntry, SourceName
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,8 @@ class Ledger:
         """Whether the SSD had no room for the last change of a row."""
         self._presence = presence
         self._kept = opened.kept
+        self.moved_from = opened.moved_from
+        """The sources from which files have moved to this folder; see ``schema``."""
         self.dead_rows = set(opened.rows_left)
         self._late = {entry.id: entry for entry in opened.late}
         """Moved files whose rows are not written yet; a start finds them by what the files say."""
@@ -108,6 +110,11 @@ class Ledger:
     async def change_kept(self, function: Callable[[*Ts], T], *args: *Ts, within_s: float = NO_ANSWER_S) -> T:
         """As ``call``, for what is written down a second time, in the same turn."""
         return await self.call(self._change_kept, partial(function, *args), within_s=within_s)
+
+    async def set_moved_from(self, sources: frozenset[SourceName]) -> None:
+        if sources != self.moved_from:
+            await self.change_kept(self.index.set_moved_from, sources)
+            self.moved_from = sources
 
     def _change_kept(self, function: Callable[[], T]) -> T:
         result = function()

@@ -23,7 +23,7 @@ from cachefs.cache.full import NO_ROOM
 from cachefs.cache.label import Label
 from cachefs.cache.shelf import Shelf
 from cachefs.errors import CacheError, IndexFull
-from cachefs.model import CacheEntry, DropCause, EntryState, FileKey, Fingerprint, Home, Phase, SourceFile
+from cachefs.model import CacheEntry, DropCause, EntryState, FileKey, Fingerprint, Home, Phase, SourceFile, SourceName
 from cachefs.ranges import Ranges
 
 T = TypeVar("T")
@@ -85,11 +85,26 @@ class Moves:
             current = self._current(entry.id)
             if current is None or current.state is not EntryState.CACHED:
                 return None
+            ledger = self._shelf.ledger
+            await ledger.set_moved_from(ledger.moved_from | {entry.key.source})
             moved = await self._write(current, replace(current, state=EntryState.MOVED, home=home))
             if moved is not None and self._current(entry.id) is not moved:  # dropped on the way: the source has it
                 await self._label(current)
                 return None
             return moved
+
+    def knows(self, source: SourceName) -> bool:
+        """Whether files of this source have moved to this very folder. Where its source has given files up, and this is
+        not so, it is another folder: that of an SSD that is not mounted."""
+        return source in self._shelf.ledger.moved_from
+
+    async def all_home(self, source: SourceName) -> None:
+        """Nothing is left of what has moved, neither here nor at the source. An SSD that fails is told of."""
+        ledger = self._shelf.ledger
+        try:
+            await ledger.set_moved_from(ledger.moved_from - {source})
+        except CacheError as error:
+            await self._shelf.trouble(error)
 
     async def set_home(self, entry: CacheEntry, home: Home) -> CacheEntry | None:
         """A moved file's home is another one, or in another phase. None when it is moved no more."""

@@ -102,6 +102,9 @@ class Opened:
     """Entries whose rows are to be written, once the index can be."""
     aside: Mapping[str, int] = field(default_factory=dict)
     """Files that are nobody's and must not be removed, with their sizes: they may be the only ones."""
+    moved_from: frozenset[SourceName] = frozenset()
+    """The sources from which files have moved to this folder (``cache.schema``), as far as it can be the one that they
+    moved to: none where it holds nothing but what may be such a file, or has lost all that there was."""
 
 
 def reconcile(entries: Iterable[CacheEntry], contents: Contents, sources: frozenset[SourceName]) -> Verdict:
@@ -237,8 +240,23 @@ def _recover(
         log.warning(_FULL, folder.root, len(verdict.keep))
     next_id = max([index.next_id(), *(entry.id + 1 for entry in late)])
     kept = _kept(folder, index)
+    moved = {entry.key for entry in now.entries.values() if entry.home is not None}
+    moved |= {key for name in aside if (key := key_of(name)) is not None}
     asked = tuple(asked for asked in index.asked() if asked.key.source in sources)
-    return Opened(folder, index, verdict.keep, index.pins(), asked, next_id, counts, kept, left, late, aside)
+    return Opened(
+        folder,
+        index,
+        verdict.keep,
+        index.pins(),
+        asked,
+        next_id,
+        counts,
+        kept,
+        left,
+        late,
+        aside,
+        moved_from=index.moved_from().union(key.source for key in moved) if verdict.keep or not moved else frozenset(),
+    )
 
 
 def _write_rows(index: Index, now: Following) -> tuple[CacheEntry, ...]:

@@ -48,7 +48,8 @@ CREATE TABLE pins (
 -- or the place of one that was lost. 'open': somebody has the index open, or was killed while he had. 'start': what the
 -- lock file said at the last start; an older index says something else. 'aside': files of the SSD that are nobody's and
 -- must not be removed, with zeros between them. 'asked': what people said of single files with cachefs copy and
--- evict, as JSON (cache.wishes).
+-- evict, as JSON (cache.wishes). 'moved_from': the names of the sources from which files have moved to this folder, as
+-- JSON, until cachefs restore has tidied up there: another folder in its place knows nothing of that.
 CREATE TABLE meta (
     name            TEXT PRIMARY KEY,
     value           BLOB NOT NULL

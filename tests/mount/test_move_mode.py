@@ -52,7 +52,7 @@ def test_without_the_ssd_that_has_moved_files_nothing_is_mounted(
         ssd.mkdir()
         with pytest.raises(CachefsFailed, match="ended with 3") as refused:
             start_mount(settings)
-        said = "source media has moved one file to an SSD, and the cache folder .*/ssd holds none: is the SSD mounted"
+        said = "source media has moved one file to an SSD, and the cache folder .*/ssd holds none of them: is the SSD"
         by_hand = "first copy to the source what there is in .*/ssd/files/media"
         assert re.search(f"{said}.*{by_hand}", str(refused.value))
         checked = running.run("check")
@@ -63,6 +63,63 @@ def test_without_the_ssd_that_has_moved_files_nothing_is_mounted(
         (tmp_path / "unplugged").rename(ssd)
         running = start_mount(settings)
         assert read(running.mountpoint / "film.mkv") == CONTENT
+
+
+def test_copies_that_lie_where_the_ssd_was_do_not_stand_for_it(
+    tmp_path: Path, start_mount: Callable[[dict[str, Any]], RunningCachefs]
+) -> None:
+    media, ssd, unplugged, below = (tmp_path / name for name in ("media", "ssd", "unplugged", "below"))
+    with settings_in(tmp_path) as settings:
+        (media / "other.mkv").write_bytes(CONTENT)
+        running = start_mount(settings)  # once without the SSD, before anything has moved
+        with running.client() as client:
+            client.copy("other.mkv")
+        wait_until(running, lambda: (ssd / "files" / "media" / "other.mkv").exists(), "it is copied")
+        assert running.terminate() == 0
+        ssd.rename(below)
+        ssd.mkdir()
+        running = _start_and_move(media / "film.mkv", settings, start_mount)
+        assert running.terminate() == 0
+
+        ssd.rename(unplugged)
+        below.rename(ssd)
+        said = "source media has moved one file to an SSD, and the cache folder .*/ssd holds none of them"
+        with pytest.raises(CachefsFailed, match="ended with 3") as refused:
+            start_mount(settings)
+        assert re.search(said, str(refused.value))
+        checked = running.run("check")
+        assert checked.returncode == 2
+        assert re.search(said, " ".join(checked.stdout.split()))
+
+        ssd.rename(below)
+        unplugged.rename(ssd)
+        running = start_mount(settings)
+        assert read(running.mountpoint / "film.mkv") == CONTENT
+        assert running.run("check").returncode == 0
+
+
+def test_a_place_that_a_crash_has_left_at_the_source_keeps_nobody_from_starting(
+    tmp_path: Path, start_mount: Callable[[dict[str, Any]], RunningCachefs]
+) -> None:
+    media = tmp_path / "media"
+    with settings_in(tmp_path) as settings:
+        running = _start_and_move(media / "film.mkv", settings, start_mount)
+        (place,) = (media / ".cachefs-moved").iterdir()
+        (running.mountpoint / "film.mkv").unlink()
+        assert running.terminate() == 0
+        place.parent.mkdir(exist_ok=True)
+        place.touch()
+
+        assert running.run("check").returncode == 0
+        running = start_mount(settings)
+        assert running.run("restore", "--all").returncode == 0
+        assert not place.exists()
+        assert running.terminate() == 0
+
+        place.parent.mkdir(exist_ok=True)
+        place.touch()  # whose it is by now cannot be known
+        with pytest.raises(CachefsFailed, match="holds none of them"):
+            start_mount(settings)
 
 
 def test_another_disk_is_accepted_for_moved_files_only_by_who_says_so(
