@@ -54,7 +54,8 @@ def refusal(cache: Path, source: Path, name: str, kept: int) -> str:
         f"source {name} has moved {_files(kept)} to an SSD, and the cache folder {cache} holds none of them: is the "
         "SSD mounted? Without it they would be missing in the mount. If they are at home again, or lost for good, "
         f"remove {source}/.cachefs-moved; but first copy to the source what there is in {cache}/files/{name}: files "
-        "that say nothing of themselves, since their extended attributes were lost on the way to another SSD, may be the ones"
+        "that say nothing of themselves, since their extended attributes were lost on the way to another SSD, may be "
+        "the ones"
     )
 
 
