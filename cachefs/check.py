@@ -18,8 +18,8 @@ import trio
 from cachefs import abroad, building, leftover, nesting, probes
 from cachefs import place as place_of_mount
 from cachefs.cache import keepsake
-from cachefs.cache.belonging import Moved, knows, moved_in, refusal
-from cachefs.cache.folder import holder
+from cachefs.cache.belonging import Moved, knows, moved_in, not_alone, refusal
+from cachefs.cache.folder import holder, strangers
 from cachefs.cache.metadata import last_seen
 from cachefs.config import Config, PlexConfig, SourceConfig
 from cachefs.errors import ConfigError, PlexError, PlexRefused, Problem, UserError
@@ -247,6 +247,9 @@ async def _look_at_cache(config: Config, looks: _Looks) -> None:
         looks.add(Severity.NOTE, "cache.path", f"{cache.path} does not exist yet; it will be made{on}")
     else:
         await _look_at_owner(config, looks)
+        others = await within(LOCAL_S, strangers, str(cache.path))
+        if others:
+            looks.add(Severity.WARNING, "cache.path", not_alone(str(cache.path), others))
     kept = cache.min_free.resolve(storage.total_bytes)
     if kept >= storage.free_bytes:
         has = f"its file system has {format_size(storage.free_bytes)} free and {format_size(kept)} must stay free"

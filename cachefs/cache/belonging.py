@@ -80,6 +80,12 @@ def knows(root: str, source: SourceName, moved: Moved) -> bool:
     return kept is not None and source in kept.moved_from
 
 
+def not_alone(root: str, others: tuple[str, ...]) -> str:
+    """What is said of a folder that is to become a cache and holds these."""
+    what = f"'{others[0]}'" if len(others) == 1 else f"{len(others)} other things, such as '{others[0]}'"
+    return f"{root} holds {what}; cachefs leaves that alone, but give it a folder of its own, such as {root}/cachefs"
+
+
 def identity_of(sources: Mapping[SourceName, str]) -> str:
     """What a cache folder remembers of its configuration: each source's name and path. JSON, since a path may hold
     any character."""

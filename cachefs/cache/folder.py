@@ -20,6 +20,7 @@ import enum
 import errno
 import fcntl
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -39,6 +40,10 @@ TREES = ("files", "partial")
 """The folders of which every file is ours, to remove."""
 FILES = ("lock", "keepsake.json", *(f"{n}.sqlite{s}" for n in ("index", "folders") for s in ("", "-wal", "-shm")))
 """Our files beside them."""
+_LOCK = re.compile(rb"(\d+\n([0-9a-f]+\n)?)?")
+"""What a lock file says: see ``_say``. An empty one was made by a person, or by a start that ended there."""
+_LOCK_BYTES = 128
+_NOBODYS = frozenset({"lost+found", *TREES, *FILES})
 _PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _READ_BYTES = 1024**2
 PATH_MAX_BYTES = 4095
@@ -376,8 +381,14 @@ def lacks_to_be_made(root: str) -> str:
 
 
 def refuse_foreign(root: str) -> None:
-    """Recovery removes files that have no row: never let it loose on a folder that cachefs did not make."""
-    if os.path.lexists(f"{root}/lock") or os.path.lexists(f"{root}/index.sqlite"):
+    """Recovery removes files that have no row: never let it loose on a folder that cachefs did not make. Only a lock
+    file vouches for one: other programs, too, have an index."""
+    said = _said(root)
+    if said is not None:
+        if _LOCK.fullmatch(said) is None:
+            raise CacheError(
+                f"cache.path {root} has a 'lock' that cachefs did not make: give cachefs an empty folder of its own"
+            )
         return
     for name in TREES:
         if os.path.lexists(f"{root}/{name}") and (not os.path.isdir(f"{root}/{name}") or os.listdir(f"{root}/{name}")):
@@ -386,6 +397,16 @@ def refuse_foreign(root: str) -> None:
                 f"If this was its own, and has lost all but '{name}', make an empty file named lock beside that: then "
                 "what files say of themselves is believed, those that have moved among them"
             )
+
+
+def strangers(root: str) -> tuple[str, ...]:
+    """The names in a folder, which has never been a cache, of what is not ours: cachefs leaves it alone, but nobody
+    would want it there. Empty where that cannot be seen."""
+    if os.path.lexists(f"{root}/lock"):
+        return ()
+    with suppress(OSError):
+        return tuple(sorted(name for name in os.listdir(root) if name not in _NOBODYS and name[0] != "."))
+    return ()
 
 
 def _lock(root: str, place: int, token: str) -> tuple[int, str]:
@@ -423,17 +444,22 @@ def _say(number: int, token: str) -> None:
 def token_of(root: str | int) -> str:
     """What the lock file of a cache folder says beside the process: new with every start. Empty where there is none.
     Raises ``OSError``."""
+    lines = (_said(root) or b"").decode("ascii", "replace").splitlines()
+    return lines[1] if len(lines) > 1 else ""
+
+
+def _said(root: str | int) -> bytes | None:
+    """What is in the lock file; None where there is none."""
     try:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         place = None if isinstance(root, str) else root
         number = os.open("lock" if place is not None else f"{root}/lock", flags, dir_fd=place)
     except FileNotFoundError:
-        return ""
+        return None
     try:
-        lines = os.pread(number, 128, 0).decode("ascii", "replace").splitlines()
+        return os.pread(number, _LOCK_BYTES, 0)
     finally:
         _close(number)
-    return lines[1] if len(lines) > 1 else ""
 
 
 def _has_mark(place: int, mark: Mark) -> bool:

@@ -33,8 +33,16 @@ from functools import partial
 
 from cachefs.cache import keepsake
 from cachefs.cache.adoption import adopt, key_of, only_copy, says_nothing
-from cachefs.cache.belonging import Moved, check_identity, identity_of, moved_files, moved_rows, refuse_strangers
-from cachefs.cache.folder import Contents, Folder, Mark
+from cachefs.cache.belonging import (
+    Moved,
+    check_identity,
+    identity_of,
+    moved_files,
+    moved_rows,
+    not_alone,
+    refuse_strangers,
+)
+from cachefs.cache.folder import Contents, Folder, Mark, strangers
 from cachefs.cache.following import Following, follow, write_labels
 from cachefs.cache.full import NO_ROOM
 from cachefs.cache.index import Index
@@ -125,7 +133,11 @@ def reconcile(entries: Iterable[CacheEntry], contents: Contents, sources: frozen
 
 def open_folder(root: str, sources: Mapping[SourceName, str]) -> Opened:
     """Lock the folder, open its index, recover. Raises ``CacheError``; then nothing is held."""
-    return _open(Folder.take(root), sources)
+    others = strangers(root)
+    folder = Folder.take(root)
+    if others:
+        log.warning("cache.path %s", not_alone(root, others))
+    return _open(folder, sources)
 
 
 def open_again(root: str, sources: Mapping[SourceName, str], mark: Mark, gone: Iterable[int]) -> Opened:

@@ -52,7 +52,8 @@ PARTS_AND_OTHERS = {
 CHANGES_NOTHING = frozenset(
     {
         *(f"copying.{name}" for name in ("look", "read_attributes", "read_chunk")),
-        *(f"folder.{name}" for name in ("holder", "lacks_to_be_made", "no_hook", "refuse_foreign", "token_of")),
+        *(f"folder.{name}" for name in ("holder", "lacks_to_be_made", "no_hook", "refuse_foreign", "strangers")),
+        "folder.token_of",
         *(f"folder.Folder.{name}" for name in ("can_name", "contents", "holds_the_same", "look", "partial")),
         *(f"folder.Folder.{name}" for name in ("published", "space")),
         *(f"index.Index.{name}" for name in ("entries", "identity", "keepsake", "next_id", "pins", "problem")),

@@ -194,6 +194,12 @@ async def test_a_folder_that_cachefs_did_not_make_is_refused(folders: Folders) -
     assert "that cachefs did not make" in only(await examined(folders.config()), ERROR, "cache.path")
 
 
+async def test_what_lies_beside_a_new_cache_is_named(folders: Folders) -> None:
+    (folders.root / "ssd/holiday.jpg").touch()
+    said = [finding.message for finding in found(await examined(folders.config()), WARNING)]
+    assert any("holds 'holiday.jpg'" in message for message in said)
+
+
 async def test_a_cache_folder_that_another_daemon_has_is_refused(folders: Folders) -> None:
     taken = Folder.take(f"{folders.root}/ssd")
     try:

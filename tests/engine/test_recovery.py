@@ -241,6 +241,33 @@ async def test_folder_with_files_of_somebody_else_is_refused(tmp_path: Path, nam
     assert (tmp_path / name / "precious").read_text() == "mine"
 
 
+@pytest.mark.parametrize(("name", "said"), [("index.sqlite", "a 'files'"), ("lock", "a 'lock'")])
+async def test_what_another_program_calls_as_we_do_makes_no_cache_of_its_folder(
+    tmp_path: Path, name: str, said: str
+) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "precious").write_text("mine")
+    (tmp_path / name).write_text("another program's")
+    with pytest.raises(CacheError, match=f"{said} that cachefs did not make"):
+        async with opened(tmp_path):
+            pytest.fail("it was opened")
+    assert (tmp_path / "files" / "precious").read_text() == "mine"
+    assert (tmp_path / name).read_text() == "another program's"
+
+
+async def test_what_lies_beside_a_new_cache_is_named_once(
+    tmp_path: Path, expected_warnings: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("lost+found", ".Trash-1000", "holiday.jpg"):
+        (tmp_path / name).mkdir()
+    expected_warnings.append("holds 'holiday.jpg'")
+    for _ in range(2):
+        async with opened(tmp_path):
+            pass
+    assert caplog.text.count("holiday.jpg") == 1
+    assert (tmp_path / "holiday.jpg").is_dir()
+
+
 async def test_missing_parent_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="is the SSD mounted"):
         async with opened(tmp_path / "no SSD here" / "cache"):
