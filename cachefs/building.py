@@ -13,10 +13,12 @@ from dataclasses import dataclass
 
 import trio
 
+from cachefs import mounts
 from cachefs.cache.full import NO_ROOM
 from cachefs.cache.store import Limits, Store, open_store
 from cachefs.config import Config, PlexConfig, SourceConfig
 from cachefs.errors import CachefsError, CannotMount
+from cachefs.fs import backing
 from cachefs.fs.elsewhere import Elsewhere
 from cachefs.fs.found import Witness
 from cachefs.fs.inodes import Inodes
@@ -35,6 +37,16 @@ log = logging.getLogger(__name__)
 
 _VIEWS_S = 7 * 86400.0
 """How far back it is asked what was watched, at least: as far as somebody's wish may be older than his watching it."""
+
+
+def why_not_by_kernel(config: Config) -> str:
+    """Why the kernel is not to read cached files by itself; empty when it may. Blocks."""
+    if config.fast_path == "off":
+        return "it is switched off (fast_path: off)"
+    mount = mounts.holding(mounts.all_now(), mounts.resolve_now(config.cache.path))
+    if mount is None or backing.tells_of_mappings(mount.fstype):
+        return ""
+    return f"the cache folder is in memory ({mount.fstype}), where nobody is told of what a mapping writes"
 
 
 def open_cache(config: Config) -> AbstractAsyncContextManager[Store]:

@@ -163,7 +163,7 @@ class _Server:
             union,
             store,
             self._counters,
-            Backings("it is switched off (fast_path: off)" if config.fast_path == "off" else ""),
+            Backings(await trio.to_thread.run_sync(building.why_not_by_kernel, config)),
         )
         homes = Homes(union)
         await abroad.refuse_without(config.cache.path, union, homes, store.moves.knows)

@@ -15,6 +15,7 @@ import trio
 
 from cachefs import check, mounts, probes, readahead
 from cachefs.config import Config, SourceConfig
+from cachefs.fs.backing import tells_of_mappings
 from cachefs.model import Status
 from cachefs.understood import Row
 from cachefs.units import format_duration, format_size
@@ -197,7 +198,8 @@ def _judge_fast_path(config: Config, seen: _Seen, pages: _Pages) -> None:
             f"libfuse {machine.libfuse} cannot carry the channel: one hung disk may hold up the whole mount",
             "use libfuse 3.13 or newer; Debian 12 and Ubuntu 24.04 have it",
         )
-    obstacles = list(_obstacles(config, machine))
+    mount = seen.mount_of(config.cache.path)
+    obstacles = list(_obstacles(config, machine, mount.fstype if mount is not None else ""))
     for message, remedy in obstacles:
         pages.note(message, remedy)
     switched_off = config.fast_path == "off"
@@ -209,7 +211,7 @@ def _judge_fast_path(config: Config, seen: _Seen, pages: _Pages) -> None:
         pages.say("fast path", "possible: the kernel can read cached files by itself")
 
 
-def _obstacles(config: Config, machine: probes.Machine) -> Iterator[tuple[str, str]]:
+def _obstacles(config: Config, machine: probes.Machine, fstype: str) -> Iterator[tuple[str, str]]:
     if config.fast_path == "off":
         yield "the fast path is switched off", "write fast_path: auto, or leave it out"
     if _version(machine.kernel) < _PASSTHROUGH_SINCE:
@@ -218,6 +220,11 @@ def _obstacles(config: Config, machine: probes.Machine) -> Iterator[tuple[str, s
         yield (
             "only root with CAP_SYS_ADMIN may let the kernel read cached files by itself",
             "run cachefs as root; in a container, start it with --cap-add SYS_ADMIN",
+        )
+    if not tells_of_mappings(fstype):
+        yield (
+            f"the cache folder is in memory ({fstype}): it is empty after a restart, and not read by the kernel itself",
+            "put it on an SSD",
         )
 
 
@@ -238,8 +245,6 @@ def _judge_cache(config: Config, seen: _Seen, pages: _Pages) -> None:
             f"the cache folder {path} is on a stacked file system ({kind}): the kernel cannot read it by itself",
             "in a container, make it a volume; else put it on the SSD's own file system",
         )
-    if kind == "tmpfs":
-        pages.note(f"the cache folder {path} is in memory, and empty after a restart", "put it on an SSD")
     for index, folder in seen.sources.items():
         if folder is not None and folder.device is not None and folder.device == storage.folder.device:
             pages.hinders(

@@ -3,8 +3,13 @@
 Used by ``routing``. While an inode is in passthrough mode its backing file is what readers see: every write and
 truncate through the mount must reach it as well as the source. A shared mapping of a handle that was opened for reading
 *and* writing goes further: it writes the backing file directly, msync never reaches the daemon, and it goes on after
-the handle was closed. From such an open on the backing file is the truth, and is copied back to the source at flush,
-fsync and close, and once more when nobody can write it any more, which a read lease tells (fcntl(2)).
+the handle was closed. From such an open on the backing file is the truth, and what a mapping has written there is
+copied back to the source at flush, fsync and close, and once more when nobody can write it any more, which a read lease
+tells (fcntl(2)).
+
+Only what a mapping has written: else a change that somebody made at the source meanwhile would be undone. Its time of
+modification tells. It is set to one that no write ever gives, and the first write to a page of a mapping changes it,
+again after each fdatasync (page_mkwrite in the kernel's file systems; tmpfs has none, see ``tells_of_mappings``).
 """
 
 from __future__ import annotations
@@ -27,10 +32,20 @@ from cachefs.leases import Lease
 
 log = logging.getLogger(__name__)
 
+COPY_BACK_BYTES = 64 << 20
+"""In one go: a source has a time limit for each call."""
+CATCH_UP_BYTES = 4 << 20
 _COMPARE_BYTES = 1 << 20
+_UNTOUCHED_NS = 1_000_000_000 * 10**9
+"""A time of modification that is over, and that all file systems can keep: some know only even seconds."""
+_IN_MEMORY = ("tmpfs", "ramfs")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_DESCRIPTOR = -1
 """The kernel looks at who asks before it looks at this."""
+
+
+Seen = tuple[int, int]
+"""Size and mtime_ns of a file."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,8 +53,8 @@ class Backing:
     """One backing file. ``descriptor`` is open for reading; ``mirror`` for writing, once somebody writes.
 
     ``home`` is the source's file, open for writing, once the backing file may be written by a mapping; ``unbar`` then
-    holds the bars of handles that are closed already. ``clean`` is its mtime when it was last known to equal the
-    source, None when it may not.
+    holds the bars of handles that are closed already. ``seen`` is what the source's file was when both were the same
+    last, None where that is not known.
     """
 
     id: int
@@ -48,7 +63,12 @@ class Backing:
     mirror: Descriptor | None = None
     home: Descriptor | None = None
     unbar: list[Callable[[], object]] = field(default_factory=list)
-    clean: int | None = None
+    seen: Seen | None = None
+    written: bool = False
+    """By a mapping, since it was last copied back."""
+    mixed: bool = False
+    """Whether it was also written with write(2) since mappings may write it: just then one of theirs may have been
+    missed."""
     same: bool = False
     """The file has moved: the backing file is the file itself, and there is no other side."""
     lost: bool = False
@@ -83,8 +103,9 @@ class Backings:
             if error.errno != errno.EBADF:
                 self._give_up(error)
 
-    def open(self, descriptor: Descriptor, entry_id: int) -> Backing | None:
-        """A backing file for an entry whose SSD file is open; None when the kernel takes none."""
+    def open(self, descriptor: Descriptor, entry_id: int, seen: Seen) -> Backing | None:
+        """A backing file for an entry whose SSD file is open, and whose source's file was ``seen``; None when the
+        kernel takes none."""
         if self.problem:
             return None
         try:
@@ -93,7 +114,7 @@ class Backings:
             self._give_up(error)
             return None
         self.live += 1
-        return Backing(number, entry_id, Descriptor(os.dup(descriptor.number)))
+        return Backing(number, entry_id, Descriptor(os.dup(descriptor.number)), seen=seen)
 
     def _give_up(self, error: OSError) -> None:
         self.problem = error.strerror or str(error)
@@ -120,6 +141,11 @@ class Backings:
         channel.close_backing(backing.id)
 
 
+def tells_of_mappings(fstype: str) -> bool:
+    """Whether a file system of this type changes the time of modification of a file that is written by a mapping."""
+    return fstype not in _IN_MEMORY
+
+
 # --- in threads ------------------------------------------------------------------------------------------------------
 
 
@@ -142,8 +168,9 @@ def write_itself(home: Descriptor, data: bytes, offset: int, appends: bool) -> i
     return write(home, data, offset, appends)
 
 
-def write_both(home: Descriptor, mirror: Descriptor, data: bytes, offset: int, appends: bool) -> int:
-    """Write to the source, then to the backing file at the same place. What one of them does not take, none has."""
+def write_both(home: Descriptor, mirror: Descriptor, data: bytes, offset: int, appends: bool) -> tuple[int, Seen]:
+    """Write to the source, then to the backing file at the same place. What one of them does not take, none has.
+    Returns also what the source's file is then."""
     with home.use() as to_home, mirror.use() as to_mirror:
         _drop_set_id(to_home)
         offset = _place(to_home, len(data), offset) if appends else offset
@@ -154,7 +181,7 @@ def write_both(home: Descriptor, mirror: Descriptor, data: bytes, offset: int, a
             with suppress(OSError):  # a source that fails, too
                 _bring_back(to_mirror, to_home, offset, done)
             raise
-    return done
+        return done, _seen(to_home)
 
 
 def _bring_back(kept: int, changed: int, offset: int, length: int) -> None:
@@ -197,24 +224,57 @@ def write_at(number: int, data: bytes, offset: int, *, whole: bool = False) -> i
     return done
 
 
-def copy_back(source_of_truth: Descriptor, home: Descriptor, clean: int | None, *, always: bool) -> int:
-    """Make the source's file equal to the backing file; returns the mtime for which that holds.
+def seen_of(home: Descriptor) -> Seen:
+    with home.use() as number:
+        return _seen(number)
 
-    Flushing first makes the kernel notice the next write of a mapping: it sets mtime when a clean page becomes dirty.
-    """
-    with source_of_truth.use() as truth, home.use() as to_home:
-        os.fdatasync(truth)
-        mtime_ns = os.fstat(truth).st_mtime_ns
-        if mtime_ns == clean and not always:
-            return mtime_ns
-        offset = 0
-        while data := os.pread(truth, _COMPARE_BYTES, offset):
-            if os.pread(to_home, len(data), offset) != data:
-                write_at(to_home, data, offset)
-            offset += len(data)
-        if os.fstat(to_home).st_size != offset:
-            os.ftruncate(to_home, offset)
-    return mtime_ns
+
+def _seen(number: int) -> Seen:
+    found = os.fstat(number)
+    return found.st_size, found.st_mtime_ns
+
+
+def mark(truth: Descriptor) -> None:
+    """From now on ``was_written`` tells whether a mapping writes it."""
+    with truth.use() as number:
+        os.utime(number, ns=(os.fstat(number).st_atime_ns, _UNTOUCHED_NS))
+
+
+def was_written(truth: Descriptor) -> bool:
+    """Whether it has been written since ``mark``. Some file systems know only once it was written to the disk."""
+    with truth.use() as number:
+        os.fdatasync(number)
+        return os.fstat(number).st_mtime_ns != _UNTOUCHED_NS
+
+
+def begin_copy(truth: Descriptor) -> int:
+    """As ``mark``; all that was written before is copied back then, and what is written from now on, told of. Returns
+    the size."""
+    mark(truth)
+    with truth.use() as number:
+        os.fdatasync(number)
+        return os.fstat(number).st_size
+
+
+def copy_back(truth: Descriptor, home: Descriptor, start: int, end: int) -> Seen:
+    """Make a part of the source's file what the backing file has there; returns what it is then. Its size stays: no
+    mapping changes that."""
+    with truth.use() as from_truth, home.use() as to_home:
+        end = min(end, os.fstat(to_home).st_size)
+        while start < end and (data := os.pread(from_truth, min(_COMPARE_BYTES, end - start), start)):
+            if os.pread(to_home, len(data), start) != data:
+                write_at(to_home, data, start)
+            start += len(data)
+        return _seen(to_home)
+
+
+def catch_up(mirror: Descriptor, start: int, data: bytes) -> None:
+    """Make a part of the backing file what its source has there; at the end (no data) it ends there, too."""
+    with mirror.use() as number:
+        if not data:
+            os.ftruncate(number, start)
+        elif os.pread(number, len(data), start) != data:
+            write_at(number, data, start, whole=True)
 
 
 def nobody_writes(descriptor: Descriptor) -> bool:

@@ -20,8 +20,7 @@ from contextlib import asynccontextmanager, contextmanager
 import trio
 
 from cachefs.cache.store import Store
-from cachefs.descriptors import Descriptor
-from cachefs.fs import backing, channel, reach
+from cachefs.fs import channel, reach
 from cachefs.fs.backing import Backings
 from cachefs.fs.found import Place
 from cachefs.fs.inodes import Node
@@ -105,7 +104,8 @@ class Routing(InUse):
         if held is not None:
             return Wish.SAME if held.entry_id == entry.id and not held.lost else Wish.PUBLISHED
         if inode.mode is Mode.IDLE:
-            inode.backing = self.backings.open(side.descriptor, entry.id)
+            seen = (entry.size, entry.fingerprint.mtime_ns)
+            inode.backing = self.backings.open(side.descriptor, entry.id, seen)
             now = self._store.get(entry.key)  # it may have come home since it was asked what it is
             if inode.backing is not None and now is not None:
                 inode.backing.same = now.state is EntryState.MOVED
@@ -183,23 +183,12 @@ class Routing(InUse):
             raise
         handle.appends = bool(flags & os.O_APPEND)
         if flags & os.O_RDWR:
-            await self._follow_mappings(handle, opened.descriptor)
+            try:
+                await self._writing.follow_mappings(handle.inode, opened.descriptor)
+            except BaseException:
+                await self._give_up(handle)
+                raise
         return self._answer(handle, Wish.WRITE, keep_cache=self._has_pages_under_way(handle.inode, but=1))
-
-    async def _follow_mappings(self, handle: Handle, own: Descriptor) -> None:
-        """What this handle may map is the backing file from here on, which is to be copied back to the source."""
-        inode, held = handle.inode, handle.inode.backing
-        if held is None or held.same or held.lost or held.home is not None:
-            return
-        try:
-            home = await inode.source.call(backing.open_again, own)
-        except BaseException:
-            await self._give_up(handle)
-            raise
-        if held.home is None:
-            held.home = home
-        else:
-            await inode.source.discard(home)
 
     async def _give_up(self, handle: Handle) -> None:
         """A writer's handle of which the kernel never hears."""
@@ -310,7 +299,7 @@ class Routing(InUse):
         """Before the mount goes: nothing that a mapping wrote may be lost."""
         for inode in list(self._inodes.values()):
             with self._waiting_for_source(inode):
-                await self._writing.copy_back(inode, always=True)
+                await self._writing.copy_back(inode, finally_=True)
 
     @contextmanager
     def _waiting_for_source(self, inode: OpenInode) -> Iterator[None]:

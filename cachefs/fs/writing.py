@@ -13,7 +13,7 @@ from functools import partial
 from typing import Protocol, TypeVar, TypeVarTuple
 
 from cachefs.descriptors import Descriptor
-from cachefs.fs import backing
+from cachefs.fs import backing, reach
 from cachefs.fs.openfiles import Handle, OpenInode
 from cachefs.fs.source import Source
 from cachefs.fs.ssd import Ssd
@@ -46,9 +46,12 @@ class Writing:
         if held is None or held.same or held.lost:
             write = backing.write if held is None else backing.write_itself
             return await self._change_open(inode, write, own, data, offset, handle.appends)
-        async with held.lock:
+        async with held.lock, self._mirrored(held):
             mirror = await self._mirror(held)
-            return await self._change_open(inode, backing.write_both, own, mirror, data, offset, handle.appends)
+            written, held.seen = await self._change_open(
+                inode, backing.write_both, own, mirror, data, offset, handle.appends
+            )
+            return written
 
     async def truncate(self, handle: Handle, size: int) -> None:
         """ftruncate(2)."""
@@ -63,10 +66,22 @@ class Writing:
         if held is None or held.same or held.lost:
             yield
             return
-        async with held.lock:
+        async with held.lock, self._mirrored(held):
             yield
+            held.seen = await inode.source.call(backing.seen_of, held.home) if held.home is not None else None
             if inode.backing is held:  # else nobody had it open any more, and the change has let go of it
                 await self._ssd.run(_truncate, await self._mirror(held), size)
+
+    @asynccontextmanager
+    async def _mirrored(self, held: backing.Backing) -> AsyncIterator[None]:
+        """Around what is written to the backing file otherwise than by a mapping. To be called under its lock."""
+        if not held.is_truth:
+            yield
+            return
+        held.written = held.written or await self._ssd.run(backing.was_written, held.descriptor)
+        held.mixed = True
+        yield
+        await self._ssd.run(backing.mark, held.descriptor)
 
     async def _mirror(self, held: backing.Backing) -> Descriptor:
         """The backing file, open for writing. To be called under its lock, before the first change."""
@@ -92,15 +107,57 @@ class Writing:
 
     # --- mappings that write the backing file --------------------------------------------------------------------
 
-    async def copy_back(self, inode: OpenInode, *, always: bool = False) -> None:
-        """Bring what a mapping wrote to the source."""
+    async def follow_mappings(self, inode: OpenInode, own: Descriptor) -> None:
+        """What a handle may map is the backing file from here on. It has to be what the source has: somebody may have
+        changed that behind the mount since the copy was made."""
         held = inode.backing
-        if held is None or held.home is None:
+        if held is None or held.same or held.lost or held.is_truth:
+            return
+        home = await inode.source.call(backing.open_again, own)
+        try:
+            async with held.lock:
+                if held.is_truth or held.lost:
+                    return
+                seen = await inode.source.call(backing.seen_of, home)
+                if held.seen != seen:
+                    await self._catch_up(inode, held, home)
+                await self._ssd.run(backing.mark, held.descriptor)
+                held.seen, held.written, held.mixed = seen, False, False
+                held.home = home
+        finally:
+            if held.home is not home:
+                await inode.source.discard(home)
+
+    async def _catch_up(self, inode: OpenInode, held: backing.Backing, home: Descriptor) -> None:
+        mirror, start = await self._mirror(held), 0
+        while True:
+            data = await inode.source.call(reach.read_exactly, home, backing.CATCH_UP_BYTES, start)
+            await self._ssd.run(backing.catch_up, mirror, start, data)
+            if not data:
+                return
+            start += len(data)
+
+    async def copy_back(self, inode: OpenInode, *, finally_: bool = False) -> None:
+        """Bring what a mapping wrote to the source. ``finally_``: none can any more."""
+        held = inode.backing
+        if held is None or not held.is_truth:
             return
         async with held.lock:  # and no later write overtakes one that is given up
-            held.clean = await self._change_open(
-                inode, partial(_copy_back, held.descriptor, held.home, held.clean, always=always)
-            )
+            held.written = held.written or await self._ssd.run(backing.was_written, held.descriptor)
+            if held.home is None or not (held.written or (finally_ and await self._may_differ(inode, held))):
+                return
+            held.written = True  # until all of it is there
+            size = await self._ssd.run(backing.begin_copy, held.descriptor)
+            for start in range(0, size, backing.COPY_BACK_BYTES):
+                end = min(size, start + backing.COPY_BACK_BYTES)
+                held.seen = await self._change_open(inode, partial(_copy_back, held, start, end))
+            held.written = held.mixed = False
+
+    async def _may_differ(self, inode: OpenInode, held: backing.Backing) -> bool:
+        """Whether a write of a mapping may have been missed, and nobody has changed the source's file meanwhile."""
+        if not held.mixed or held.home is None:
+            return False
+        return await inode.source.call(backing.seen_of, held.home) == held.seen
 
     async def look_at_mapping(self, inode: OpenInode) -> bool:
         """See whether a mapping can still write the backing file; if not it is given back, and the answer is True."""
@@ -108,7 +165,7 @@ class Writing:
         if held is None:
             return False
         over = not inode.writers and await self._nobody_writes(held)
-        await self.copy_back(inode, always=over)
+        await self.copy_back(inode, finally_=over)
         if not over or inode.writers or held.home is None:
             return False
         home, held.home = held.home, None
@@ -135,8 +192,10 @@ def _own(handle: Handle) -> Descriptor:
 # --- in threads ------------------------------------------------------------------------------------------------------
 
 
-def _copy_back(truth: Descriptor, home: Descriptor | None, clean: int | None, *, always: bool) -> int | None:
-    return clean if home is None else backing.copy_back(truth, home, clean, always=always)
+def _copy_back(held: backing.Backing, start: int, end: int) -> backing.Seen | None:
+    """Nothing, when the SSD went away meanwhile."""
+    home = held.home
+    return held.seen if home is None else backing.copy_back(held.descriptor, home, start, end)
 
 
 def _truncate(descriptor: Descriptor, size: int) -> None:

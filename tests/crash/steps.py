@@ -43,7 +43,10 @@ PARTS_AND_OTHERS = {
     **dict.fromkeys(("keepings.opened", "homes._rename_to_nothing"), "parts of a return"),
     **dict.fromkeys(("homes._make_folders", "homes._make_alike"), "parts of a return"),
     "keepings.remove": "it follows the restoration of a whole source",
-    "backing.copy_back": "a program writes the file through a mapping; no writer of the rig does",
+    **dict.fromkeys(
+        (f"backing.{name}" for name in ("begin_copy", "catch_up", "copy_back", "mark", "was_written")),
+        "a program writes the file through a mapping; no writer of the rig does",
+    ),
     **dict.fromkeys(("xattrs._set", "xattrs._remove"), "no writer of the rig sets attributes"),
     "changes._fsync_folder": "no writer of the rig syncs a folder",
 }

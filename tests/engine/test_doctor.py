@@ -138,7 +138,7 @@ async def test_what_mounting_lacks(place: Place, changes: dict[str, Any], messag
 
 @pytest.mark.parametrize(
     ("fstype", "hinders", "message"),
-    [("overlay", True, "on a stacked file system (overlay)"), ("tmpfs", False, "in memory, and empty after a restart")],
+    [("overlay", True, "on a stacked file system (overlay)"), ("tmpfs", False, "in memory (tmpfs): it is empty after")],
 )
 async def test_what_the_cache_folder_is_on(place: Place, fstype: str, hinders: bool, message: str) -> None:
     place.mounted(place.mount("ssd", fstype))

@@ -16,7 +16,7 @@ import trio
 
 from cachefs.cache.filecopy import FileCopy, Outcome, Share
 from cachefs.descriptors import Descriptor
-from cachefs.fs.backing import Backing
+from cachefs.fs.backing import Backing, Seen
 from cachefs.fs.modes import Mode
 from cachefs.fs.xattrs import Xattrs
 from cachefs.model import EntryState
@@ -198,8 +198,11 @@ async def test_a_file_that_comes_home_while_it_is_opened_is_no_moved_one(
             return result
 
         monkeypatch.setattr(fs.routing._ssd, "open_moved", meanwhile)
-        backing = lambda descriptor, number: Backing(7, number, Descriptor(os.dup(descriptor.number)))  # noqa: E731
-        monkeypatch.setattr(fs.routing.backings, "open", backing)
+
+        def backed(descriptor: Descriptor, entry_id: int, seen: Seen) -> Backing:
+            return Backing(7, entry_id, Descriptor(os.dup(descriptor.number)), seen=seen)
+
+        monkeypatch.setattr(fs.routing.backings, "open", backed)
         monkeypatch.setattr(fs.routing.backings, "close", lambda held: None)
         handle = (await fs.routing.open(node, os.O_RDONLY)).handle
         held = fs.routing._inodes[node.number].backing

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -268,6 +268,78 @@ def test_who_writes_while_the_kernel_reads_an_earlier_copy_reaches_both(
     wait_until(cached_film, lambda: cached_film.status().backing_files == 0, "no backing file is left")
     content = (slow_disk.backing / "film").read_bytes()
     assert (content[:3], content[BLOCK : BLOCK + 6], len(content)) == (b"new", b"mapped", 3 * BLOCK)
+
+
+@pytest.mark.parametrize("reads_on", [True, False])
+def test_who_opens_a_file_to_write_and_writes_nothing_undoes_no_change_behind_the_mount(
+    cached_film: RunningCachefs, slow_disk: SlowDisk, reads_on: bool
+) -> None:
+    """The kernel reads the copy, and so would a mapping of the writer's; the source is changed in its place."""
+    source = slow_disk.backing / "film"
+    with (cached_film.mountpoint / "film").open("rb", buffering=0) as reader:
+        with (cached_film.mountpoint / "film").open("r+b", buffering=0):
+            _change_in_place(source)
+        if not reads_on:
+            reader.close()
+        _until_no_mapping_is_followed(cached_film, source)
+        assert source.read_bytes() == b"behind" + bytes(3 * BLOCK - 6) + b"appended"
+    _until_no_mapping_is_followed(cached_film, source)
+    assert source.read_bytes() == b"behind" + bytes(3 * BLOCK - 6) + b"appended"
+
+
+def test_what_a_mapping_writes_to_a_file_that_was_changed_behind_the_mount_is_all_that_changes(
+    cached_film: RunningCachefs, slow_disk: SlowDisk
+) -> None:
+    source = slow_disk.backing / "film"
+    film = cached_film.mountpoint / "film"
+    with film.open("rb", buffering=0) as reader:
+        _change_in_place(source)
+        with film.open("r+b", buffering=0) as writer:
+            with mmap.mmap(writer.fileno(), 3 * BLOCK) as mapped:
+                assert mapped[:6] == b"behind"
+                mapped[BLOCK : BLOCK + 6] = b"mapped"
+            os.pwrite(writer.fileno(), b"written", 2 * BLOCK)
+        expected = b"behind" + bytes(BLOCK - 6) + b"mapped" + bytes(BLOCK - 6) + b"written" + bytes(BLOCK - 7)
+        assert source.read_bytes() == expected + b"appended"
+        assert os.pread(reader.fileno(), 6, 0) == b"behind"
+    _until_no_mapping_is_followed(cached_film, source)
+    assert source.read_bytes() == expected + b"appended"
+
+
+def test_what_the_ssd_has_lost_does_not_get_to_the_source(
+    cachefs_settings: dict[str, Any], cached_film: RunningCachefs, slow_disk: SlowDisk
+) -> None:
+    (copy,) = Path(cachefs_settings["cache"]["path"]).glob("files/*/film")
+    before = copy.stat()
+    with copy.open("r+b") as damaged:
+        damaged.write(b"rotten")
+    os.utime(copy, ns=(before.st_atime_ns, before.st_mtime_ns))
+    film = cached_film.mountpoint / "film"
+    with film.open("rb", buffering=0) as reader, film.open("r+b", buffering=0):
+        assert os.pread(reader.fileno(), 6, 0) == b"rotten", "the kernel reads the copy"
+    _until_no_mapping_is_followed(cached_film, slow_disk.backing / "film")
+    assert (slow_disk.backing / "film").read_bytes() == bytes(3 * BLOCK)
+
+
+def _change_in_place(source: Path) -> None:
+    with source.open("r+b", buffering=0) as other:
+        other.write(b"behind")
+    with source.open("ab", buffering=0) as other:
+        other.write(b"appended")
+
+
+def _until_no_mapping_is_followed(running: RunningCachefs, source: Path) -> None:
+    """For as long as one may be there, the daemon has the source's file open for what it writes."""
+    handles = Path(f"/proc/{running.status().pid}/fd")
+
+    def follows() -> bool:
+        found = list[str]()
+        for handle in handles.iterdir():
+            with suppress(FileNotFoundError):
+                found.append(os.readlink(handle))
+        return any(name.endswith(f"/{source.name}") and "/files/" not in name for name in found)
+
+    wait_until(running, lambda: not follows(), "no mapping is followed any more")
 
 
 @pytest.mark.parametrize("fast_path", ["auto", "off"])
