@@ -44,7 +44,7 @@ PARTS_AND_OTHERS = {
     **dict.fromkeys(("homes._make_folders", "homes._make_alike"), "parts of a return"),
     "keepings.remove": "it follows the restoration of a whole source",
     **dict.fromkeys(
-        (f"backing.{name}" for name in ("begin_copy", "catch_up", "copy_back", "mark", "was_written")),
+        (f"backing.{name}" for name in ("begin_copy", "catch_up", "mark", "was_written")),
         "a program writes the file through a mapping; no writer of the rig does",
     ),
     **dict.fromkeys(("xattrs._set", "xattrs._remove"), "no writer of the rig sets attributes"),
