@@ -27,6 +27,8 @@ class Following:
     they should say."""
 
     entries: dict[int, CacheEntry]
+    before: tuple[CacheEntry, ...] = ()
+    """As the index has them."""
     changed: dict[int, CacheEntry] = field(default_factory=dict)
     gone: set[int] = field(default_factory=set)
     unlabelled: list[CacheEntry] = field(default_factory=list)
@@ -38,11 +40,18 @@ class Following:
         self.entries.pop(entry_id)
         self.gone.add(entry_id)
 
+    def forget(self, entry: CacheEntry) -> None:
+        """As ``drop``, of what may just have been put."""
+        self.drop(entry.id)
+        self.changed.pop(entry.id, None)
+        self.unlabelled = [other for other in self.unlabelled if other.id != entry.id]
+
 
 def follow(root: str, rows: Iterable[CacheEntry], contents: Contents, next_id: int, *, doubtful: bool) -> Following:
     """Look at what the files say that no row knows, and at those of moved rows; ``doubtful``: at all of them, since the
     index may be an older one, or lack what came last."""
-    found = Following({row.id: row for row in rows})
+    before = tuple(rows)
+    found = Following({row.id: row for row in before}, before)
     known = {cache_path(row.key): row for row in found.entries.values() if row.state.is_whole}
     lost = {row.id for name, row in known.items() if row.home is not None and name not in contents.published}
     suspects = _claimed(root) if doubtful else frozenset[str]()
@@ -63,7 +72,32 @@ def follow(root: str, rows: Iterable[CacheEntry], contents: Contents, next_id: i
                 found.put(_copy(row, said))
             elif said is None:
                 found.unlabelled.append(row)
+    _leave_out_twins(found, contents)
     return found
+
+
+def _leave_out_twins(found: Following, contents: Contents) -> None:
+    """No two files are one inode: a second one that says so was put back from a copy of the cache folder. It stays, and
+    is used for nothing."""
+    before = {entry.source_file.inode: entry for entry in found.before if entry.home is not None}
+    first: dict[int, CacheEntry] = {}
+    for entry in list(found.entries.values()):
+        if entry.home is None or cache_path(entry.key) not in contents.published:
+            continue
+        number = entry.source_file.inode
+        other = first.setdefault(number, entry)
+        if other is entry:
+            continue
+        known = before.get(number)
+        kept, twin = (entry, other) if known is not None and known.key == entry.key else (other, entry)
+        first[number] = kept
+        found.forget(twin)
+        log.error(
+            "%s on the SSD says that it is the very file that is %s: it is kept there and not used; compare the two, "
+            "and remove it",
+            cache_path(twin.key),
+            kept.key,
+        )
 
 
 def _claimed(root: str) -> frozenset[str]:

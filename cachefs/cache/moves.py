@@ -126,8 +126,11 @@ class Moves:
             return self._written(await self._write(current, cached))
 
     async def changed(self, key: FileKey) -> None:
-        """A moved file is about to be written to: its digest is not its content's any more."""
+        """A moved file is about to be written to: its digest is not its content's any more. Raises ``OSError``: EBUSY
+        where another file may have its name already, at the source; what is written would go with this one."""
         entry = self._present(key)
+        if entry is not None and entry.home is not None and entry.home.phase is Phase.YIELDING:
+            raise OSError(errno.EBUSY, "it is not known yet whether another file has its place", key.path)
         if entry is not None and entry.home is not None and entry.home.digest:
             await self.set_home(entry, replace(entry.home, digest=""))
 
@@ -188,6 +191,12 @@ class Moves:
         """Its source has no file of its name."""
         await self._set_phase(key, Phase.AWAY, None)
 
+    async def stays(self, key: FileKey, home: Home) -> None:
+        """Nothing came of what it was about to do: its home is what it was."""
+        entry = self._present(key)
+        if entry is not None:
+            await self.set_home(entry, home)
+
     async def _set_phase(self, key: FileKey, phase: Phase, there: Fingerprint | None) -> None:
         entry = self._present(key)
         if entry is not None and entry.home is not None:
@@ -199,6 +208,8 @@ class Moves:
         entry = self.get(key)
         if entry is None or (entry.size, entry.fingerprint.mtime_ns) == (size, mtime_ns):
             return
+        if self._current(entry.id) is not entry:
+            return  # it went away with the SSD meanwhile
         file = replace(entry.source_file, fingerprint=Fingerprint(size, mtime_ns))
         self._shelf.holdings.resize(replace(entry, source_file=file))
 

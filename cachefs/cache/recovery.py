@@ -236,7 +236,9 @@ def _recover(
     now = follow(folder.place, index.entries(), contents, index.next_id(), doubtful=doubtful)
     late = _write_rows(index, now)
     verdict = reconcile(_not_gone(now, gone, contents), contents, sources)
-    aside = _set_aside(folder, index, contents, verdict.files, belongs)
+    found = {entry.id for entry in verdict.keep}
+    astray = any(entry.home is not None and entry.id not in found for entry in now.entries.values())
+    aside = _set_aside(folder, index, contents, verdict.files, belongs and not astray)
     rows = gone.union(verdict.rows, now.gone if late else ())
     left = rows if rows and not _if_room(index, partial(index.delete, rows)) else frozenset[int]()
     removed = [name for name in verdict.files if name not in aside]

@@ -21,7 +21,7 @@ from cachefs.fs.inodes import Inodes, Link, Node, inode_of, tag_of
 from cachefs.fs.reach import Ref
 from cachefs.fs.source import Source
 from cachefs.fs.stat import Stat
-from cachefs.model import CacheEntry, FileKey, Fingerprint, SourceName
+from cachefs.model import CacheEntry, FileKey, Fingerprint, Home, SourceName
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,8 @@ class Moved(Protocol):
 
     async def settled(self, key: FileKey, /) -> None: ...
 
+    async def stays(self, key: FileKey, home: Home, /) -> None: ...
+
 
 class NothingMoved:
     """Where there is no cache."""
@@ -85,6 +87,8 @@ class NothingMoved:
     async def yielding(self, key: FileKey, coming: Fingerprint) -> None: ...
 
     async def settled(self, key: FileKey) -> None: ...
+
+    async def stays(self, key: FileKey, home: Home) -> None: ...
 
 
 class Elsewhere:

@@ -215,7 +215,7 @@ def _take_away(source: Source, path: str, kept: int | None, seen: SourceFile, ct
             linked = kept is not None and found.nlink != 1  # one that was replaced only loses this name
             if linked or not _is_same(found, seen.fingerprint) or found.ctime_ns != ctime_ns:  # of its attributes, too
                 raise OSError(errno.ESTALE, "it was changed meanwhile", path)
-            reserved = kept is not None and _lease(number)
+            reserved = kept is not None and _lease(number) and source.is_local
             if kept is None:
                 _remove(folder, name, found)
             elif reserved:
@@ -239,7 +239,8 @@ def _is_same(found: Stat, expected: Fingerprint) -> bool:
 
 def _lease(number: int) -> bool:
     """Make sure that nobody else has the file open: to empty it under a reader would be to lose it for him. False
-    where the file system knows no leases: then it is only deleted, which harms no reader."""
+    where the file system knows no leases: then it is only deleted, which harms no reader. One that is not a local
+    disk's grants it without knowing who has the file open elsewhere, or below it (FUSE, network)."""
     lease = leases.take(number, leases.WRITE)
     if lease is Lease.REFUSED:
         raise OSError(errno.EBUSY, "somebody has it open")

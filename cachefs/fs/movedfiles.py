@@ -17,7 +17,7 @@ from functools import partial
 from typing import Protocol, TypeVar, TypeVarTuple
 
 from cachefs.descriptors import Descriptor
-from cachefs.errors import CacheError
+from cachefs.errors import CacheError, SourceOffline
 from cachefs.fs import reach
 from cachefs.fs.elsewhere import identity_of, shown
 from cachefs.fs.foldertimes import touch
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+_REFUSED = frozenset({errno.EEXIST, errno.EPERM, errno.EACCES, errno.EROFS, errno.EXDEV, errno.EISDIR, errno.EBUSY})
 
 
 class Home(Protocol):
@@ -70,9 +72,10 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Renamed:
-    """A moved file that has another name: what the kernel knows of it, the moved file that had that name, and whether
-    the source still has a file of it, to be removed."""
+    """A moved file that has another name: what it was, what the kernel knows of it, the moved file that had that name,
+    and whether the source still has a file of it, to be removed."""
 
+    before: CacheEntry
     node: Node | None
     replaced: Gone | None
     over: bool
@@ -147,7 +150,7 @@ class MovedFiles:
         moved, replaced = self._files.get(old), self._files.get(new)
         if moved is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), old.path)
-        there = await place.source.call(_at, place.ref, new.path.rpartition("/")[2])
+        there = await place.source.call(_at, place.source, place.ref, new.path.rpartition("/")[2])
         stranger = there is not None and replaced is not None
         if there is not None and there.is_folder:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), new.path)
@@ -166,7 +169,17 @@ class MovedFiles:
         self._union.touched((old, new))
         if replaced is not None and gone is not None:
             await self._ended(gone.node, replaced)
-        return Renamed(self._node(moved), gone, there is not None)
+        return Renamed(moved, self._node(moved), gone, there is not None)
+
+    async def rename_back(self, renamed: Renamed, new: FileKey) -> None:
+        """The source did not let go of what it has of the new name: the moved file has its own again, within the turns
+        of both. Raises ``CacheError`` and ``OSError``; then it is finished by whoever settles such files."""
+        old, home = renamed.before.key, renamed.before.home
+        self._routing.withdraw(new)
+        _refuse_undone(await self._files.rename(new, old), new)
+        if home is not None:
+            await self._files.stays(old, home)
+        self._union.touched((old, new))
 
     async def yield_to(
         self, coming: FileKey, key: FileKey, flags: int, rename: Callable[[], Awaitable[T]]
@@ -183,7 +196,12 @@ class MovedFiles:
         await self._sync(source, _open_at, source, coming.path, seen)
         async with self._held(moved) as gone:
             await self._files.yielding(key, (await self._union.files.identified(coming, seen)).fingerprint)
-            result = await rename()  # in an error, whoever settles such files looks what became of it
+            try:
+                result = await rename()
+            except OSError as error:  # else whoever settles such files looks what became of it
+                if is_refused(error) and moved.home is not None:
+                    await self._files.stays(key, moved.home)
+                raise
             self._routing.withdraw(key)
             await self._files.delete(key)
         self._union.touched((key,))
@@ -263,6 +281,11 @@ class MovedFiles:
         return place
 
 
+def is_refused(error: OSError) -> bool:
+    """Whether a source that was to rename or remove something has done nothing, for sure."""
+    return isinstance(error, SourceOffline) or error.errno in _REFUSED
+
+
 def _is_away(moved: CacheEntry) -> bool:
     """Whether what its source has of its name is somebody else's."""
     return moved.home is not None and moved.home.phase is Phase.AWAY
@@ -277,8 +300,12 @@ def _refuse_undone(done: bool, key: FileKey) -> None:
 # --- in threads ------------------------------------------------------------------------------------------------------
 
 
-def _at(parent: Ref, name: str) -> Stat | None:
-    with reach.folder_of(parent) as folder:
+def _at(source: Source, parent: Ref, name: str) -> Stat | None:
+    """What has this name. EXDEV in a folder that no file can come home to: the place that it keeps there is on the file
+    system of the source's root."""
+    with source.folders.at("") as root, reach.folder_of(parent) as folder:
+        if os.fstat(root).st_dev != os.fstat(folder).st_dev:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
         try:
             return look(folder, name)
         except FileNotFoundError:

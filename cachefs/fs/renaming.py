@@ -6,21 +6,24 @@ Used by ``changes``. What has moved is renamed where it is; below a folder nothi
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from cachefs.errors import SourceTimeout
+from cachefs.errors import CacheError, SourceTimeout
 from cachefs.fs.found import Place
 from cachefs.fs.inodes import Link, Node
 from cachefs.fs.losing import Losing, Removed, remove, unlink_for_good
-from cachefs.fs.movedfiles import MovedFiles
+from cachefs.fs.movedfiles import MovedFiles, Renamed, is_refused
 from cachefs.fs.named import at, both
 from cachefs.fs.rename import EXCHANGE, NOREPLACE, Moved, Step, carry_out
 from cachefs.fs.routing import Routing
 from cachefs.fs.union import Union
 from cachefs.model import DropCause, FileKey, Targets
+
+log = logging.getLogger(__name__)
 
 _TRIES = 8
 """For files that move, or folders that get other names, before it is their turn."""
@@ -148,12 +151,26 @@ class Renaming:
         if renamed.replaced is not None:
             await self._losing.forgotten(renamed.replaced, names.new_link)
         if renamed.over:
-            removed = await self._routing.change(
-                place.source, targets, remove, place.ref, names.new[1], unlink_for_good, cause=DropCause.GONE
-            )
+            try:
+                removed = await self._routing.change(
+                    place.source, targets, remove, place.ref, names.new[1], unlink_for_good, cause=DropCause.GONE
+                )
+            except OSError as error:
+                if is_refused(error):
+                    await self._rename_back(names, renamed, new_key)
+                raise
             await self._losing.lost(place, removed, names.new_link)
             await self._moved.settled(new_key)
         await self._moved.tell_folders(old_key, new_key)
+
+    async def _rename_back(self, names: _Names, renamed: Renamed, new_key: FileKey) -> None:
+        try:
+            await self._moved.rename_back(renamed, new_key)
+        except (CacheError, OSError) as error:
+            log.warning("%s has the name %s, though that failed: %s", renamed.before.key, new_key, error)
+            return
+        if renamed.node is not None:
+            self._union.inodes.renamed(renamed.node, names.new_link, names.old_link)
 
     async def _displaced(self, place: Place, moved: Moved, old: Link, new: Link) -> None:
         """What was at the new name has the old one now, after an exchange, or none any more."""

@@ -16,7 +16,7 @@ import trio
 from cachefs import leases
 from cachefs.cache.places import Stays
 from cachefs.errors import CacheError
-from cachefs.fs import homes, keepings
+from cachefs.fs import homes, keepings, renaming
 from cachefs.fs.found import RESERVED
 from cachefs.leases import Lease
 from cachefs.model import EntryState, FileKey, Fingerprint, Phase
@@ -147,7 +147,107 @@ async def test_settling_does_not_overtake_a_renaming_that_is_late(tmp_path: Path
         assert await shown(fs) == {FILM: OTHER}
 
 
+async def test_nothing_is_written_to_a_file_that_another_one_may_have_replaced(
+    tmp_path: Path, expected_warnings: list[str]
+) -> None:
+    expected_warnings.append("is offline")
+    async with rooms(tmp_path, timeout_s=0.3) as fs:
+        put(fs, FILM, CONTENT)
+        await fs.moved(FILM)
+        put(fs, "other", OTHER)
+        go_on = threading.Event()
+        fs.source.gate = lambda name: go_on.wait(20) if name == "carry_out" else None
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            await act(fs, lambda kernel: kernel.rename("other", FILM))
+        await fs.source.probe_once()
+        for flags in (os.O_WRONLY, os.O_RDWR):
+            with pytest.raises(OSError, match=os.strerror(errno.EBUSY)):
+                await act(fs, lambda kernel, flags=flags: kernel.close(kernel.open(FILM, flags)))  # type: ignore[misc]
+        with pytest.raises(OSError, match=os.strerror(errno.EBUSY)):
+            await act(fs, lambda kernel: kernel.truncate(FILM, 3))
+        assert await content(fs, FILM) == CONTENT
+        go_on.set()
+        with trio.fail_after(10):
+            while fs.routing._late:  # noqa: ASYNC110  (a thread is waited for)
+                await trio.sleep(0.01)
+        fs.movers._not_before.clear()
+        await fs.movers.round()
+        await act(fs, lambda kernel: kernel.close(kernel.open(FILM, os.O_RDWR)))
+        assert await shown(fs) == {FILM: OTHER}
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EPERM])
+async def test_a_file_that_cannot_be_renamed_over_what_its_source_keeps_has_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(name: str, *, dir_fd: int) -> None:
+        raise OSError(number, os.strerror(number), name)
+
+    async with rooms(tmp_path) as fs:
+        put(fs, FILM, CONTENT)
+        key = await fs.moved(FILM)
+        put(fs, "other", OTHER)
+        before = fs.store.moves.get(key)
+        assert before is not None
+        monkeypatch.setattr(renaming, "unlink_for_good", refuse)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            await act(fs, lambda kernel: kernel.rename(FILM, "other"))
+        monkeypatch.undo()
+        assert await shown(fs) == {FILM: CONTENT, "other": OTHER}
+        fs.movers._not_before.clear()
+        await fs.movers.round()
+        assert await shown(fs) == {FILM: CONTENT, "other": OTHER}
+        after = fs.store.moves.get(key)
+        assert after is not None
+        assert (after.home, after.id) == (before.home, before.id)
+        await act(fs, lambda kernel: kernel.rename(FILM, "other"))
+        assert await shown(fs) == {"other": CONTENT}
+    async with rooms(tmp_path) as fs:
+        assert await shown(fs) == {"other": CONTENT}
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EEXIST])
+async def test_a_file_that_nothing_could_be_renamed_over_is_wholly_away_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(step: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    async with rooms(tmp_path) as fs:
+        put(fs, FILM, CONTENT)
+        key = await fs.moved(FILM)
+        put(fs, "other", OTHER)
+        before = fs.store.moves.get(key)
+        monkeypatch.setattr(renaming, "carry_out", refuse)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            await act(fs, lambda kernel: kernel.rename("other", FILM))
+        monkeypatch.undo()
+        assert fs.store.moves.get(key) == before
+        assert await shown(fs) == {FILM: CONTENT, "other": OTHER}
+
+
 # --- a source that knows no leases ---
+
+
+async def test_a_source_that_is_no_local_disk_does_not_empty_what_somebody_may_have_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FUSE grants a lease on what is open below it."""
+    monkeypatch.setattr(leases, "take", lambda number, kind: Lease.GRANTED)
+    monkeypatch.setattr(leases, "holds", lambda number, kind: True)
+    monkeypatch.setattr(leases, "give_back", lambda number: None)
+    async with rooms(tmp_path) as fs:
+        at = put(fs, FILM, CONTENT)
+        fs.source.is_local = False
+        with at.open("rb") as reader:
+            key = await fs.moved(FILM)
+            assert reader.read() == CONTENT
+        entry = fs.store.moves.get(key)
+        assert entry is not None
+        assert entry.home is not None
+        assert not entry.home.reserved
+        await fs.movers.restore(key)
+        assert at.read_bytes() == CONTENT
 
 
 @pytest.fixture

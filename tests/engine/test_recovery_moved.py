@@ -78,6 +78,39 @@ async def test_an_older_index_swaps_no_two_moved_files(root: Path) -> None:
         assert {entry.key: (entry.source_file.inode, entry.size) for entry in store.moves.all()} == right
 
 
+async def test_a_copy_of_a_moved_file_that_was_put_back_is_no_second_one(
+    root: Path, expected_warnings: list[str]
+) -> None:
+    expected_warnings += [FOUND, "says that it is the very file that is Media:b"]
+    async with opened(root) as store:
+        old = await moved(store, "a", inode=4242)
+        assert await store.moves.rename(old.key, key("b"))
+    shutil.copy2(on_ssd(root, "b"), on_ssd(root, "a"))  # with its attributes, as cp -a does
+    for _ in range(2):
+        async with opened(root) as store:
+            assert [entry.key for entry in store.moves.all()] == [key("b")]
+            assert on_ssd(root, "a").read_bytes() == DATA
+            assert store.moves.is_kept_from(key("a"))
+
+
+@pytest.mark.parametrize("lost", ["b", "both"])
+async def test_what_says_nothing_of_itself_stays_where_a_moved_file_is_missing(
+    root: Path, expected_warnings: list[str], lost: str
+) -> None:
+    """Killed between the renaming of a moved file and its row; then the folder was copied without attributes."""
+    expected_warnings += ["was moved to the SSD, and is not there", "say nothing of themselves"]
+    async with opened(root) as store:
+        await moved(store, "a")
+        await cached(store, "copy", DATA)
+    on_ssd(root, "a").rename(on_ssd(root, "b"))
+    for path in (on_ssd(root, "b"), on_ssd(root, "copy")) if lost == "both" else (on_ssd(root, "b"),):
+        os.removexattr(path, label.NAME)
+    async with opened(root) as store:
+        assert on_ssd(root, "b").read_bytes() == DATA
+        assert store.moves.is_kept_from(key("b"))
+        assert store.get(key("copy")) is not None
+
+
 def index_of(root: Path) -> bytes:
     return (root / "index.sqlite").read_bytes()
 
