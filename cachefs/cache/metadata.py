@@ -2,8 +2,9 @@
 
 A file of its own beside the index: losing it costs nothing but that knowledge, so it is written in batches, without
 waiting for the disk, and made anew when it is damaged. Called by the daemon for ``fs``; keeps bytes and never looks
-into them. Bounded: the folders that were seen longest ago go first. An SSD that fails or hangs costs what is not
-written yet; one that was away is written to again when the cache folder at its path is the one that it was.
+into them. Bounded: the folders that were seen longest ago go first. An SSD that fails or hangs costs what was noted
+since the start: what it has of those folders when it is back may be older, and is not believed. One that was away is
+written to again when the cache folder at its path is the one that it was.
 """
 
 from __future__ import annotations
@@ -69,6 +70,10 @@ class Metadata:
         self._token = ""
         self._connection: sqlite3.Connection | None = None
         self._unsaved: dict[FileKey, _Seen] = {}
+        self._saved: set[FileKey] = set()
+        """Noted and written since the start, and since the SSD failed last."""
+        self._stale: set[FileKey] = set()
+        """What the SSD has of these may be older than what was noted: their rows are to go."""
         self._came = trio.Event()
         self._turn = trio.CapacityLimiter(1)
         self._failed = False
@@ -88,6 +93,8 @@ class Metadata:
         unsaved = self._unsaved.get(folder)
         if unsaved is not None:
             return unsaved.listing
+        if folder in self._stale:
+            return None
         try:
             return await self._in_time(_RECALL_S, self._load, folder)
         except (sqlite3.Error, OSError) as error:
@@ -111,10 +118,14 @@ class Metadata:
         batch, self._came = dict(self._unsaved), trio.Event()
         if not batch:
             return
+        stale = frozenset(self._stale)
         try:
-            await self._in_time(within_s, self._save, batch)
+            await self._in_time(within_s, self._save, batch, stale)
             self._failed = False
+            self._stale -= stale
+            self._saved |= batch.keys()
         except (sqlite3.Error, OSError) as error:
+            self._stale |= batch.keys()
             self._trouble(error)
         for folder, seen in batch.items():
             if self._unsaved.get(folder) is seen:
@@ -138,6 +149,9 @@ class Metadata:
     def _trouble(self, error: Exception) -> None:
         level = logging.DEBUG if self._failed else logging.INFO
         self._failed = True
+        if not _is_full(error):
+            self._stale |= self._saved  # it is written without waiting for the disk
+            self._saved = set()
         log.log(level, "what folders hold cannot be remembered in %s: %s", self._path, error)
 
     # --- in threads ---
@@ -148,7 +162,7 @@ class Metadata:
         try:
             self._open()
         except sqlite3.DatabaseError as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+            if _is_full(error):
                 raise  # what it holds is worth more than what it cannot take
             log.info("%s is made anew: %s", self._path, error)
             self.close()
@@ -198,18 +212,19 @@ class Metadata:
             self._given_up()
             raise
 
-    def _save(self, batch: dict[FileKey, _Seen]) -> None:
+    def _save(self, batch: dict[FileKey, _Seen], stale: frozenset[FileKey]) -> None:
         try:
-            self._write(self._opened(), batch)
+            self._write(self._opened(), batch, stale)
         except BaseException:
             self._given_up()  # and rolled back
             raise
 
-    def _write(self, connection: sqlite3.Connection, batch: dict[FileKey, _Seen]) -> None:
+    def _write(self, connection: sqlite3.Connection, batch: dict[FileKey, _Seen], stale: frozenset[FileKey]) -> None:
         with connection:
             connection.execute("BEGIN")
-            for folder, seen in batch.items():
+            for folder in stale.union(batch):
                 connection.execute("DELETE FROM folders WHERE source = ? AND path = ?", _names(folder))
+            for folder, seen in batch.items():
                 if seen.listing is not None:
                     row = (*_names(folder), seen.listing, zlib.crc32(seen.listing), seen.at)
                     connection.execute(
@@ -235,6 +250,10 @@ def _recall(connection: sqlite3.Connection, folder: FileKey) -> bytes | None:
     row = connection.execute(query, _names(folder)).fetchone()
     listing = row[0] if row is not None else None
     return listing if isinstance(listing, bytes) and zlib.crc32(listing) == row[1] else None
+
+
+def _is_full(error: Exception) -> bool:
+    return bool(getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL)
 
 
 def _names(folder: FileKey) -> tuple[bytes, bytes]:

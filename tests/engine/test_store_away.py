@@ -254,6 +254,33 @@ async def test_what_folders_hold_is_remembered_again(root: Path, socket: Socket)
             assert await metadata.recall(key("seen")) == b"after"
 
 
+@AWAY
+async def test_what_an_ssd_knew_of_folders_before_it_was_away_is_not_believed(root: Path, socket: Socket) -> None:
+    """What was seen meanwhile is nowhere; what was written shortly before may not have got to the disk."""
+    async with opened(root) as store:
+        async with open_metadata(str(root)) as metadata:
+            metadata.note(key("earlier"), b"from an earlier start")
+        async with open_metadata(str(root)) as metadata:
+            for name in ("changes", "stays"):
+                metadata.note(key(name), b"before")
+            await metadata.save()
+            socket.unplug()
+            await store.probe()
+            metadata.note(key("changes"), b"meanwhile")
+            await metadata.save()
+            assert await metadata.recall(key("changes")) is None
+            socket.plug_in()
+            await until_back(store)
+            recalled = [await metadata.recall(key(name)) for name in ("changes", "stays", "earlier")]
+            assert recalled == [None, None, b"from an earlier start"]
+            metadata.note(key("stays"), b"as before")
+            await metadata.save()
+            recalled = [await metadata.recall(key(name)) for name in ("changes", "stays")]
+            assert recalled == [None, b"as before"]
+        async with open_metadata(str(root)) as metadata:
+            assert await metadata.recall(key("changes")) is None
+
+
 @pytest.mark.parametrize("listing", ["no bytes", 7, b"other bytes"])
 async def test_what_is_no_listing_is_remembered_by_nobody(tmp_path: Path, listing: object) -> None:
     """A damaged file may hold anything."""
