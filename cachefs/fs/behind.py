@@ -155,7 +155,7 @@ class Behind:
             some = names[begin : begin + _NAMES_AT_ONCE]
             now = await self._look(folder, some)
             for name in some:
-                found += self._judge_name(folder, name, now.get(name))
+                found += self._judge_name(folder, name, now.get(name), news.names[name])
         return found
 
     async def _look(self, folder: Node, names: list[str]) -> dict[str, Seen]:
@@ -166,11 +166,11 @@ class Behind:
             log.debug("a changed folder cannot be looked at: %s", error)
             return {}
 
-    def _judge_name(self, folder: Node, name: str, seen: Seen | None) -> list[Wrong]:
+    def _judge_name(self, folder: Node, name: str, seen: Seen | None, kind: Kind) -> list[Wrong]:
         if seen is None:
             return [Wrong(folder.number, name)]
         found = []
-        if not seen.named:
+        if not seen.named or (kind is Kind.NAMES and _has_come_back(seen)):
             found.append(Wrong(folder.number, name))  # the kernel may know another file, or none, by this name
         before = seen.before
         if before is None and seen.named:  # a leaf until now: what the kernel was told of it, nobody knows
@@ -203,6 +203,15 @@ def _add(news: _News, change: Change) -> None:
         news.itself = news.itself or change.kind is Kind.NAMES
     else:
         news.itself = True
+
+
+def _has_come_back(seen: Seen) -> bool:
+    """Whether a file may have been called otherwise in between, and another one so: a renaming leaves the bytes, and
+    changes ctime. The kernel may know that other one by this name."""
+    before, now = seen.before, seen.stat
+    if before is None or before.ctime_ns == now.ctime_ns:
+        return False
+    return (before.size, before.mtime_ns) == (now.size, now.mtime_ns) or max(before.nlink, now.nlink) > 1
 
 
 def _attributes_of(stat: Stat) -> Stat:

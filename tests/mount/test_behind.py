@@ -120,6 +120,30 @@ def test_a_replaced_file_is_the_new_one(mounted: RunningCachefs, source: Path) -
     assert film.read_bytes() == b"mlif"
 
 
+@pytest.mark.parametrize("linked", [True, False])
+@pytest.mark.parametrize("read", [True, False])
+def test_a_file_that_gets_its_name_back_is_found_by_it_again(
+    mounted: RunningCachefs, source: Path, tmp_path: Path, linked: bool, read: bool
+) -> None:
+    """As a restoration from a backup of hard links does."""
+    film, aside = mounted.mountpoint / "film.mkv", (source if linked else tmp_path) / "aside"
+
+    def shows(content: bytes) -> bool:
+        return film.stat().st_size == len(content) and (not read or film.read_bytes() == content)
+
+    assert shows(b"film")
+    if linked:
+        os.link(source / "film.mkv", aside)
+        assert (mounted.mountpoint / "aside").stat().st_size == 4
+    else:
+        (source / "film.mkv").rename(aside)
+    (tmp_path / "other").write_bytes(b"another film")
+    (tmp_path / "other").rename(source / "film.mkv")
+    seen(mounted, lambda: shows(b"another film"), "it is another one")
+    aside.rename(source / "film.mkv")
+    seen(mounted, lambda: shows(b"film"), "it is back")
+
+
 def test_a_removed_file_is_gone(mounted: RunningCachefs, source: Path) -> None:
     (source / "film.mkv").unlink()
     seen(mounted, lambda: not (mounted.mountpoint / "film.mkv").exists(), "the file is gone")
