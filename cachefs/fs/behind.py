@@ -207,9 +207,12 @@ def _add(news: _News, change: Change) -> None:
 
 def _has_come_back(seen: Seen) -> bool:
     """Whether a file may have been called otherwise in between, and another one so: a renaming leaves the bytes, and
-    changes ctime. The kernel may know that other one by this name."""
+    changes ctime. The kernel may know that other one by this name.
+
+    Not a folder: a kernel that is to forget the name of one forgets all that is below, and what somebody works in.
+    """
     before, now = seen.before, seen.stat
-    if before is None or before.ctime_ns == now.ctime_ns:
+    if before is None or now.is_folder or before.ctime_ns == now.ctime_ns:
         return False
     return (before.size, before.mtime_ns) == (now.size, now.mtime_ns) or max(before.nlink, now.nlink) > 1
 
