@@ -22,6 +22,7 @@ from cachefs.cache.belonging import Moved, knows, moved_in, not_alone, refusal
 from cachefs.cache.folder import holder, strangers
 from cachefs.cache.metadata import last_seen
 from cachefs.config import Config, PlexConfig, SourceConfig
+from cachefs.control.messages import another_mount
 from cachefs.errors import ConfigError, PlexError, PlexRefused, Problem, UserError
 from cachefs.model import UserReport
 from cachefs.understood import Row, understood
@@ -144,6 +145,9 @@ async def _look_at_place(config: Config, looks: _Looks) -> None:
     place = await within(LOCAL_S, probes.look_at_mountpoint, mountpoint, config.control.socket)
     looks.place = place
     looks.nesting = await within(LOCAL_S, nesting.look_at_mountpoint, mountpoint)
+    if place is not None and place.other:
+        socket = config.control.socket
+        looks.add(Severity.ERROR, "control.socket", another_mount(socket, place.other, str(mountpoint)))
     if place is None:
         looks.add(Severity.ERROR, "mountpoint", f"{mountpoint} does not answer within {format_duration(LOCAL_S)}")
     elif place.mount is not None and place.mount.is_cachefs:
@@ -324,7 +328,7 @@ async def _look_at_fuse(looks: _Looks) -> None:
 async def _look_at_socket(config: Config, looks: _Looks) -> None:
     problem = await within(LOCAL_S, probes.look_at_socket, config.control.socket)
     if problem:
-        looks.add(Severity.WARNING, "control.socket", f"{problem}; the command line could not reach the daemon")
+        looks.add(Severity.ERROR, "control.socket", problem)
 
 
 async def _look_at_plex(config: Config, ask_plex: AskPlex, looks: _Looks) -> None:

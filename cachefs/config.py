@@ -348,6 +348,9 @@ def _cross_checks(data: Data, folder: Path) -> Iterator[Problem]:
         yield Problem("cache.path", f"{cache} and the mountpoint {mountpoint} lie in one another; put them apart")
     if mountpoint and socket and socket.is_relative_to(mountpoint):
         yield Problem("control.socket", f"{socket} lies in the mount {mountpoint}; put it elsewhere")
+    for place, what in [(cache, "the cache"), *((path, "the source") for _, path, _ in sources if path != mountpoint)]:
+        if place and socket and socket.is_relative_to(place):
+            yield Problem("control.socket", f"{socket} lies in {what} {place}; put it elsewhere")
 
 
 def _token_problems(plex: object) -> Iterator[Problem]:

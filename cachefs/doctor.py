@@ -13,7 +13,7 @@ from pathlib import Path
 
 import trio
 
-from cachefs import check, mounts, probes, readahead
+from cachefs import check, leftover, mounts, probes, readahead
 from cachefs.config import Config, SourceConfig
 from cachefs.fs.backing import tells_of_mappings
 from cachefs.model import Status
@@ -54,6 +54,8 @@ class _Seen:
     machine: probes.Machine | None = None
     fuse: probes.Fuse | None = None
     status: Status | None = None
+    answers: bool = False
+    """Whether somebody answers for what is mounted at the mountpoint."""
     storage: probes.Storage | None = None
     sources: dict[int, probes.Folder | None] = field(default_factory=dict)
     table: tuple[mounts.Mount, ...] = ()
@@ -109,7 +111,11 @@ async def _look(config: Config) -> _Seen:
         seen.fuse = await check.within(check.LOCAL_S, probes.look_at_fuse, probes.user())
 
     async def daemon() -> None:
-        seen.status = await check.within(check.LOCAL_S, probes.look_at_daemon, config.control.socket)
+        status = await check.within(check.LOCAL_S, probes.look_at_daemon, config.control.socket)
+        if status is not None and status.mountpoint == str(config.mountpoint):
+            seen.status = status
+        else:
+            seen.answers = await leftover.answers(config.mountpoint)
 
     async def follow(path: Path, limit: float = check.LOCAL_S) -> None:
         seen.places[path] = await check.within(limit, mounts.resolve_now, path) or path
@@ -290,8 +296,14 @@ def _judge_daemon(config: Config, seen: _Seen, pages: _Pages) -> None:
     status = seen.status
     here = mounts.topmost(seen.table, seen.places[config.mountpoint])
     if status is None:
-        pages.say("daemon", "does not run")
-        if here is not None and here.is_cachefs:
+        is_mounted = here is not None and here.is_cachefs
+        pages.say("daemon", "does not answer" if is_mounted and seen.answers else "does not run")
+        if is_mounted and seen.answers:
+            pages.hinders(
+                f"a living cachefs is mounted at {config.mountpoint}, but does not answer on {config.control.socket}",
+                "run this with the configuration, and as the user, that it was started with",
+            )
+        elif is_mounted:
             pages.hinders(f"a dead mount is at {config.mountpoint}", "run: cachefs unmount, or start cachefs again")
         return
     pages.say("daemon", f"cachefs {status.version} runs with pid {status.pid}")

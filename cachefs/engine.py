@@ -86,6 +86,10 @@ class DaemonEngine:
 
     # --- shows ---------------------------------------------------------------------------------------------------
 
+    @property
+    def mountpoint(self) -> Path:
+        return self._parts.mountpoint
+
     def status(self) -> Status:
         parts = self._parts
         parts.routing.count_reads()

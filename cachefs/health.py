@@ -31,7 +31,7 @@ def problem(config: Config) -> str:
     if silence:
         return f"the mount at {config.mountpoint} {silence}"
     try:
-        with Client(config.control.socket) as client:
+        with Client(config.control.socket, config.mountpoint) as client:
             client.status(WITHIN_S)
     except CachefsError as error:
         return str(error)

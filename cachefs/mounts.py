@@ -27,6 +27,9 @@ _STACKED = frozenset({"overlay", "ecryptfs", "aufs"})
 _REMOTE = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "ceph", "afs", "ncpfs", "gfs2", "ocfs2", "glusterfs", "lustre"}
 )
+_OF_KERNEL = frozenset(
+    {"proc", "sysfs", "cgroup", "cgroup2", "devpts", "debugfs", "tracefs", "securityfs", "bpf", "configfs", "pstore"}
+)
 _MAX_LINKS = 40  # as the kernel: path_resolution(7)
 
 # umount2(2)
@@ -56,6 +59,11 @@ class Mount:
     def is_stacked(self) -> bool:
         """On another file system, so that no FUSE mount may be backed by it in turn."""
         return self.fstype in _STACKED
+
+    @property
+    def is_of_kernel(self) -> bool:
+        """What the kernel shows of itself: nobody can keep a file there."""
+        return self.fstype in _OF_KERNEL
 
     @property
     def is_local(self) -> bool:

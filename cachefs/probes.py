@@ -115,6 +115,8 @@ class Place:
     folder: Folder | None
     has_parent: bool = False
     """The folder is missing, but could be made."""
+    other: str = ""
+    """The mountpoint of another daemon that answers on the control socket."""
 
 
 def look_at_folder(path: Path) -> Folder:
@@ -204,13 +206,18 @@ def look_at_mountpoint(mountpoint: Path, socket: Path) -> Place:
     folder = look_at_folder(mountpoint) if mount is None else None
     status = look_at_daemon(socket)
     has_parent = folder is not None and folder.missing and mountpoint.parent.is_dir()
-    return Place(mount, status.pid if status is not None else None, folder, has_parent)
+    other = status.mountpoint if status is not None and status.mountpoint != str(mountpoint) else ""
+    return Place(mount, status.pid if status is not None and not other else None, folder, has_parent, other)
 
 
 def look_at_socket(path: Path) -> str:
     """Why the control socket cannot be made, or an empty text."""
+    if os.path.lexists(path) and not path.is_socket():
+        return f"{path} exists and is no socket; remove it or choose another path"
     folder = _nearest_existing(path.parent)
-    return "" if os.access(folder, os.W_OK | os.X_OK) else f"{folder} cannot be written"
+    if not folder.is_dir():
+        return f"{folder} is no folder"
+    return _why_no_files(folder) or ("" if os.access(folder, os.W_OK | os.X_OK) else f"{folder} cannot be written")
 
 
 def readable_by_everybody(path: Path) -> bool:
@@ -233,7 +240,15 @@ def _nearest_existing(path: Path) -> Path:
     return path
 
 
+def _why_no_files(folder: Path) -> str:
+    """As on /proc, which says of itself that root may write."""
+    mount = mounts.holding(mounts.all_now(), folder)
+    return f"{folder} is on {mount.fstype}, which has no files" if mount is not None and mount.is_of_kernel else ""
+
+
 def _why_not_writable(folder: Path, to_be_made: bool) -> str:
+    if to_be_made and _why_no_files(folder):
+        return f"cannot be made: {_why_no_files(folder)}"
     if to_be_made:
         return "" if os.access(folder, os.W_OK | os.X_OK) else f"cannot be made: {folder} cannot be written"
     try:

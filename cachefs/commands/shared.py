@@ -86,7 +86,7 @@ def load(given: Path | None) -> Config:
 
 
 def client(config: Config) -> Client:
-    return Client(config.control.socket)
+    return Client(config.control.socket, config.mountpoint)
 
 
 def naming(config: Config) -> show.Naming:

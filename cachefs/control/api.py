@@ -14,11 +14,11 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, unquote_to_bytes
 
 import hypercorn.config
 import hypercorn.trio
@@ -32,7 +32,16 @@ from starlette.types import Receive, Scope, Send
 
 from cachefs.control import wire
 from cachefs.control.following import Following, Running
-from cachefs.control.messages import Accepting, Failure, RestoreLine, Target, VerifyLine, VerifyWish
+from cachefs.control.messages import (
+    MOUNTPOINT_HEADER,
+    Accepting,
+    Failure,
+    RestoreLine,
+    Target,
+    VerifyLine,
+    VerifyWish,
+    another_mount,
+)
 from cachefs.errors import CachefsError, UserError
 from cachefs.model import CacheEntry, Evicted, Explanation, FileKey, Pin, Pinned, Plan, SourceHealth, Status
 from cachefs.ownership import ours
@@ -53,6 +62,9 @@ _PROBE_S = 1.0
 
 class Engine(Protocol):
     """What the daemon can be asked. Texts are what the user typed; ``UserError`` says what is wrong with them."""
+
+    @property
+    def mountpoint(self) -> Path: ...
 
     def status(self) -> Status: ...
 
@@ -116,7 +128,7 @@ async def serve(
 ) -> None:
     """Answer until cancelled; may be begun again. Cancelling lets answers under way finish for a second, then cuts
     them."""
-    await _serve_until_cancelled(build(engine), listener, task_status)
+    await _serve_until_cancelled(build(engine, Path(listener.getsockname())), listener, task_status)
 
 
 def listen(path: Path) -> socket.socket:
@@ -161,8 +173,8 @@ def _refuse_planted(folder: Path) -> None:
         )
 
 
-def build(engine: Engine) -> Starlette:
-    """The application, for any server."""
+def build(engine: Engine, path: Path) -> Starlette:
+    """The application, for any server; ``path`` of the socket, for people."""
     api = _Api(engine)
     shows = {"status": api.status, "plan": api.plan, "entries": api.entries, "pins": api.pins, "explain": api.explain}
     acts = {
@@ -175,8 +187,20 @@ def build(engine: Engine) -> Starlette:
         "restore": api.restore,
         "stop": api.stop,
     }
-    routes = [Route(f"/v1/{name}", endpoint, methods=["GET"]) for name, endpoint in shows.items()]
-    routes += [Route(f"/v1/{name}", endpoint, methods=["POST"]) for name, endpoint in acts.items()]
+
+    def meant(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        """Only if this mount is meant: a second configuration may name the same socket."""
+
+        async def asked(request: Request) -> Response:
+            wanted = os.fsdecode(unquote_to_bytes(request.headers.get(MOUNTPOINT_HEADER, "")))
+            if wanted not in ("", str(engine.mountpoint)):
+                raise UserError(another_mount(path, str(engine.mountpoint), wanted))
+            return await endpoint(request)
+
+        return asked
+
+    routes = [Route(f"/v1/{name}", meant(endpoint), methods=["GET"]) for name, endpoint in shows.items()]
+    routes += [Route(f"/v1/{name}", meant(endpoint), methods=["POST"]) for name, endpoint in acts.items()]
     handlers = {
         CachefsError: _on_known_error,
         HTTPException: _on_http_error,

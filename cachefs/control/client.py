@@ -5,6 +5,7 @@ Synchronous: the command line has nothing else to do meanwhile. Never reaches pa
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,11 +16,21 @@ from urllib.parse import quote
 import httpx
 
 from cachefs.control import wire
-from cachefs.control.messages import Accepting, Failure, RestoreLine, Target, VerifyLine, VerifyWish
+from cachefs.control.messages import (
+    MOUNTPOINT_HEADER,
+    Accepting,
+    Failure,
+    RestoreLine,
+    Target,
+    VerifyLine,
+    VerifyWish,
+)
 from cachefs.errors import CachefsError, NotRunning, UserError
 from cachefs.model import CacheEntry, Evicted, Explanation, FileKey, Pin, Pinned, Plan, SourceHealth, Status
 from cachefs.restoration import HomeProgress, HomeReport
 from cachefs.verification import Progress, Report
+
+_NOBODY = frozenset({errno.ECONNREFUSED, errno.ENOENT, errno.ENOTDIR})
 
 T = TypeVar("T")
 P = TypeVar("P", covariant=True)
@@ -51,10 +62,12 @@ class Client:
     wrong, and ``CachefsError`` when the daemon fails.
     """
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, socket: Path, mountpoint: Path | None = None) -> None:
+        """``mountpoint``: of the daemon that is meant; another one that answers there refuses (``UserError``)."""
         self._socket = socket
         transport = httpx.HTTPTransport(uds=os.fspath(socket), verify=False)  # no TLS on a unix socket
-        self._http = httpx.Client(transport=transport, base_url="http://cachefs", trust_env=False)
+        headers = {} if mountpoint is None else {MOUNTPOINT_HEADER: quote(os.fsencode(mountpoint))}
+        self._http = httpx.Client(transport=transport, base_url="http://cachefs", trust_env=False, headers=headers)
 
     def __enter__(self) -> Client:
         return self
@@ -174,6 +187,8 @@ class Client:
             return CachefsError(f"the daemon on {self._socket} does not answer")
         if _was_connected(error):
             return CachefsError(f"the daemon on {self._socket} ended before it answered")
+        if isinstance(root, OSError) and root.errno not in _NOBODY:  # its queue is full, say: it lives
+            return CachefsError(f"the daemon on {self._socket} does not answer ({root.strerror})")
         return NotRunning(f"no cachefs daemon answers on {self._socket}; `cachefs mount` starts one")
 
 

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from cachefs.restoration import HomeProgress, HomeReport
 from cachefs.verification import Progress, Report
+
+MOUNTPOINT_HEADER = "cachefs-mountpoint"
+"""For which mount a question is meant: the percent-encoded bytes of its path."""
+
+
+def another_mount(socket: Path, there: str, meant: str) -> str:
+    """What is said where another cachefs answers than the one that is meant."""
+    return (
+        f"the cachefs that answers on {socket} has mounted {there}, not {meant}: give each cachefs a control.socket of "
+        "its own; if it is the same one with an older configuration, stop it first (SIGTERM)"
+    )
 
 
 @dataclass(frozen=True, slots=True)

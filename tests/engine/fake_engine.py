@@ -154,6 +154,10 @@ class FakeEngine:
         """What ``explain`` says, one after the other; the last one stays."""
         self.waiting = ""
 
+    @property
+    def mountpoint(self) -> Path:
+        return Path(self.answer_status.mountpoint)
+
     def status(self) -> Status:
         return self.answer_status
 

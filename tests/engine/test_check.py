@@ -28,6 +28,7 @@ from cachefs.errors import CacheError, CannotMount, PlexRefused, PlexUnreachable
 from cachefs.model import FileKey, Home, Phase, SourceName, UserName, UserReport
 from cachefs.plex.values import ServerFacts
 from tests.engine.cachekit import MEDIA, ROOMY, cached
+from tests.engine.fake_engine import FakeEngine, serve
 from tests.engine.test_remembered import packed
 from tests.standin.plex import run_stand_in_plex
 
@@ -374,6 +375,32 @@ async def test_a_cache_below_a_folder_that_is_missing_may_be_an_unmounted_disk_a
     assert str(refused.value) == f"cache.path {said}"
     assert said.endswith(f"{path.parent} does not exist; is the SSD mounted? Where it is, run: mkdir -p {path.parent}")
     assert not path.parent.exists()
+
+
+async def test_what_cannot_be_a_socket_is_refused(folders: Folders) -> None:
+    root = folders.root
+    (root / "file").write_text("kept")
+    for socket, problem in (
+        (root / "file", f"{root}/file exists and is no socket; remove it or choose another path"),
+        (root / "media.txt" / "s", f"{root}/media.txt is no folder"),
+        (Path("/proc/cachefs/s"), "/proc is on proc, which has no files"),
+    ):
+        (root / "media.txt").write_text("")
+        report = await examined(folders.config(control={"socket": str(socket)}))
+        assert only(report, ERROR, "control.socket") == problem
+    report = await examined(folders.config(cache={"path": "/proc/cachefs"}))
+    assert "/proc is on proc, which has no files" in only(report, ERROR, "cache.path")
+
+
+async def test_the_socket_of_another_cachefs_is_refused(folders: Folders) -> None:
+    config = folders.config()
+    engine = FakeEngine()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(serve, engine, config.control.socket))
+        report = await examined(config)
+        nursery.cancel_scope.cancel()
+    said = only(report, ERROR, "control.socket")
+    assert f"has mounted {engine.mountpoint}, not {folders.root}/mnt: give each cachefs" in said
 
 
 async def test_no_room_at_all_is_said(folders: Folders) -> None:

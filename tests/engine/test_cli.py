@@ -108,6 +108,7 @@ def engine() -> FakeEngine:
 
 @asynccontextmanager
 async def daemon(engine: FakeEngine, place: Place) -> AsyncIterator[None]:
+    engine.answer_status = replace(engine.answer_status, mountpoint=str(place.mountpoint))
     with trio.fail_after(40):
         async with trio.open_nursery() as nursery:
             await nursery.start(partial(serve, engine, place.socket))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
 import stat
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -77,6 +78,35 @@ async def test_every_show_comes_back_equal(engine: FakeEngine, path: Path) -> No
         assert await ask(Client.plan) == engine.answer_plan
         assert await ask(Client.entries) == engine.answer_entries
         assert await ask(Client.pins) == engine.answer_pins
+
+
+async def test_a_question_for_another_mount_is_refused_and_nothing_is_done(engine: FakeEngine, path: Path) -> None:
+    def ask(mountpoint: str) -> None:
+        with Client(path, Path(mountpoint)) as client:
+            client.evict("film")
+
+    async with served(engine, path):
+        await trio.to_thread.run_sync(ask, str(engine.mountpoint))
+        for other in ("/mnt/other", "/mnt/\udcff"):
+            with pytest.raises(UserError, match=r"has mounted /mnt/cachefs, not .*control.socket of its own"):
+                await trio.to_thread.run_sync(ask, other)
+    assert engine.asked == [("evict", "film")]
+
+
+def test_a_daemon_with_a_full_queue_is_no_daemon_that_does_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as listener, ExitStack() as stack:
+        listener.bind(os.fspath(path))
+        listener.listen(0)
+        code = 0
+        while code == 0:
+            waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+            waiting.setblocking(False)
+            code = waiting.connect_ex(os.fspath(path))
+        assert code == errno.EAGAIN
+        with Client(path) as client, pytest.raises(CachefsError, match="does not answer") as said:
+            client.status(0.2)
+    assert not isinstance(said.value, NotRunning)
 
 
 @pytest.mark.parametrize("text", [LATIN1, LONG, "Tom & Jerry? 100% #1+é/ñ.mkv", "", "a\nb"])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from cachefs import cli, doctor, mounts, probes, readahead
+from cachefs import cli, doctor, leftover, mounts, probes, readahead
 from cachefs.commands import shared
 from cachefs.config import Config, build
 from cachefs.doctor import DoctorReport
@@ -46,6 +46,15 @@ class Place:
 
     def mounted(self, *more: mounts.Mount) -> None:
         self.patch.setattr(mounts, "all_now", lambda: (ROOT_MOUNT, *more))
+
+    def answers(self, answer: bool) -> None:
+        """Whether somebody answers for what is mounted."""
+
+        async def of_mount(mountpoint: Path) -> bool:
+            assert mountpoint == self.root / "mnt"
+            return answer
+
+        self.patch.setattr(leftover, "answers", of_mount)
 
     def mount(self, name: str, fstype: str) -> mounts.Mount:
         return mounts.Mount(2, 1, 77, self.root / name, fstype, "it")
@@ -197,9 +206,30 @@ async def test_a_missing_source_and_an_unusable_cache(place: Place) -> None:
 
 async def test_a_dead_mount_is_to_be_cleared(place: Place) -> None:
     place.mounted(place.mount("mnt", mounts.FSTYPE))
-    [finding] = (await examined(place.config())).findings
+    place.answers(False)
+    report = await examined(place.config())
+    [finding] = report.findings
     assert (finding.message, finding.hinders) == (f"a dead mount is at {place.root}/mnt", True)
     assert "cachefs unmount" in finding.remedy
+    assert meaning(report, "daemon") == "does not run"
+
+
+@pytest.mark.parametrize("socket_of_another", [False, True])
+async def test_a_living_mount_that_another_socket_belongs_to_is_not_called_dead(
+    place: Place, socket_of_another: bool
+) -> None:
+    place.mounted(place.mount("mnt", mounts.FSTYPE))
+    place.answers(True)
+    config = place.config()
+    async with trio.open_nursery() as nursery:
+        if socket_of_another:
+            await nursery.start(partial(serve, FakeEngine(), config.control.socket))
+        report = await examined(config)
+        nursery.cancel_scope.cancel()
+    [finding] = report.findings
+    assert f"a living cachefs is mounted at {place.root}/mnt, but does not answer on {place.root}/" in finding.message
+    assert finding.hinders
+    assert meaning(report, "daemon") == "does not answer"
 
 
 @pytest.mark.parametrize(
@@ -213,7 +243,12 @@ async def test_a_dead_mount_is_to_be_cleared(place: Place) -> None:
 async def test_what_the_running_daemon_says(place: Place, fast_path: str, opens: int, said: str) -> None:
     engine = FakeEngine()
     status = engine.answer_status
-    engine.answer_status = replace(status, fast_path=fast_path, reads=replace(status.reads, kernel_opens=opens))
+    engine.answer_status = replace(
+        status,
+        fast_path=fast_path,
+        reads=replace(status.reads, kernel_opens=opens),
+        mountpoint=str(place.root / "mnt"),
+    )
     place.mounted(place.mount("mnt", mounts.FSTYPE))
     place.patch.setattr(readahead, "of", lambda mount: 128 << 10)
     config = place.config()

@@ -276,6 +276,10 @@ def test_socket_that_the_kernel_would_refuse_or_the_mount_would_hide_is_refused(
     assert "107 bytes" in problems(tmp_path, SMALLEST + f"control: {{socket: /{'x' * 107}}}\n")["control.socket"]
     inside = problems(tmp_path, SMALLEST + "control: {socket: /mnt/cachefs/s}\n")
     assert "lies in the mount" in inside["control.socket"]
+    shown = problems(tmp_path, SMALLEST + "control: {socket: /mnt/user/Media/s}\n")
+    assert "lies in the source /mnt/user/Media" in shown["control.socket"]
+    kept = problems(tmp_path, SMALLEST + "control: {socket: /mnt/ssd/cachefs/s}\n")
+    assert "lies in the cache /mnt/ssd/cachefs" in kept["control.socket"]
 
 
 def test_both_token_and_token_file_are_refused(tmp_path: Path) -> None:
