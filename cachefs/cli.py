@@ -56,6 +56,7 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Carry one command out; its exit code. An error that is nobody's but ours is raised."""
     terminal.prepare()
+    terminal.stand_somewhere()
     try:
         outcome = commands.main(list(arguments), prog_name="cachefs", standalone_mode=False)
     except click.ClickException as error:
@@ -125,7 +126,7 @@ def plan(config_file: Path | None, as_json: bool) -> None:
 def status(config_file: Path | None, as_json: bool, watch: bool, healthy: bool) -> int:
     """Show the mount, Plex, the sources, the cache, copies and reads."""
     if healthy:
-        return _tell_health(config_file)
+        return _tell_health(config_file, as_json)
     config = shared.load(config_file)
     with shared.client(config) as client:
 
@@ -144,13 +145,16 @@ def status(config_file: Path | None, as_json: bool, watch: bool, healthy: bool) 
             time.sleep(_WATCH_S)
 
 
-def _tell_health(config_file: Path | None) -> int:
+def _tell_health(config_file: Path | None, as_json: bool) -> int:
     """Two outcomes only: container engines keep every other exit code for themselves."""
     try:
         problem = health.problem(shared.load(config_file))
     except UserError as error:
         problem = str(error)
-    shared.show_line(f"unhealthy: {show.printable(problem)}" if problem else "healthy")
+    if as_json:
+        shared.show_json(health.Health(not problem, problem))
+    else:
+        shared.show_line(f"unhealthy: {show.printable(problem)}" if problem else "healthy")
     return 1 if problem else 0
 
 

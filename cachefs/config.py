@@ -61,6 +61,8 @@ def _web_address(value: object) -> str:
     try:
         url = urlsplit(value.strip() if isinstance(value, str) else "")
         usable = url.scheme in ("http", "https") and url.hostname and url.port != 0
+        (url.hostname or "").encode("idna")  # UnicodeError, a ValueError: an empty label, or too long a one
+        usable = usable and not any(char.isspace() for char in url.netloc)
     except ValueError:
         usable = False
     if not usable:
@@ -98,7 +100,7 @@ class SourceConfig(Section):
     path: LocalPath = Field(examples=["/mnt/user/Media"])
     name: SourceName
     """By default the last part of the path; the folder's name in the mount when there are several sources."""
-    timeout: Seconds = Field(default=30.0, gt=0)
+    timeout: Seconds = Field(default=30.0, ge=0.1)
     ttl: Seconds = 5.0
     """How long what was seen at the source is believed before it is asked again."""
     metadata: Literal["auto", "remembered", "asked"] = "auto"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -20,6 +21,14 @@ from cachefs.fs.operations import STATE
 
 WITHIN_S = 5.0
 """For each answer; container engines wait 30 s for the command as a whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What ``--json`` shows."""
+
+    healthy: bool
+    problem: str
 
 
 def problem(config: Config) -> str:

@@ -39,6 +39,7 @@ _ENDS_WITHIN_S = 1.0
 """From GONE to the end of a server that nothing holds up."""
 _REAPED_WITHIN_S = 0.2
 """From the end of its first thread to that of a process of which no thread hangs."""
+_KILLED = 1
 _STEADY_S = 60.0
 """A server that ran so long did not fail at its start: begin again with the first delay."""
 _ARENAS = {"MALLOC_ARENA_MAX": "2"}
@@ -167,16 +168,23 @@ class Keeper:
             return 0
         if server.was_stopping:
             self._clear_mount(for_good=True)
-            return code if code >= 0 else 128 - code
+            return self._judge(code)
         if server.was_ready:
             log.warning("the server ended with %s; it is started again", _how(code))
         elif self._was_ready:
             log.warning("the server could not start again: it ended with %s; trying until it can", _how(code))
         else:
-            return code if code >= 0 else 128 - code
+            return self._judge(code)
         self._announcer.status(f"the server ended with {_how(code)}; starting it again")
         self._was_ready = True
         return None
+
+    def _judge(self, code: int) -> int:
+        """The exit code for that of a server which is not started again."""
+        if code >= 0:
+            return code  # it has said why
+        log.error("the server ended with %s; dmesg says whether the machine was out of memory", _how(code))
+        return _KILLED
 
     def _left_behind(self, server: _Server) -> int:
         """The server has given everything up, but does not end."""
@@ -268,4 +276,6 @@ def run(config_path: Path, announcer: Announcer) -> int:
     """``cachefs mount``: keep a server running until a signal ends it; its exit code. Raises ``ConfigError``."""
     secrecy.leave_no_core()
     logs.set_up()
+    if config_path.is_fifo():
+        raise UserError(f"{config_path} is a pipe, and each server that is started reads the configuration: use a file")
     return Keeper(config_path, load(config_path, os.environ), announcer).run()

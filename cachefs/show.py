@@ -40,6 +40,9 @@ from cachefs.units import format_duration, format_size
 from cachefs.verification import Finding as Flawed
 from cachefs.verification import Flaw, Progress, Report
 
+_TURNS = frozenset({"LRE", "LRO", "RLE", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+"""The Unicode bidirectional algorithm's embeddings, overrides and isolates, and their ends (UAX #9)."""
+
 Naming = Callable[[FileKey], str]
 """How a file is called for people; ``cli`` gives the path in the mount."""
 
@@ -49,9 +52,13 @@ _SEVERITY_STYLE = {Severity.ERROR: BAD, Severity.WARNING: BUSY, Severity.NOTE: D
 
 
 def printable(text: str) -> str:
-    """``text`` with everything escaped that is no printable character: control characters, and the surrogates that
-    stand for undecodable bytes."""
-    return "".join(_escape(char) if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char for char in text)
+    """``text`` with everything escaped that is no printable character: control characters, those that turn the
+    direction of what follows, and the surrogates that stand for undecodable bytes."""
+    return "".join(_escape(char) if _is_obeyed(char) else char for char in text)
+
+
+def _is_obeyed(char: str) -> bool:
+    return unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(char) in _TURNS
 
 
 def status(value: Status, now: float, name_of: Naming = str) -> RenderableType:

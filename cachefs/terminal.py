@@ -9,9 +9,12 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console, RenderableType
+
+from cachefs.errors import UserError
 
 _UNWRAPPED = 100_000
 """Columns without a terminal: more than any path (4096 bytes) with its reasons."""
@@ -28,6 +31,14 @@ def prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def stand_somewhere() -> None:
+    """Relative paths need a folder to begin at: whoever's own was removed stands at the root."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        os.chdir("/")
 
 
 def _hold_standard_streams() -> None:
@@ -49,20 +60,28 @@ def console() -> Console:
 def rendered(what: RenderableType) -> str:
     """``what`` as text for standard output, without the blanks that fill table cells up."""
     target = console()
-    with target.capture() as captured:
+    with _told(), target.capture() as captured:  # which writes nothing there, as a write of its own
         target.print(what)
     return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def write(text: str) -> None:
-    """Write to standard output, now. Raises ``NobodyReads``."""
-    try:
-        # With PYTHONUNBUFFERED a write that the closing reader cuts short passes for a whole one; the next one fails.
+    """Write to standard output, now. Raises ``NobodyReads``, and ``UserError`` where it cannot be written."""
+    # With PYTHONUNBUFFERED a write that the closing reader cuts short passes for a whole one; the next one fails.
+    with _told():
         for start in range(0, len(text), _CHUNK_CHARS):
             sys.stdout.write(text[start : start + _CHUNK_CHARS])
         sys.stdout.flush()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
     except BrokenPipeError as error:
         raise NobodyReads from error
+    except OSError as error:
+        raise UserError(f"the output cannot be written: {error.strerror}") from error
 
 
 def in_a_child(work: Callable[[], int]) -> int:
@@ -93,7 +112,7 @@ def leave(code: int) -> None:
 
 
 def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # a caller may have closed one
         try:
             stream.flush()
         except OSError:

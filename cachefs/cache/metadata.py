@@ -266,7 +266,7 @@ def last_seen(root: str, source: SourceName) -> bytes | None:
     path = f"{root}/folders.sqlite"
     how = "mode=ro" if os.path.exists(f"{path}-wal") else "immutable=1"
     try:
-        with closing(sqlite3.connect(f"file:{quote(path)}?{how}", uri=True, timeout=1)) as connection:
+        with closing(sqlite3.connect(f"file:{quote(os.fsencode(path))}?{how}", uri=True, timeout=1)) as connection:
             return _recall(connection, FileKey(source, ""))
     except sqlite3.Error:
         return None

@@ -231,7 +231,7 @@ class Operations(pyfuse3.Operations):
 
     @_errors
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
-        return [os.fsencode(name) for name in await self._xattrs.names(self._union.node(inode))]
+        return [os.fsencode(name) for name in await self._xattrs.names(self._union.node(inode), ctx.uid == 0)]
 
     @_errors
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:

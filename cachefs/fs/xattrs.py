@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 Ts = TypeVarTuple("Ts")
 
 _OURS = "user.cachefs."
+_TRUSTED = "trusted."
 _ACLS = "system.posix_acl_"
 _ASKED_BY_ALL = ("security.", _ACLS)
 
@@ -67,7 +68,8 @@ class Xattrs:
                 raise _none(name) from error
             raise
 
-    async def names(self, node: Node) -> list[str]:
+    async def names(self, node: Node, is_root: bool) -> list[str]:
+        """Those whose values the caller may ask for (xattr(7): ``trusted.`` is not for ordinary users)."""
         if self._union.is_virtual(node):
             return []
         place = self._union.place(node)
@@ -80,7 +82,8 @@ class Xattrs:
             if of_copy is None:
                 raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP)) from error
             names = of_copy
-        return [name for name in names if not name.startswith(_OURS)]
+        hidden = (_OURS,) if is_root else (_OURS, _TRUSTED)
+        return [name for name in names if not name.startswith(hidden)]
 
     async def set(self, node: Node, name: str, value: bytes, caller: Caller) -> None:
         await self._change(node, name, _set, name, value, caller if name.startswith(_ACLS) else None)

@@ -226,6 +226,34 @@ def test_unmount_leaves_what_is_not_ours(place: Place, here: Here) -> None:
     assert mounts.mounted_at(place.mountpoint) is not None
 
 
+def test_where_nothing_can_be_written_it_is_two_and_no_bug(place: Place) -> None:
+    program = [sys.executable, "-m", "cachefs", "check", "-c", str(place.file)]
+    asked = partial(
+        subprocess.run, program, env=environment(), stderr=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = asked(stdout=full)
+    assert (done.returncode, done.stderr) == (2, "cachefs: the output cannot be written: No space left on device\n")
+    done = asked(preexec_fn=lambda: os.close(1))
+    assert "Traceback" not in done.stderr
+
+
+def test_whoever_stands_in_a_folder_that_is_gone_is_answered(place: Place) -> None:
+    gone = place.folder / "gone"
+    gone.mkdir()
+    here = ["sh", "-c", 'rmdir "$PWD"; exec "$0" -m cachefs "$@"', sys.executable]
+    for arguments, said in (
+        (["plan", "-c", "x.yaml"], "cachefs: /x.yaml: there is no such file"),
+        (["evict", "film.mkv", "-c", str(place.file)], "cachefs: no cachefs daemon answers"),
+    ):
+        done = subprocess.run(
+            here + arguments, cwd=gone, env=environment(), capture_output=True, text=True, timeout=30, check=False
+        )
+        assert done.returncode == 2
+        assert done.stderr.startswith(said)
+        gone.mkdir()
+
+
 def test_a_bug_is_one_with_its_traceback_and_a_request_to_report_it(place: Place) -> None:
     program = (
         "import sys; from cachefs import cli; from cachefs.commands import shared; "

@@ -17,6 +17,7 @@ import pytest
 from cachefs import keeper, lifeline
 from cachefs.announce import Announcer
 from cachefs.config import Config, build
+from cachefs.errors import UserError
 from cachefs.keeper import Keeper
 from cachefs.lifeline import Lifeline, Word
 from cachefs.processes import code_in
@@ -76,6 +77,20 @@ READY, GONE = "say('ready\\n');", "say('gone\\n');"
 def test_a_server_that_never_was_ready_ends_the_keeper_with_its_code(judge: Judge, code: int) -> None:
     assert judge(f"sys.exit({code})") == code
     assert judge(f"{GONE} sys.exit({code})") == code
+
+
+def test_a_server_that_is_killed_before_it_was_ready_is_one_with_a_word_of_it(
+    judge: Judge, caplog: pytest.LogCaptureFixture, expected_warnings: list[str]
+) -> None:
+    expected_warnings.append("the server ended with signal SIGKILL; dmesg says whether")
+    assert judge("os.kill(os.getpid(), signal.SIGKILL)") == 1
+    assert "out of memory" in caplog.text
+
+
+def test_a_configuration_that_can_be_read_once_only_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is a pipe, and each server that is started reads"):
+        keeper.run(tmp_path / "pipe", Announcer())
 
 
 def test_an_unmount_ends_the_keeper_with_0(judge: Judge) -> None:

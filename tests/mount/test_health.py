@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -32,6 +33,9 @@ def test_it_is_healthy_exactly_while_the_mount_and_the_server_answer(
     running = start_mount(settings)
     healthy = running.run("status", "--healthy")
     assert (healthy.returncode, healthy.stdout, healthy.stderr) == (0, "healthy\n", "")
+
+    told = running.run("status", "--healthy", "--json")
+    assert (told.returncode, json.loads(told.stdout)) == (0, {"healthy": True, "problem": ""})
 
     config = load(running.config, {})
     server = running.status().pid

@@ -282,6 +282,14 @@ def test_socket_that_the_kernel_would_refuse_or_the_mount_would_hide_is_refused(
     assert "lies in the cache /mnt/ssd/cachefs" in kept["control.socket"]
 
 
+@pytest.mark.parametrize(
+    "url", ["http://a b", "http://plex..local", f"http://{'x' * 64}.local", "ftp://plex", "http://"]
+)
+def test_a_host_that_no_request_can_go_to_is_refused(tmp_path: Path, url: str) -> None:
+    told = problems(tmp_path, SMALLEST + f"plex: {{url: '{url}', token: {SECRET}}}\n")
+    assert told == {"plex.url": "is no web address; write it like http://127.0.0.1:32400"}
+
+
 def test_both_token_and_token_file_are_refused(tmp_path: Path) -> None:
     told = problems(tmp_path, SMALLEST + f"plex: {{url: 'http://h', token: {SECRET}, token_file: t}}\n")
     assert told == {"plex": "has both token and token_file; remove one of them"}

@@ -55,6 +55,8 @@ def cells(line: str) -> list[str]:
         ("Amélie ❤.mkv", "Amélie ❤.mkv"),
         (LATIN1, r"Films/Am\xe9lie.mkv"),
         ("a\nb\t\x1b[31mred\x7f", r"a\nb\t\x1b[31mred\x7f"),
+        ("a\u202egpj.exe\u202c \u2066b", r"a\u202egpj.exe\u202c \u2066b"),
+        ("\u05d0\u200f \u0645\u200c\u0646", "\u05d0\u200f \u0645\u200c\u0646"),
         ("[bold]x[/bold] :smile:", "[bold]x[/bold] :smile:"),
     ],
 )
