@@ -373,13 +373,15 @@ async def _look_at_token_file(plex: PlexConfig, looks: _Looks) -> None:
 
 def _compare(config: Config, looks: _Looks) -> None:
     """Folders by identity, so that symbolic links and bind mounts hide nothing."""
-    if looks.cache is None:
-        return
-    nested = list(nesting.of_cache(config, looks.sources, looks.cache))
-    if looks.nesting is not None:
+    nested = list(nesting.of_sources(config, looks.sources))
+    if looks.cache is not None:
+        nested += nesting.of_cache(config, looks.sources, looks.cache)
+    if looks.cache is not None and looks.nesting is not None:
         nested += nesting.of_mountpoint(config, looks.sources, looks.nesting)
     for problem in nested:
         looks.add(Severity.ERROR, problem.key, problem.message)
+    if looks.cache is None:
+        return
     for _, source in sorted(looks.sources.items()):
         if not nested and source.device is not None and source.device == looks.cache.folder.device:
             message = (

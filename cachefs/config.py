@@ -340,6 +340,11 @@ def _cross_checks(data: Data, folder: Path) -> Iterator[Problem]:
         yield from _source_against(key, path, mountpoint, cache, len(sources))
     yield from _duplicates([(f"{key}.name", name) for key, _, name in sources], "give each source a name of its own")
     yield from _duplicates([(f"{key}.path", str(path)) for key, path, _ in sources], "name each folder once")
+    for key, path, _ in sources:
+        for outer in [other for _, other, _ in sources if other != path and path.is_relative_to(other)][:1]:
+            yield Problem(
+                f"{key}.path", f"{path} lies in the source {outer}, which shows it already; remove one of them"
+            )
     if _at(data, ("cache", "mode")) == "move" and any(path == mountpoint for _, path, _ in sources):
         yield Problem(
             "cache.mode",

@@ -47,12 +47,13 @@ async def refuse(config: Config) -> None:
         for index, source in enumerate(config.sources):
             if source.path not in covered:
                 nursery.start_soon(look, index, source)
+    problems = list(of_sources(config, sources))
     with trio.move_on_after(_LOCAL_S):
         cache = await _alone(probes.look_at_cache, config.cache.path)
         place = await _alone(look_at_mountpoint, config.mountpoint)
-        problems = [*of_cache(config, sources, cache), *of_mountpoint(config, sources, place)]
-        if problems:
-            raise UserError("\n".join(str(problem) for problem in problems))
+        problems += [*of_cache(config, sources, cache), *of_mountpoint(config, sources, place)]
+    if problems:
+        raise UserError("\n".join(str(problem) for problem in problems))
 
 
 def of_cache(config: Config, sources: Mapping[int, probes.Folder], cache: probes.Storage) -> Iterator[Problem]:
@@ -64,6 +65,17 @@ def of_cache(config: Config, sources: Mapping[int, probes.Folder], cache: probes
         elif source.lies_in(cache.folder) and not cache.to_be_made:
             message = f"{source.path} is really inside the cache {config.cache.path}; give the cache its own folder"
             yield Problem(f"sources[{index}].path", message)
+
+
+def of_sources(config: Config, sources: Mapping[int, probes.Folder]) -> Iterator[Problem]:
+    """One source inside another: the same file would be there twice, and one of the two know nothing of the other."""
+    for index, source in sorted(sources.items()):
+        for other, outer in sorted(sources.items()):
+            same = source.identity == outer.identity
+            if other != index and source.lies_in(outer) and (not same or other < index):
+                where = "really the" if same else "really inside the"
+                message = f"{source.path} is {where} source {outer.path}, which shows it already; remove one of them"
+                yield Problem(f"sources[{index}].path", message)
 
 
 def look_at_mountpoint(mountpoint: Path) -> Place:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from cachefs import accepting, building, check, cli, leftover, mounts, probes
+from cachefs import accepting, building, check, cli, leftover, mounts, nesting, probes
 from cachefs.cache import keepsake
 from cachefs.cache.folder import Folder
 from cachefs.cache.metadata import Metadata, open_metadata
@@ -345,6 +345,27 @@ async def test_a_link_does_not_hide_that_a_source_is_in_the_cache(folders: Folde
     make_links(folders)
     config = folders.config(sources=[{"path": f"{folders.root}/link"}], cache={"path": f"{folders.root}/media"})
     assert "is really inside the cache" in only(await examined(config), ERROR, "sources[0].path")
+
+
+@pytest.mark.parametrize(
+    ("paths", "wrong", "said"),
+    [
+        (["media", "link"], 1, "link is really inside the source"),
+        (["link", "media"], 0, "link is really inside the source"),
+        (["media", "same"], 1, "same is really the source"),
+    ],
+)
+async def test_a_link_does_not_hide_that_a_source_is_in_another(
+    folders: Folders, paths: list[str], wrong: int, said: str
+) -> None:
+    make_links(folders)
+    (folders.root / "same").symlink_to(folders.root / "media")
+    config = folders.config(sources=[{"path": f"{folders.root}/{path}"} for path in paths])
+    told = only(await examined(config), ERROR, f"sources[{wrong}].path")
+    assert said in told
+    with pytest.raises(UserError) as refused:
+        await nesting.refuse(config)
+    assert str(refused.value) == f"sources[{wrong}].path: {told}"
 
 
 async def test_a_link_does_not_hide_that_the_mountpoint_is_in_a_source_or_a_source_itself(folders: Folders) -> None:

@@ -246,6 +246,7 @@ def test_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
         ("/m", ["/media"], "/m/ssd", "cache.path"),
         ("/m", ["/a/TV", "/b/TV"], "/ssd", "sources[1].name"),
         ("/m", ["/a", "/a/"], "/ssd", "sources[1].path"),
+        ("/m", ["/a/TV", "/b", "/a"], "/ssd", "sources[0].path"),
     ],
 )
 def test_folders_that_lie_in_one_another_are_refused(
