@@ -28,7 +28,7 @@ from cachefs.commands import machine, restore, shared, verify
 from cachefs.config import Config
 from cachefs.control import wire
 from cachefs.control.client import Client
-from cachefs.errors import CachefsError, CannotMount, NotRunning, UserError
+from cachefs.errors import CacheError, CachefsError, CannotMount, NotRunning, PlexError, SourceError, UserError
 from cachefs.model import FileKey, Plan, Skip, SourceName, Visible
 
 _ASK_DISKS = frozenset({"accept", "check", "doctor", "plan", "--healthy"})
@@ -72,7 +72,7 @@ def run(arguments: Sequence[str]) -> int:
         return shared.NOBODY_READS
     except CannotMount as error:
         return shared.fail(error, shared.MOUNT)
-    except UserError as error:
+    except (UserError, CacheError, PlexError, SourceError) as error:
         return shared.fail(error, shared.USER)
     except CachefsError as error:
         return shared.fail(error, shared.BUG)

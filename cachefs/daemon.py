@@ -43,7 +43,7 @@ from cachefs import (
     readahead,
     secrecy,
 )
-from cachefs.cache.folder import holder
+from cachefs.cache.folder import holder, names_in, unmake
 from cachefs.cache.metadata import Metadata, open_metadata
 from cachefs.cache.moving import Movers
 from cachefs.cache.populate import Copiers, CopySettings
@@ -99,10 +99,24 @@ def serve(config: Config) -> int:
 
 
 async def plan_once(config: Config) -> Plan:
-    """What would be planned now, without a running daemon. Makes the cache folder if there is none; copies nothing."""
-    async with AsyncExitStack() as stack:
-        parts = await _Server(config, Lifeline()).build(stack)
-        return replace(await parts.planning.dry_run(), waiting=parts.copiers.waiting())
+    """What would be planned now, without a running daemon. Copies nothing, and leaves a cache folder that was never
+    used as it was."""
+    root = str(config.cache.path)
+    before = await trio.to_thread.run_sync(names_in, root)
+    try:
+        async with AsyncExitStack() as stack:
+            parts = await _Server(config, Lifeline()).build(stack, clears=False)
+            return replace(await parts.planning.dry_run(), waiting=parts.copiers.waiting())
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(_leave, root, before)
+
+
+def _leave(root: str, before: frozenset[str] | None) -> None:
+    try:
+        unmake(root, before)
+    except (CacheError, OSError) as error:
+        log.debug("%s", error)  # it could not be made either, or somebody else has it now
 
 
 def _first_known(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -146,12 +160,16 @@ class _Server:
 
     # --- building ------------------------------------------------------------------------------------------------
 
-    async def build(self, stack: AsyncExitStack) -> Parts:
-        """Everything but the mount, opened in order."""
+    async def build(self, stack: AsyncExitStack, *, clears: bool = True) -> Parts:
+        """Everything but the mount, opened in order. ``clears``: what an earlier run left at the mountpoint goes."""
         config = self._config
         await nesting.refuse(config)
-        store = await self._open_store(stack)
-        await leftover.clear(config.mountpoint, keep_dead=place.is_kept_full(config))
+        if clears:
+            store = await self._open_store(stack)
+            await leftover.clear(config.mountpoint, keep_dead=place.is_kept_full(config))
+        else:
+            await leftover.refuse_in_place(config)
+            store = await stack.enter_async_context(building.open_cache(config))
         metadata = self._metadata = await stack.enter_async_context(open_metadata(str(config.cache.path)))
         elsewhere = await stack.enter_async_context(building.open_elsewhere(config, store))
         union = await stack.enter_async_context(

@@ -12,6 +12,7 @@ from pathlib import Path
 import trio
 
 from cachefs import mounts
+from cachefs.config import Config
 from cachefs.errors import CannotMount, UserError
 from cachefs.processes import code_of_the_dead
 
@@ -41,6 +42,17 @@ async def clear(mountpoint: Path, keep_dead: bool) -> None:
             await trio.to_thread.run_sync(mounts.unmount, mountpoint, True)
         except UserError as error:
             raise CannotMount(str(error)) from error
+
+
+async def refuse_in_place(config: Config) -> None:
+    """Raises ``UserError`` where a mount of cachefs is over a source, which cannot be asked then."""
+    mountpoint = config.mountpoint
+    mount = await trio.to_thread.run_sync(mounts.mounted_at, mountpoint)
+    if mount is None or not mount.is_cachefs or all(source.path != mountpoint for source in config.sources):
+        return
+    if await answers(mountpoint):
+        raise UserError(f"another cachefs is mounted at {mountpoint}, over the source: is it the same configuration?")
+    raise UserError(f"a dead mount is at {mountpoint}, over the source: run cachefs unmount, or start cachefs")
 
 
 async def is_over(pid: int, mountpoint: Path, keep_dead: bool) -> bool:

@@ -371,6 +371,33 @@ def holder(root: str) -> int | None:
     return int(pid) if found else None
 
 
+def names_in(root: str) -> frozenset[str] | None:
+    """What is there of a cache folder; None where there is no folder. Blocks."""
+    try:
+        return frozenset(os.listdir(root))
+    except FileNotFoundError:
+        return None
+
+
+def unmake(root: str, before: frozenset[str] | None) -> None:
+    """Take away again what was made by somebody who only looked, where nobody had used the cache folder ``before``
+    (as ``names_in`` said). Files that hold anything stay. Raises ``CacheError`` and ``OSError``. Blocks."""
+    if before is not None and "lock" in before:
+        return
+    folder = Folder.take(root)
+    try:
+        for name in frozenset(TREES) - (before or frozenset()):
+            for path, _, _ in os.walk(f"{root}/{name}", topdown=False):
+                os.rmdir(path)
+        for name in frozenset(FILES) - (before or frozenset()):
+            with suppress(FileNotFoundError):
+                os.unlink(f"{root}/{name}")
+    finally:
+        folder.close()
+    if before is None:
+        os.rmdir(root)
+
+
 def lacks_to_be_made(root: str) -> str:
     """Why a cache folder that is missing will not be made, or an empty text. Only the last name of its path is: where
     more is missing it may be a disk that is not mounted, and everything would go to the one below it. Blocks."""

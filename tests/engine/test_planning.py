@@ -16,7 +16,7 @@ import trio
 from cachefs import building, daemon
 from cachefs.cache.wishes import Wishes
 from cachefs.config import Config, PolicyConfig, build
-from cachefs.errors import SourceOffline, UserError
+from cachefs.errors import CacheBusy, SourceOffline, UserError
 from cachefs.model import (
     CacheEntry,
     DropCause,
@@ -621,7 +621,30 @@ async def test_plan_once_plans_over_real_folders_without_a_daemon(tmp_path: Path
     }
     [skip] = [skip for skip in plan.skips if skip.what.endswith("Gone.mkv")]
     assert "Plex's /data/Films/Gone.mkv would be /Filme/Gone.mkv, which is not there" in skip.reason
-    assert not any(path.is_file() for path in (tmp_path / "ssd" / "files").rglob("*"))
+    assert not (tmp_path / "ssd").exists()
+
+
+@pytest.mark.parametrize("there", [("ssd",), ("ssd", "ssd/lost+found", "ssd/files"), ("ssd", "ssd/lock")])
+async def test_plan_once_makes_nothing_of_a_cache_folder_that_was_never_used(
+    tmp_path: Path, there: tuple[str, ...]
+) -> None:
+    write(tmp_path / "Media", "Heat.mkv")
+    for name in there:
+        (tmp_path / name).touch() if name.endswith("lock") else (tmp_path / name).mkdir()
+    with run_stand_in_plex() as plex, trio.fail_after(30):
+        await daemon.plan_once(configured(tmp_path, plex))
+    if "ssd/lock" not in there:
+        assert sorted(f"ssd/{path.name}" for path in (tmp_path / "ssd").iterdir()) == sorted(there[1:])
+
+
+async def test_plan_once_says_who_has_the_cache_folder(tmp_path: Path) -> None:
+    write(tmp_path / "Media", "Heat.mkv")
+    with run_stand_in_plex() as plex, trio.fail_after(30):
+        config = configured(tmp_path, plex)
+        async with building.open_cache(config):
+            with pytest.raises(CacheBusy):
+                await daemon.plan_once(config)
+            assert (tmp_path / "ssd" / "lock").exists()
 
 
 @pytest.mark.expected_warnings("the cache stays as it is until Plex answers")
