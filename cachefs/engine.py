@@ -194,6 +194,8 @@ class DaemonEngine:
             await self._parts.store.remove_pin(pin.target)
         if pins:
             self._parts.planning.wake()
+            with trio.move_on_after(_FORESIGHT_S):
+                await self._parts.planning.pins_went()
         return bool(pins)
 
     def _pins_called(self, text: str) -> list[Pin]:

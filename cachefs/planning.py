@@ -253,6 +253,11 @@ class Planning:
             await self._take_snapshot()
         return await self._made(await self._request())
 
+    async def pins_went(self) -> None:
+        """What is pinned no more may be evicted by hand once this returns. Plex is not asked."""
+        self.snapshot = _without_unpinned(self.snapshot, self.store.pins())
+        await self._request()
+
     async def _made(self, request: PlanRequest) -> Plan:
         return await aside(len(request.wants) + len(request.inventory.entries), plan, request)
 
@@ -402,6 +407,17 @@ def _skips(wants: Iterable[Want], never: Mapping[FileKey, str]) -> Iterator[Skip
 async def _first(event: trio.Event, scope: trio.CancelScope) -> None:
     await event.wait()
     scope.cancel()
+
+
+def _without_unpinned(snapshot: Snapshot, pins: Iterable[Pin]) -> Snapshot:
+    """What Plex said when more titles were pinned, as if only these had been."""
+    keys = {pin.rating_key for pin in pins}
+    titles = tuple(title for title in snapshot.titles if title.rating_key in keys)
+    files = {file for title in titles for file in title.files}
+    interests = (
+        one for one in snapshot.interests if one.kind is not InterestKind.PINNED or not files.isdisjoint(one.files)
+    )
+    return replace(snapshot, titles=titles, interests=tuple(interests))
 
 
 def _policy(config: PolicyConfig) -> Policy:

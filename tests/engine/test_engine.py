@@ -478,8 +478,23 @@ async def test_pinned_files_are_not_evicted_by_hand(media: Path) -> None:
         assert {skip.key for skip in made.left} == {key(HEAT), key(HEAT_SRT)}
         assert all("pinned" in skip.reason for skip in made.left)
         await it.engine.unpin(HEAT)
-        await it.plan()
         assert set((await it.engine.evict(HEAT)).keys) == {key(HEAT)}
+
+
+async def test_what_a_title_stood_for_is_evicted_by_hand_as_soon_as_it_is_unpinned(media: Path) -> None:
+    with run_stand_in_plex() as plex:
+        films(plex)
+        async with daemon(media, plex=plex) as it:
+            await it.cached(HEAT, HEAT_SRT, ALIEN)
+            await it.engine.pin("Heat")
+            await it.engine.pin("Alien")
+            await it.plan()
+            with pytest.raises(UserError, match="it is pinned"):
+                await it.engine.evict("Films/Heat")
+            await it.engine.unpin("Heat")
+            assert set((await it.engine.evict("Films/Heat")).keys) == {key(HEAT), key(HEAT_SRT)}
+            with pytest.raises(UserError, match="it is pinned"):
+                await it.engine.evict(ALIEN)
 
 
 async def test_moved_files_stay_and_what_is_beside_them_is_evicted(media: Path) -> None:
