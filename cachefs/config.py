@@ -38,6 +38,7 @@ from cachefs.units import Amount, Hours, parse_bandwidth, parse_duration, parse_
 HOUR_S = 3600.0
 DAY_S = 24 * HOUR_S
 LONGEST_SOCKET_PATH = 107  # sockaddr_un.sun_path holds 108 bytes, the last of them 0: unix(7)
+_SMALLEST_BYTES = 1024**2
 NO_TOKEN = "has no token; write token or token_file, or set CACHEFS_PLEX_TOKEN"
 
 
@@ -306,8 +307,15 @@ def build(data: Mapping[str, object], folder: Path, environ: Mapping[str, str], 
     problems += _cross_checks(overridden.data, folder)
     if config is None or problems:
         raise ConfigError(origin, tuple(problems))
-    config._warnings = overridden.warnings
+    config._warnings = (*overridden.warnings, *_doubts(config))
     return config
+
+
+def _doubts(config: Config) -> Iterator[str]:
+    """What is allowed, and can hardly be meant."""
+    most = config.cache.max_size
+    if most.percent is None and most.bytes < _SMALLEST_BYTES:
+        yield f"cache.max_size is {most}: no film fits into that; write a unit, like 500GiB"
 
 
 def _refused(path: Path, message: str) -> ConfigError:

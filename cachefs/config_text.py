@@ -167,7 +167,11 @@ def _misspelled(environ: Mapping[str, str], top_keys: frozenset[str], known: fro
         ours = variable in known or "__" in word or word.lower() in top_keys
         if not variable.startswith(PREFIX) or not word or ours:
             continue
-        near = difflib.get_close_matches(variable.upper(), known, n=1, cutoff=_ALMOST)
+        of_item = re.fullmatch(r"_*([A-Za-z]+)_+(\d+)_+(\w+)", word)
+        if of_item is not None and of_item[1].lower() in top_keys:
+            near = [f"{PREFIX}{'__'.join(of_item.groups())}".upper()]
+        else:
+            near = difflib.get_close_matches(variable.upper(), known, n=1, cutoff=_ALMOST)
         if near:
             yield Problem("", f"there is no variable {variable}; did you mean {near[0]}?")
 

@@ -291,6 +291,12 @@ def test_a_host_that_no_request_can_go_to_is_refused(tmp_path: Path, url: str) -
     assert told == {"plex.url": "is no web address; write it like http://127.0.0.1:32400"}
 
 
+@pytest.mark.parametrize(("size", "doubted"), [("500", True), ("1000KiB", True), ("1MiB", False), ("1%", False)])
+def test_a_size_that_lacks_its_unit_is_doubted(tmp_path: Path, size: str, doubted: bool) -> None:
+    data = {"mountpoint": "/m", "sources": [{"path": "/a"}], "cache": {"path": "/ssd", "max_size": size}}
+    assert ["write a unit" in warning for warning in build(data, tmp_path, {}, "test").warnings] == [True] * doubted
+
+
 def test_both_token_and_token_file_are_refused(tmp_path: Path) -> None:
     told = problems(tmp_path, SMALLEST + f"plex: {{url: 'http://h', token: {SECRET}, token_file: t}}\n")
     assert told == {"plex": "has both token and token_file; remove one of them"}
@@ -343,6 +349,7 @@ def test_configuration_can_come_from_the_environment_alone(tmp_path: Path) -> No
         ("CACHEFS_CACHE_MAX_SIZE", "CACHEFS_CACHE__MAX_SIZE"),
         ("CACHEFS_POLICY_KEEP_WATCHED", "CACHEFS_POLICY__KEEP_WATCHED"),
         ("CACHEFS_PLEX_TOKN", "CACHEFS_PLEX_TOKEN"),
+        ("CACHEFS_SOURCES_0_PATH", "CACHEFS_SOURCES__0__PATH"),
     ],
 )
 def test_a_misspelled_variable_is_refused_with_the_one_that_was_meant(
