@@ -37,7 +37,7 @@ class Contents:
         listed = await place.source.call(reach.list_folder, place.ref, most, asked.watcher)
         steady = self._tree.watched.is_steady(asked, listed.watch)
         if place.ref.paths[:1] == ("",):
-            self._tree.roots.note_names(place.source, empty=not listed.names)
+            await self._tree.roots.note_names(place.source, empty=not listed.names)
         own = self._sightings.seen(folder, place, listed.stat, steady=steady)
         children = await self._sightings.found_all(place.source, listed.children, folder, steady=steady)
         await self._sightings.add_moved(folder, children)
@@ -72,7 +72,7 @@ class Contents:
             steady = self._tree.watched.is_steady(asked, read.watch)
             self._sightings.keep(place.source, folder, read.place)
             if place.ref.paths[:1] == ("",):
-                self._tree.roots.note_names(place.source, empty=read.listing.is_empty)
+                await self._tree.roots.note_names(place.source, empty=read.listing.is_empty)
         except OSError as error:
             known = await self._tree.remembered.folder(place.keys[0]) if is_away(error) and place.keys else None
             if known is None:

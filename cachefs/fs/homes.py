@@ -144,7 +144,11 @@ class Homes:
 
     async def let_go(self, key: FileKey, kept: int, *, keep: bool) -> None:
         """The file will not come back (or, ``keep``, not now): what is kept of it takes no room any more."""
-        await self.change(key, keepings.trim if keep else keepings.let_go, self._source(key), kept)
+        source = self._source(key)
+        if keep:
+            await self.change(key, keepings.trim, source, kept)
+        elif await self.change(key, keepings.let_go, source, kept):
+            self._union.emptied(source)
 
     async def set_aside(self, key: FileKey, kept: int) -> None:
         """The file will not come back, but its number is not to be another's yet: ``let_go`` ends that. What a crash
@@ -169,7 +173,8 @@ class Homes:
         keep = set(map(str, moved()))  # asked now: what was there by then is among them
         empty = {name for name, size in sizes.items() if not (size and name.isdigit())} - keep
         known = {name for name in empty if self._union.inodes.knows(int(name.removesuffix(keepings.DELETED)))}
-        await source.call_gently(keepings.remove, source, empty - known)
+        if await source.call_gently(keepings.remove, source, empty - known):
+            self._union.emptied(source)
 
     def _source(self, key: FileKey) -> Source:
         return self._named(key.source)

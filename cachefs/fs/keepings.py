@@ -16,7 +16,7 @@ from pathlib import Path
 from cachefs.descriptors import Descriptor, sync_names
 from cachefs.fs.foldertimes import unseen
 from cachefs.fs.found import RESERVED
-from cachefs.fs.source import Source
+from cachefs.fs.source import Source, is_empty
 
 DELETED = ".deleted"
 """What follows the number of a file that was deleted while somebody had it open."""
@@ -42,9 +42,15 @@ def opened(source: Source, *, make: bool = True) -> Iterator[int]:
         os.close(number)
 
 
-def remove_folder(source: Source) -> None:
-    with source.folders.at("") as root, suppress(OSError), unseen(root, RESERVED):  # something may be in it
-        os.rmdir(RESERVED, dir_fd=root)
+def remove_folder(source: Source) -> bool:
+    """Whether that has left the source empty."""
+    with source.folders.at("") as root:
+        try:
+            with unseen(root, RESERVED):
+                os.rmdir(RESERVED, dir_fd=root)
+        except OSError:  # something is in it, or it is not there
+            return False
+        return is_empty(root)
 
 
 def open_one(source: Source, kept: int) -> Descriptor:
@@ -90,14 +96,15 @@ def _empty(folder: int, name: str) -> None:
         os.close(number)
 
 
-def let_go(source: Source, kept: int) -> None:
+def let_go(source: Source, kept: int) -> bool:
+    """As ``remove_folder``."""
     with suppress(FileNotFoundError), opened(source, make=False) as folder:
         try:
             os.unlink(f"{kept}{DELETED}", dir_fd=folder)
         except FileNotFoundError:
             os.unlink(str(kept), dir_fd=folder)
         sync_names(folder)
-    remove_folder(source)
+    return remove_folder(source)
 
 
 def set_aside(source: Source, kept: int) -> None:
@@ -130,13 +137,14 @@ def sizes(source: Source) -> dict[str, int]:
     return {}
 
 
-def remove(source: Source, spare: Set[str]) -> None:
+def remove(source: Source, spare: Set[str]) -> bool:
+    """As ``remove_folder``."""
     with suppress(FileNotFoundError), opened(source, make=False) as folder:
         for name in spare:
             with suppress(FileNotFoundError):
                 if not (name.isdigit() and os.stat(name, dir_fd=folder, follow_symlinks=False).st_size):
                     os.unlink(name, dir_fd=folder)
-    remove_folder(source)
+    return remove_folder(source)
 
 
 def kept_in(source: Path) -> int:

@@ -210,22 +210,22 @@ class Roots:
         self._was_full.discard(source.name)
         self._remembered.forget(FileKey(source.name, ""))
 
-    def note_names(self, source: Source, *, empty: bool) -> None:
-        """Its folder was read. Raises SourceError when there was something in it before, and is not now."""
+    async def note_names(self, source: Source, *, empty: bool) -> None:
+        """Its folder was read; ``empty``: it has no name that the mount shows. Raises SourceError when it had some
+        before, and there is nothing at all now: where all files have moved, what keeps their numbers is left."""
         if not empty:
             self._was_full.add(source.name)
         elif source.name in self._was_full:
-            source.doubt(_EMPTY)
-            raise SourceError(errno.EIO, f"source {source.name}: {source.path}: {_EMPTY}")
+            await self.refuse_emptied(source)
 
     async def refuse_emptied(self, source: Source) -> None:
-        """Raises SourceError when there is nothing in it any more."""
-        if await source.call(_root_is_empty, source):
+        """Raises SourceError when there is nothing in it any more, and nobody wanted that."""
+        if await source.call(_root_is_empty, source) and self.was_full(source):
             source.doubt(_EMPTY)
             raise SourceError(errno.EIO, f"source {source.name}: {source.path}: {_EMPTY}")
 
     def emptied(self, source: Source) -> None:
-        """The last name in a source's root was removed through the mount: that it is empty is what somebody wanted."""
+        """As in ``tree``."""
         self._was_full.discard(source.name)
 
 

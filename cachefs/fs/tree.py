@@ -170,7 +170,8 @@ class Tree:
     # --- what becomes of them ------------------------------------------------------------------------------------
 
     def emptied(self, source: Source) -> None:
-        """The last name in a source's root was removed through the mount: that it is empty is what somebody wanted."""
+        """The last name in a source's root was removed through the mount, or by ourselves: that it is empty is what
+        somebody wanted."""
         self.roots.emptied(source)
 
     def touched(self, keys: Iterable[FileKey]) -> None:

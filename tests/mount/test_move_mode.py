@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -96,6 +97,27 @@ def test_copies_that_lie_where_the_ssd_was_do_not_stand_for_it(
         running = start_mount(settings)
         assert read(running.mountpoint / "film.mkv") == CONTENT
         assert running.run("check").returncode == 0
+
+
+def test_a_source_whose_last_file_has_moved_and_is_deleted_is_not_taken_for_an_unmounted_disk(
+    tmp_path: Path, start_mount: Callable[[dict[str, Any]], RunningCachefs]
+) -> None:
+    media = tmp_path / "media"
+    with settings_in(tmp_path) as settings:
+        running = _start_and_move(media / "film.mkv", settings, start_mount)
+
+        def shows(*names: str) -> bool:
+            return os.listdir(running.mountpoint) == list(names) and all(one.online for one in running.status().sources)
+
+        for _ in range(20):
+            assert shows("film.mkv")
+        (running.mountpoint / "film.mkv").unlink()
+        wait_until(running, lambda: not any(media.iterdir()), "nothing is kept of it")
+        for _ in range(20):
+            assert shows()
+        assert running.terminate() == 0
+        running = start_mount(settings)
+        assert shows()
 
 
 def test_a_place_that_a_crash_has_left_at_the_source_keeps_nobody_from_starting(
