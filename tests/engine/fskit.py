@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ Ts = TypeVarTuple("Ts")
 
 MEDIA = SourceName("Media")
 TIMEOUT_S = 30.0
+HANGS_S = 0.3
 TTL_S = 5.0
 
 
@@ -53,6 +55,16 @@ class GatedSource(Source):
         super().__init__(name, path, timeout_s=timeout_s, ttl_s=ttl_s, watch_changes=False)
         self.asked: list[str] = []
         self.gate: Callable[[str], object] = _open_gate
+        self._patience_s, self._hanging = timeout_s, ""
+
+    def hang(self, name: str, go_on: threading.Event) -> None:
+        """The function of this name waits until then, and nobody waits long for it."""
+        self.gate = lambda function: go_on.wait(20) if function == name else None
+        self._hanging = name
+
+    def _waits_for(self, function: Callable[..., object]) -> None:
+        hangs = self._hanging and getattr(function, "__name__", "") == self._hanging
+        self._timeout_s = HANGS_S if hangs else self._patience_s
 
     def _gated(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         name = getattr(function, "__name__", repr(function))
@@ -61,12 +73,15 @@ class GatedSource(Source):
         return function(*args)
 
     async def call(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        self._waits_for(function)
         return await super().call(self._gated, function, *args)
 
     async def call_gently(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        self._waits_for(function)
         return await super().call_gently(self._gated, function, *args)
 
     async def change(self, finished: Callable[[], object], function: Callable[[*Ts], T], *args: *Ts) -> T:
+        self._waits_for(function)
         return await super().change(finished, self._gated, function, *args)
 
 

@@ -127,12 +127,12 @@ async def test_what_took_the_place_of_a_half_moved_file_stays_beside_it(
 async def test_settling_does_not_overtake_a_renaming_that_is_late(tmp_path: Path, expected_warnings: list[str]) -> None:
     """mv had no answer in time; its thread goes on, and what it does is what counts in the end."""
     expected_warnings.append("is offline")
-    async with rooms(tmp_path, timeout_s=0.3) as fs:
+    async with rooms(tmp_path) as fs:
         put(fs, FILM, CONTENT)
         await fs.moved(FILM)
         put(fs, "other", OTHER)
         go_on = threading.Event()
-        fs.source.gate = lambda name: go_on.wait(20) if name == "carry_out" else None
+        fs.source.hang("carry_out", go_on)
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
             await act(fs, lambda kernel: kernel.rename("other", FILM))
         await fs.source.probe_once()
@@ -151,12 +151,12 @@ async def test_nothing_is_written_to_a_file_that_another_one_may_have_replaced(
     tmp_path: Path, expected_warnings: list[str]
 ) -> None:
     expected_warnings.append("is offline")
-    async with rooms(tmp_path, timeout_s=0.3) as fs:
+    async with rooms(tmp_path) as fs:
         put(fs, FILM, CONTENT)
         await fs.moved(FILM)
         put(fs, "other", OTHER)
         go_on = threading.Event()
-        fs.source.gate = lambda name: go_on.wait(20) if name == "carry_out" else None
+        fs.source.hang("carry_out", go_on)
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
             await act(fs, lambda kernel: kernel.rename("other", FILM))
         await fs.source.probe_once()

@@ -664,11 +664,11 @@ async def test_a_lost_index_loses_no_moved_file(tmp_path: Path, expected_warning
 async def test_a_source_that_takes_a_file_away_late_loses_nothing(tmp_path: Path, expected_warnings: list[str]) -> None:
     expected_warnings.append("offline")
     goes_on = threading.Event()
-    async with rooms(tmp_path, timeout_s=0.5) as fs:
+    async with rooms(tmp_path) as fs:
         at = put(fs, FILM, CONTENT)
         await fs.published(FILM)
         await fs.give_attributes(FILM)
-        fs.source.gate = lambda name: goes_on.wait(30) if name == "_take_away" else None
+        fs.source.hang("_take_away", goes_on)
         with pytest.raises(Stays):
             await fs.movers.move(fs.key(FILM))
         await fs.source.probe_once()

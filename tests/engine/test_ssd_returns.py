@@ -254,10 +254,10 @@ async def test_the_copy_has_the_attributes_that_its_source_was_given(fs: Rooms) 
 
 @pytest.mark.expected_warnings("source Media .* is offline")
 async def test_an_attribute_that_comes_late_overtakes_no_later_one(tmp_path: Path) -> None:
-    async with rooms(tmp_path, timeout_s=0.3) as fs:
+    async with rooms(tmp_path) as fs:
         (fs.folder / "a").write_bytes(SRC)
         node, xattrs, go_on = await fs.node("a"), Xattrs(fs.union, fs.routing), threading.Event()
-        fs.source.gate = lambda name: go_on.wait(20) if name == "_set" else None
+        fs.source.hang("_set", go_on)
         with pytest.raises(OSError, match="no answer"):
             await xattrs.set(node, "user.x", b"late", ME)
         await fs.source.probe_once()
