@@ -219,8 +219,9 @@ class Roots:
             await self.refuse_emptied(source)
 
     async def refuse_emptied(self, source: Source) -> None:
-        """Raises SourceError when there is nothing in it any more, and nobody wanted that."""
-        if await source.call(_root_is_empty, source) and self.was_full(source):
+        """Raises SourceError when there is nothing in it any more, and nobody has wanted that meanwhile."""
+        was_full = self.was_full(source)
+        if await source.call(_root_is_empty, source) and was_full == self.was_full(source):
             source.doubt(_EMPTY)
             raise SourceError(errno.EIO, f"source {source.name}: {source.path}: {_EMPTY}")
 
