@@ -108,7 +108,9 @@ def plan(config_file: Path | None, as_json: bool) -> None:
     config = shared.load(config_file)
     try:
         with shared.client(config) as client:
-            made = client.plan()
+            made, plex = client.plan(), client.status().plex
+        if plex.problem:
+            shared.say(f"plex: {show.printable(plex.problem)}")
     except NotRunning:
         shared.say("daemon not running; this is what it would plan")
         made = _plan_offline(config)

@@ -297,6 +297,7 @@ async def test_every_show_has_json_with_the_fields_names(engine: FakeEngine, pla
     assert wire.loads(Status, status.stdout) == engine.answer_status
     assert wire.loads(tuple[CacheEntry, ...], entries.stdout) == engine.answer_entries
     assert wire.loads(Plan, made.stdout) == engine.answer_plan
+    assert made.stderr == "plex: no answer within 60 s\n", "on which the plan rests"
     assert wire.loads(tuple[Pin, ...], pins.stdout) == engine.answer_pins
     assert wire.loads(Explanation, explanation.stdout).path == "film.mkv"
     assert json.loads(entries.stdout)[1]["state"] == "copying"
