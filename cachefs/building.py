@@ -31,7 +31,7 @@ from cachefs.model import FileKey, Snapshot, SourceFile, SourceName
 from cachefs.paths import Layout, PathMap
 from cachefs.planning import Plex
 from cachefs.plex.client import Ask, PlexClient, PlexSettings
-from cachefs.resolving import Resolver
+from cachefs.resolving import PathNote, Resolver
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ async def foresee(config: Config, item: SourceConfig, seen: LastSeen) -> str:
     return await Roots({source.name: source}, Remembered(seen), Inodes(), seen.tag_of).foresee(source)
 
 
-async def path_report(config: Config) -> tuple[str, ...]:
+async def path_report(config: Config) -> tuple[PathNote, ...]:
     """How Plex's paths are found in the mount, learned or checked now, for ``check``; empty when that cannot be asked
     (``check`` says itself what is wrong with Plex or a source)."""
     try:
@@ -204,7 +204,7 @@ async def path_report(config: Config) -> tuple[str, ...]:
         async with open_union(config, _NoCache(), _first_tag) as union:
             resolver = resolver_for(config, union)
             await resolver.settle_paths(snapshot.folders)
-            return resolver.notes
+            return resolver.path_notes
     except (CachefsError, OSError) as error:
         log.debug("the path mapping cannot be checked: %s", error)
         return ()

@@ -25,6 +25,7 @@ from cachefs.config import Config, PlexConfig, SourceConfig
 from cachefs.control.messages import another_mount
 from cachefs.errors import ConfigError, PlexError, PlexRefused, Problem, UserError
 from cachefs.model import UserReport
+from cachefs.resolving import PathNote
 from cachefs.understood import Row, understood
 from cachefs.units import format_duration, format_size
 
@@ -85,8 +86,8 @@ class PlexFacts(Protocol):
 AskPlex = Callable[[PlexConfig, str], Awaitable[PlexFacts]]
 """Asks the server with this token; raises ``PlexError`` only."""
 
-ReportPaths = Callable[[Config], Awaitable[tuple[str, ...]]]
-"""Lines about how Plex's paths are found; none when that cannot be asked."""
+ReportPaths = Callable[[Config], Awaitable[tuple[PathNote, ...]]]
+"""Says how Plex's paths are found; nothing when that cannot be asked."""
 
 
 @dataclass(slots=True)
@@ -122,8 +123,8 @@ async def examine(config: Config, ask_plex: AskPlex, report_paths: ReportPaths |
             nursery.start_soon(_look_at_source, config, index, source, looks)
     await _look_for_moved(config, looks)
     _compare(config, looks)
-    for line in await report_paths(config) if report_paths is not None and looks.plex is not None else ():
-        looks.add(Severity.NOTE, "plex.path_map", line)
+    if report_paths is not None and looks.plex is not None:
+        await _look_at_paths(config, report_paths, looks)
     findings = sorted(looks.findings, key=lambda finding: (finding.severity.value, finding.key))
     space = (looks.cache.total_bytes, looks.cache.free_bytes) if looks.cache else None
     return CheckReport(understood(config, space, _server(looks.plex)), tuple(findings))
@@ -167,15 +168,14 @@ async def _look_at_place(config: Config, looks: _Looks) -> None:
         what = f"{place.mount.source} ({place.mount.fstype})"
         looks.add(Severity.ERROR, "mountpoint", f"{mountpoint} is in use: {what} is mounted there; choose another")
     elif place.folder is not None and not config.in_place:
-        can_be_made = place.has_parent and place_of_mount.is_kept_full(config)
-        _judge_empty_place(place.folder, can_be_made, looks)
+        _judge_empty_place(place.folder, place.has_parent, place_of_mount.is_kept_full(config), looks)
 
 
-def _judge_empty_place(folder: probes.Folder, can_be_made: bool, looks: _Looks) -> None:
-    if folder.missing and can_be_made:
+def _judge_empty_place(folder: probes.Folder, has_parent: bool, is_made: bool, looks: _Looks) -> None:
+    if folder.missing and has_parent and is_made:
         looks.add(Severity.NOTE, "mountpoint", f"{folder.path} will be made, and goes with the mount")
     elif folder.missing:
-        looks.add(Severity.ERROR, "mountpoint", f"{folder.path} does not exist; run: mkdir -p {folder.path}")
+        looks.add(Severity.ERROR, "mountpoint", place_of_mount.missing(folder.path, is_made))
     elif folder.problem:
         looks.add(Severity.ERROR, "mountpoint", f"{folder.path} {folder.problem}")
     elif not folder.empty:
@@ -358,6 +358,14 @@ async def _look_at_plex(config: Config, ask_plex: AskPlex, looks: _Looks) -> Non
     for user in looks.plex.users:
         if user.problem:
             looks.add(Severity.WARNING, "plex", f"{user.user} is left out: {user.problem}")
+
+
+async def _look_at_paths(config: Config, report_paths: ReportPaths, looks: _Looks) -> None:
+    if any(finding.key.startswith("sources[") and finding.severity is not Severity.NOTE for finding in looks.findings):
+        looks.add(Severity.NOTE, "plex.path_map", "where Plex's paths lead is not looked for while a source is missing")
+        return
+    for note in await report_paths(config):
+        looks.add(Severity.NOTE if note.found else Severity.WARNING, "plex.path_map", note.text)
 
 
 async def _look_at_token_file(plex: PlexConfig, looks: _Looks) -> None:

@@ -127,6 +127,8 @@ def plan(config_file: Path | None, as_json: bool) -> None:
 @click.option("--healthy", is_flag=True, help="Only whether the mount and the daemon answer: 0, or 1 and why not.")
 def status(config_file: Path | None, as_json: bool, watch: bool, healthy: bool) -> int:
     """Show the mount, Plex, the sources, the cache, copies and reads."""
+    if healthy and watch:
+        raise click.UsageError("say --watch or --healthy, not both")
     if healthy:
         return _tell_health(config_file, as_json)
     config = shared.load(config_file)
@@ -194,7 +196,7 @@ def pin(config_file: Path | None, as_json: bool, list_pins: bool, target: str | 
     TARGET is a file, a folder, or the title of a show, season or film in Plex.
     """
     if (target is None) != list_pins:
-        raise click.UsageError("name what to pin, or use --list")
+        raise click.UsageError("name what to pin, or say --list, which shows all pins; not both")
     config = shared.load(config_file)
     with shared.client(config) as client:
         if target is None:

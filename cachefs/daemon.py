@@ -325,6 +325,8 @@ async def _mounted(config: Config, operations: Operations) -> AsyncIterator[None
         what = f"{other.source} ({other.fstype})"
         raise CannotMount(f"{config.mountpoint} is in use: {what} is mounted there; unmount it, or choose another")
     at = await trio.to_thread.run_sync(place.prepare, config.mountpoint) if kept_full else config.mountpoint
+    if not await trio.to_thread.run_sync(os.path.lexists, at):
+        raise CannotMount(place.missing(config.mountpoint, kept_full))
     async with (
         mounting.mounted(operations, at, for_others=not fuse.others_refused, unmounts=not kept_full),
         place.held(at, config.mountpoint) if kept_full else nullcontext(),

@@ -173,8 +173,21 @@ class DaemonEngine:
         self._parts.planning.wake()
         with trio.move_on_after(_FORESIGHT_S):  # a pinned root of a huge library takes its time
             foreseen = await self._parts.planning.foresee(pin)
-            return Pinned(pin, explaining.unfit_pins(foreseen, self._parts.union.layout.union))
+            unfit = explaining.unfit_pins(foreseen, self._parts.union.layout.union)
+            return Pinned(pin, unfit or self._not_there(pin, foreseen))
         return Pinned(pin)
+
+    def _not_there(self, pin: Pin, foreseen: Plan) -> str:
+        """What is said of a title of which the mount has not every file."""
+        planning = self._parts.planning
+        titles = planning.snapshot.titles if pin.rating_key else ()
+        files = [file for title in titles if title.rating_key == pin.rating_key for file in title.files]
+        keys = {planning.resolver.locate(file) for file in files} - {None}
+        paths = {file.path for file in files}
+        lost = [
+            skip.reason for skip in foreseen.skips if skip.want is None and (skip.key in keys or skip.what in paths)
+        ]
+        return lost[0] if lost else ""
 
     async def _look_beside(self, pin: Pin) -> None:
         """See what is in a pinned folder now, and what goes with a pinned file: beside a cached one nobody would look

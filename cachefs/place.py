@@ -58,6 +58,14 @@ def is_kept_full(config: Config) -> bool:
     return os.geteuid() == 0 and all(source.path != config.mountpoint for source in config.sources)
 
 
+def missing(mountpoint: Path, is_made: bool) -> str:
+    """What is said of a mountpoint that is not there; ``is_made``: cachefs makes it where the folder above it is."""
+    if is_made:
+        above = mountpoint.parent
+        return f"{above} does not exist; run: mkdir -p {above} (the mountpoint in it is made, and goes with the mount)"
+    return f"{mountpoint} does not exist; run: mkdir -p {mountpoint}"
+
+
 @asynccontextmanager
 async def held(at: Path, mountpoint: Path) -> AsyncIterator[None]:
     """The mount that was made at ``at`` is at the mountpoint for the length of the block, and gone after it."""

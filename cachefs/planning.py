@@ -232,7 +232,8 @@ class Planning:
             return
         pinned = tuple(pin.rating_key for pin in self.store.pins() if pin.rating_key)
         try:
-            self.snapshot = await self.plex(pinned)
+            answer = await self.plex(pinned)
+            self.snapshot = _without_unpinned(answer, self.store.pins())  # some may have gone meanwhile
         except PlexError as error:
             if not self.health.component(PLEX).problem:
                 log.warning("plex: %s; the cache stays as it is until Plex answers", error)
@@ -271,11 +272,13 @@ class Planning:
         many = len(snapshot.interests) + len(snapshot.views)
         items = await aside(many, wanted_items, snapshot, _policy(self.policy), now)
         self._next_change_at = items.next_change_at
-        resolved = await self.resolver.resolve(items.items, self.store.pins(), self.store.inventory().entries)
+        pins = self.store.pins()
+        resolved = await self.resolver.resolve(items.items, pins, self.store.inventory().entries)
         by_title = await self._pinned_titles()
         pinned = resolved.pinned | self._pinned_by_title(items) | {want.key for want in by_title}
         pinned |= {want.key for want in resolved.wants if want.follows in pinned}
-        self.pinned = pinned
+        if pins == self.store.pins():  # else whoever has changed them asks anew
+            self.pinned = pinned
         # What a person copied or evicted by hand counts for as long as watched files are kept.
         self.store.wishes.end_before(now - max(self.policy.keep_watched, 60.0))
         asked = await self._asked(missing)
@@ -413,10 +416,11 @@ def _without_unpinned(snapshot: Snapshot, pins: Iterable[Pin]) -> Snapshot:
     """What Plex said when more titles were pinned, as if only these had been."""
     keys = {pin.rating_key for pin in pins}
     titles = tuple(title for title in snapshot.titles if title.rating_key in keys)
-    files = {file for title in titles for file in title.files}
-    interests = (
-        one for one in snapshot.interests if one.kind is not InterestKind.PINNED or not files.isdisjoint(one.files)
-    )
+    if titles == snapshot.titles:
+        return snapshot
+    gone = {file for title in snapshot.titles for file in title.files}
+    gone -= {file for title in titles for file in title.files}
+    interests = (one for one in snapshot.interests if one.kind is not InterestKind.PINNED or not gone >= {*one.files})
     return replace(snapshot, titles=titles, interests=tuple(interests))
 
 

@@ -58,6 +58,14 @@ class Library(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class PathNote:
+    """What is said of one of Plex's library folders, and whether it was found in the mount."""
+
+    text: str
+    found: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Resolved:
     """``pinned`` are files pinned by path. ``complete`` is False when a source did not answer, or nothing of what Plex
     names can be found in the mount: what is then absent is unknown, not unwanted."""
@@ -165,6 +173,11 @@ class Resolver:
         """What people should know of the mapping, for ``status`` and ``check``."""
         return tuple(self._notes.values())
 
+    @property
+    def path_notes(self) -> tuple[PathNote, ...]:
+        """The same, with what came of it."""
+        return tuple(PathNote(note, path in self._settled) for path, note in self._notes.items())
+
     async def settle_paths(self, folders: tuple[LibraryFolder, ...]) -> None:
         """Find out where Plex's folders are in the mount, from real files of the library, or check the given rules.
 
@@ -187,11 +200,10 @@ class Resolver:
             if self.learns:
                 self.rules = PathMap((*self.rules.rules, learned.rule))
             self._note(folder, _found(folder, learned.rule), logging.INFO)
-        else:
+        elif self._unanswered == unanswered:  # else it may be where nobody can look now
             self._note(folder, _not_found(folder, learned, self.mountpoint), logging.WARNING)
-            if self._unanswered == unanswered:
-                pause_s = _LOOK_AGAIN_S if self._settled else ASK_AGAIN_S
-                self._look_again_at[folder.path] = trio.current_time() + pause_s
+            pause_s = _LOOK_AGAIN_S if self._settled else ASK_AGAIN_S
+            self._look_again_at[folder.path] = trio.current_time() + pause_s
 
     def _note(self, folder: LibraryFolder, note: str, level: int) -> None:
         if note != self._notes.get(folder.path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from pathlib import Path
@@ -64,6 +65,7 @@ def check_command(config_file: Path | None, as_json: bool) -> int:
             raise
         shared.show_json(check.refused(error))
         return shared.USER
+    logging.getLogger("cachefs").addHandler(logging.NullHandler())  # the report says all of it
     report = trio.run(_examine, config)
     if as_json:
         shared.show_json(report)

@@ -26,7 +26,7 @@ def restore(config_file: Path | None, as_json: bool, everything: bool, path: str
     To be run before an uninstall. It can be interrupted and repeated. It ends with 4 when a file has to stay.
     """
     if everything == (path is not None):
-        raise click.UsageError("name a PATH, or say --all")
+        raise click.UsageError("name a PATH, or say --all; not both")
     config = shared.load(config_file)
     name_of = shared.naming(config)
     text = shared.below_here(path, config) if path is not None else ""

@@ -30,7 +30,7 @@ would keep all others out (110 of them did, with pyfuse3's 99)."""
 async def mounted(operations: Operations, mountpoint: Path, *, for_others: bool, unmounts: bool) -> AsyncIterator[None]:
     """The mount, for the length of the block; the caller ``unmounts`` it himself if not. Raises ``CannotMount``."""
     if not await trio.to_thread.run_sync(os.path.isdir, mountpoint):
-        raise CannotMount(f"the mountpoint {mountpoint} is no folder; run: mkdir -p {mountpoint}")
+        raise CannotMount(f"the mountpoint {mountpoint} is no folder")
     channel.want_passthrough()
     if await trio.to_thread.run_sync(caller.has_own_umask):
         channel.want_umask()

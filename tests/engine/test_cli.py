@@ -155,8 +155,9 @@ def test_no_daemon_is_said_and_is_two(place: Place, here: Here, arguments: list[
     ("arguments", "said"),
     [
         (["stat"], "No such command"),
-        (["pin"], "name what to pin, or use --list"),
-        (["pin", "--list", "x"], "name what to pin, or use --list"),
+        (["pin"], "name what to pin, or say --list"),
+        (["pin", "--list", "x"], "name what to pin, or say --list"),
+        (["status", "--watch", "--healthy"], "say --watch or --healthy, not both"),
         (["evict"], "Missing argument"),
         (["ls", "-c", "none.yaml"], "none.yaml: there is no such file"),
     ],

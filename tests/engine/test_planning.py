@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -27,11 +28,13 @@ from cachefs.model import (
     Plan,
     PlexEvent,
     PlexEventKind,
+    Snapshot,
     Targets,
     UserName,
     View,
 )
 from cachefs.planning import MOST_AT_ONCE, PLEX, Planning, aside
+from cachefs.resolving import PathNote, Resolved, Resolver
 from tests.engine.cachekit import begun
 from tests.engine.cachekit import write as write_bytes
 from tests.engine.plankit import (
@@ -345,6 +348,43 @@ async def test_a_pinned_title_follows_what_plex_says(room: Room, autojump_clock:
     plan = await planning.dry_run()
     assert (set(copies(plan)), set(evictions(plan))) == ({ALIEN}, {HEAT})
     assert planning.pinned == {key(ALIEN)}
+
+
+async def test_a_title_that_is_unpinned_while_plex_answers_is_pinned_no_more(room: Room, autojump_clock: Clock) -> None:
+    room.store.pinned.append(HEAT_PIN)
+    titles = (PinnedTitle("7", (plex_file(HEAT),)),)
+    room.plex.says(interest(HEAT, InterestKind.PINNED), interest(ALIEN), titles=titles)
+    planning = room.planning()
+    ask = planning.plex
+    assert ask is not None
+
+    async def answer(pinned: tuple[str, ...]) -> Snapshot:
+        told = await ask(pinned)
+        room.store.pinned.clear()
+        return told
+
+    planning.plex = answer
+    assert set(copies(await planning.dry_run())) == {ALIEN}
+    assert planning.pinned == frozenset()
+
+
+async def test_a_plan_that_was_begun_before_pins_went_does_not_bring_them_back(
+    room: Room, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.store.pinned.append(Pin(HEAT))
+    planning = room.planning()
+    resolve = Resolver.resolve
+
+    async def late(resolver: Resolver, *args: Any) -> Resolved:
+        resolved = await resolve(resolver, *args)
+        if room.store.pinned:
+            room.store.pinned.clear()
+            await planning.pins_went()
+        return resolved
+
+    monkeypatch.setattr(Resolver, "resolve", late)
+    await planning.dry_run()
+    assert planning.pinned == frozenset()
 
 
 async def test_a_source_that_is_away_evicts_nothing(room: Room, autojump_clock: Clock) -> None:
@@ -664,7 +704,7 @@ async def test_check_says_how_plex_s_paths_are_found(tmp_path: Path) -> None:
         plex.add_film(films, "Heat", 1995, "/data/Films/Heat.mkv", 10)
         config = configured(tmp_path, plex)
         assert await building.path_report(config) == (
-            "path mapping: Plex's /data/Films (Films) is /Filme of the mount",
+            PathNote("path mapping: Plex's /data/Films (Films) is /Filme of the mount", found=True),
         )
         plex.stop_server()
         assert await building.path_report(config) == ()
@@ -680,8 +720,9 @@ async def test_check_says_which_given_rule_is_wrong(tmp_path: Path) -> None:
         rules = [{"plex": "/data", "mount": "/"}]
         given = {"url": plex.url, "token": plex.token, "cloud_url": plex.url, "path_map": rules}
         [note] = await building.path_report(configured(tmp_path, plex, plex=given))
-    assert "Plex has /data/Films/Heat.mkv, but no such file" in note
-    assert "path_map: [{plex: /data/Films, mount: /}]" in note
+    assert not note.found
+    assert "Plex has /data/Films/Heat.mkv, but no such file" in note.text
+    assert "path_map: [{plex: /data/Films, mount: /}]" in note.text
 
 
 # --- large libraries -------------------------------------------------------------------------------------------------
