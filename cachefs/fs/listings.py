@@ -76,7 +76,7 @@ class Listings:
                 if found is None:
                     listing.tell_name_only(index)
                     continue
-                self._union.inodes.looked_up(found.node)
+                self._union.told(found.node)
                 listing.set(index, found.node.number, found.attributes_s)
                 numbers[index] = found.node.number
         if steady and not self._is_true(folder, reading):  # something happened meanwhile

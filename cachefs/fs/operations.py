@@ -315,7 +315,7 @@ class Operations(pyfuse3.Operations):
         elif changed:
             del opened.found[max(start, len(_DOTS)) :]  # it may be another file by now that has such a name
         names, found = opened.names, opened.found
-        looked_up = self._union.inodes.looked_up
+        told = self._union.told
         for index in range(start, len(names)):
             while index >= len(found):
                 await self._extend(opened)
@@ -325,7 +325,7 @@ class Operations(pyfuse3.Operations):
             if not pyfuse3.readdir_reply(token, os.fsencode(names[index]), _attributes(item), index + 1):
                 return
             if index >= len(_DOTS):
-                looked_up(item.node)
+                told(item.node)
 
     async def _read_folder(self, opened: _OpenFolder) -> None:
         """Everything but a very large folder's end, in one thread hop."""
@@ -369,7 +369,7 @@ class Operations(pyfuse3.Operations):
 
     def _told(self, found: Found) -> pyfuse3.EntryAttributes:
         """The answer to a request that makes the kernel know the node once more."""
-        self._union.inodes.looked_up(found.node)
+        self._union.told(found.node)
         return _attributes(found)
 
 

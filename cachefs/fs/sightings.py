@@ -161,15 +161,19 @@ class Sightings:
         return Found(node, seen, ttl_s, BELIEVED_S if steady else ttl_s)
 
     def source_root(self, name: str) -> Found:
+        """A source's folder, by its name in the root of several. The kernel is to ask for its attributes: these are of
+        some time ago."""
         root = self._tree.roots.get(SourceName(name))
         if root is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         device = self._tree.roots.device(SourceName(name), root.dev)
         if device is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-        node = self._tree.inodes.meet(number_of(device.tag, root.ino), root, Link(ROOT, name))
-        ttl_s = self._tree.sources[SourceName(name)].ttl_s
-        return Found(node, root, VIRTUAL_S, BELIEVED_S if node.watch is not None else ttl_s)
+        number = number_of(device.tag, root.ino)
+        known = self._tree.inodes.get(number)
+        seen = known.seen if known is not None and known.seen is not None else root
+        node = self._tree.inodes.meet(number, seen, Link(ROOT, name))
+        return Found(node, seen, VIRTUAL_S, 0.0)
 
     async def missing(self, source: Source, key: FileKey) -> None:
         """A name is not there. Where the cache holds it, that is news, unless the whole source is missing: an empty

@@ -193,6 +193,14 @@ class Tree:
         else:
             self._when_forgotten[node.number] = act
 
+    def told(self, node: Node) -> None:
+        """The kernel was told of the node once more. What it believes of a folder, the folder's own watch has to
+        hear."""
+        self.inodes.looked_up(node)
+        known = self.inodes.get(node.number)
+        if known is not None and known.watch is None and st.S_ISDIR(known.kind):
+            self.watched.wake(known)
+
     async def let_go(self, node: Node) -> None:
         """The kernel has forgotten the node: close what was held for it."""
         later = self._when_forgotten.pop(node.number, None)

@@ -70,6 +70,44 @@ def seen(running: RunningCachefs, condition: Callable[[], bool], what: str) -> N
     wait_until(running, condition, what, SEEN_WITHIN_S)
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_a_folder_that_the_kernel_had_forgotten_is_as_old_as_its_source(
+    source: Path, tmp_path: Path, start_mount: Callable[[dict[str, Any]], RunningCachefs], several: bool
+) -> None:
+    """Programs that scan libraries look into a folder only when it is younger than before."""
+    for name in ("ssd", "mount", "other"):
+        (tmp_path / name).mkdir()
+    (source / "Show" / "Season 01").mkdir()
+    paths = (source, tmp_path / "other") if several else (source,)
+    running = start_mount(
+        {
+            "mountpoint": str(tmp_path / "mount"),
+            "sources": [{"path": str(path), "ttl": "1h"} for path in paths],
+            "cache": {"path": str(tmp_path / "ssd"), "min_free": "1MiB"},
+            "control": {"socket": str(tmp_path / "control")},
+        }
+    )
+    shown = running.mountpoint / "source" if several else running.mountpoint
+    folders = ["", "Show", "Show/Season 01"]
+
+    def as_old() -> bool:
+        return all((shown / name).stat().st_mtime_ns == (source / name).stat().st_mtime_ns for name in folders)
+
+    def change(name: str) -> None:
+        for folder in folders:
+            (source / folder / name).touch()
+
+    walk(running.mountpoint)
+    change("one")
+    seen(running, as_old, "they are as old")
+    walk(running.mountpoint)  # all of it is remembered
+    for name in ("two", "three"):
+        Path("/proc/sys/vm/drop_caches").write_text("2")
+        seen(running, as_old, "they are as old, now that they are looked up again")
+        change(name)
+        seen(running, as_old, "they are as old")
+
+
 def test_a_new_file_is_listed_and_read(mounted: RunningCachefs, source: Path) -> None:
     new = mounted.mountpoint / "Show" / "S01E02.mkv"
     assert not new.exists()
