@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,14 +30,15 @@ ENVIRONMENT_ONLY = Path(os.devnull)
 
 
 def fail(error: CachefsError, code: int) -> int:
-    for line in str(error).splitlines():
-        say(f"cachefs: {line}")
+    for line in str(error).rstrip("\n").split("\n"):
+        say(f"cachefs: {show.printable(line)}")
     return code
 
 
 def say(text: str) -> None:
-    """Something for the person, not for the pipe."""
-    click.echo(text, err=True)
+    """Something for the person, not for the pipe. Where that cannot be written, the exit code has to do."""
+    with suppress(OSError):
+        click.echo(text, err=True)
 
 
 def show_text(what: RenderableType) -> None:

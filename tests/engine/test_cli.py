@@ -235,6 +235,9 @@ def test_where_nothing_can_be_written_it_is_two_and_no_bug(place: Place) -> None
     with open("/dev/full", "w", encoding="utf-8") as full:
         done = asked(stdout=full)
     assert (done.returncode, done.stderr) == (2, "cachefs: the output cannot be written: No space left on device\n")
+    program[3:4] = ["unpin", "film.mkv"]
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        assert asked(stdout=full, stderr=full).returncode == 2
     done = asked(preexec_fn=lambda: os.close(1))
     assert "Traceback" not in done.stderr
 
@@ -327,6 +330,12 @@ async def test_undecodable_names_reach_the_daemon_and_come_back(engine: FakeEngi
     assert engine.asked == [("evict", LATIN1)] * 2
     assert json.loads(done.stdout) == [{"source": "Media", "path": LATIN1}]
     assert text.stdout == "evicted: Films/Am\\xe9lie.mkv\n"
+
+
+def test_what_a_terminal_would_obey_is_escaped_in_errors(place: Place, here: Here) -> None:
+    done = here("evict", "a\x9b31m\u202eb", "-c", "no\x07such.yaml")
+    assert done.returncode == 2
+    assert r"no\x07such.yaml" in done.stderr
 
 
 async def test_the_users_errors_are_two_and_the_rest_is_done(engine: FakeEngine, place: Place) -> None:

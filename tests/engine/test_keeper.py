@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cachefs import keeper, lifeline
+from cachefs import keeper, lifeline, logs
 from cachefs.announce import Announcer
 from cachefs.config import Config, build
 from cachefs.errors import UserError
@@ -87,7 +87,8 @@ def test_a_server_that_is_killed_before_it_was_ready_is_one_with_a_word_of_it(
     assert "out of memory" in caplog.text
 
 
-def test_a_configuration_that_can_be_read_once_only_is_refused(tmp_path: Path) -> None:
+def test_a_configuration_that_can_be_read_once_only_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "set_up", lambda: None)  # the tests have a log of their own
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="is a pipe, and each server that is started reads"):
         keeper.run(tmp_path / "pipe", Announcer())
