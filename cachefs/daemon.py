@@ -102,21 +102,23 @@ async def plan_once(config: Config) -> Plan:
     """What would be planned now, without a running daemon. Copies nothing, and leaves a cache folder that was never
     used as it was."""
     root = str(config.cache.path)
-    before = await trio.to_thread.run_sync(names_in, root)
+    before, new = await trio.to_thread.run_sync(names_in, root), ""
     try:
         async with AsyncExitStack() as stack:
             parts = await _Server(config, Lifeline()).build(stack, clears=False)
+            new = parts.store.new
             return replace(await parts.planning.dry_run(), waiting=parts.copiers.waiting())
     finally:
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(_leave, root, before)
+        if new:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(_leave, root, new, before)
 
 
-def _leave(root: str, before: frozenset[str] | None) -> None:
+def _leave(root: str, new: str, before: frozenset[str] | None) -> None:
     try:
-        unmake(root, before)
+        unmake(root, new, before)
     except (CacheError, OSError) as error:
-        log.debug("%s", error)  # it could not be made either, or somebody else has it now
+        log.debug("%s", error)  # somebody else has it now
 
 
 def _first_known(group: BaseExceptionGroup[BaseException]) -> BaseException:

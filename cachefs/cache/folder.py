@@ -372,26 +372,31 @@ def holder(root: str) -> int | None:
 
 
 def names_in(root: str) -> frozenset[str] | None:
-    """What is there of a cache folder; None where there is no folder. Blocks."""
+    """What is there of a cache folder; None where there is no folder. Raises ``CacheError``. Blocks."""
     try:
         return frozenset(os.listdir(root))
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise CacheError(f"cache.path {root} cannot be used: {error.strerror or error}") from error
 
 
-def unmake(root: str, before: frozenset[str] | None) -> None:
-    """Take away again what was made by somebody who only looked, where nobody had used the cache folder ``before``
-    (as ``names_in`` said). Files that hold anything stay. Raises ``CacheError`` and ``OSError``. Blocks."""
+def unmake(root: str, new: str, before: frozenset[str] | None) -> None:
+    """Take away again what was made by somebody who only looked at a cache folder that was ``new`` (its mark), and
+    holds nothing: all but what was there ``before`` (as ``names_in`` said). Raises ``CacheError`` and ``OSError``.
+    Blocks."""
     if before is not None and "lock" in before:
         return
     folder = Folder.take(root)
     try:
+        if folder.token_before != new:
+            return  # it has been used since, or is another one
         for name in frozenset(TREES) - (before or frozenset()):
-            for path, _, _ in os.walk(f"{root}/{name}", topdown=False):
+            for path, _, _ in os.walk(f"{folder.place}/{name}", topdown=False):
                 os.rmdir(path)
         for name in frozenset(FILES) - (before or frozenset()):
             with suppress(FileNotFoundError):
-                os.unlink(f"{root}/{name}")
+                os.unlink(f"{folder.place}/{name}")
     finally:
         folder.close()
     if before is None:

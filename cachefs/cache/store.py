@@ -125,6 +125,13 @@ class Store:
         """Set, and replaced by a new one, whenever an entry begins, is published, dropped or removed."""
         return self._shelf.changed
 
+    @property
+    def new(self) -> str:
+        """By what the cache folder is known again that nobody had used before this start, and that holds nothing yet;
+        empty for any other."""
+        used = self._shelf.folder.token_before or self.inventory().entries or self.moves.all() or self.pins()
+        return "" if used else self._shelf.folder.mark.token
+
     # --- for routing: memory only ---
 
     @property

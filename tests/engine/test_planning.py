@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from cachefs import building, daemon
+from cachefs.cache.folder import unmake
 from cachefs.cache.wishes import Wishes
 from cachefs.config import Config, PolicyConfig, build
 from cachefs.errors import CacheBusy, SourceOffline, UserError
@@ -675,6 +676,22 @@ async def test_plan_once_makes_nothing_of_a_cache_folder_that_was_never_used(
         await daemon.plan_once(configured(tmp_path, plex))
     if "ssd/lock" not in there:
         assert sorted(f"ssd/{path.name}" for path in (tmp_path / "ssd").iterdir()) == sorted(there[1:])
+
+
+async def test_plan_once_leaves_a_cache_folder_that_was_used_or_came_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "Media", "Heat.mkv")
+    with run_stand_in_plex() as plex, trio.fail_after(30):
+        config = configured(tmp_path, plex)
+        async with building.open_cache(config):
+            pass  # as a first start does
+        there = sorted(path.name for path in (tmp_path / "ssd").iterdir())
+        monkeypatch.setattr(daemon, "names_in", lambda root: None)  # the SSD is mounted just then
+        await daemon.plan_once(config)
+        unmake(str(tmp_path / "ssd"), "the mark of another one", None)
+    assert {"lock", "index.sqlite"} < set(there)
+    assert {path.name for path in (tmp_path / "ssd").iterdir()} >= set(there)
 
 
 async def test_plan_once_says_who_has_the_cache_folder(tmp_path: Path) -> None:
