@@ -183,7 +183,7 @@ class Keeper:
         """The exit code for that of a server which is not started again."""
         if code >= 0:
             return code  # it has said why
-        log.error("the server ended with %s; dmesg says whether the machine was out of memory", _how(code))
+        log.warning("the server ended with %s; dmesg says whether the machine was out of memory", _how(code))
         return _KILLED
 
     def _left_behind(self, server: _Server) -> int:
