@@ -55,8 +55,8 @@ PARTS_AND_OTHERS = {
 CHANGES_NOTHING = frozenset(
     {
         *(f"copying.{name}" for name in ("look", "read_attributes", "read_chunk")),
-        *(f"folder.{name}" for name in ("holder", "lacks_to_be_made", "no_hook", "refuse_foreign", "strangers")),
-        "folder.token_of",
+        *(f"folder.{name}" for name in ("holder", "lacks_to_be_made", "names_in", "no_hook", "refuse_foreign")),
+        *(f"folder.{name}" for name in ("strangers", "token_of")),
         *(f"folder.Folder.{name}" for name in ("can_name", "contents", "holds_the_same", "look", "partial")),
         *(f"folder.Folder.{name}" for name in ("published", "space")),
         *(f"index.Index.{name}" for name in ("entries", "identity", "keepsake", "next_id", "pins", "problem")),
@@ -82,6 +82,7 @@ ONLY_MOVING = (
 OUT_OF_REACH = {
     "folder.Folder.take_again": "an SSD that was away is back",
     "folder.Folder.abandon": "an SSD goes away",
+    "folder.unmake": "a plan is made without a daemon",
     "moved_bytes.sync_data": "a file of more than 64 MiB is on its way home",
     "inside.remove_tree": "a folder stands where a copy is published, and recovery has not removed it",
 }
