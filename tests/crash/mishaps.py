@@ -62,10 +62,12 @@ def _fewer_sources(stage: Stage) -> None:
 def _half_home(stage: Stage) -> None:
     """What is still kept of a file that has moved no more (the kernel knew its number), nobody brings home."""
     moved: set[str] = set()
-    with suppress(sqlite3.OperationalError):  # the kill was so early that there is no index
-        with closing(sqlite3.connect(f"file:{stage.ssd}/index.sqlite?mode=rw", uri=True)) as index:
-            rows = index.execute("SELECT source_inode FROM entries WHERE home IS NOT NULL")
-            moved = {str(inode) for (inode,) in rows}
+    with (
+        suppress(sqlite3.OperationalError),  # the kill was so early that there is no index
+        closing(sqlite3.connect(f"file:{stage.ssd}/index.sqlite?mode=rw", uri=True)) as index,
+    ):
+        rows = index.execute("SELECT source_inode FROM entries WHERE home IS NOT NULL")
+        moved = {str(inode) for (inode,) in rows}
     with suppress(FileNotFoundError):  # nothing has moved
         for kept in (stage.source / RESERVED).iterdir():
             if kept.name in moved:
