@@ -328,7 +328,7 @@ def test_a_folder_that_somebody_has_planted_where_all_may_make_one_is_refused(tm
     for folder, mode in ((shared, 0o1777), (ours, 0o700)):
         folder.mkdir()
         folder.chmod(mode)
-    listen(shared / "of our making" / "cachefs.sock").close()
+    listen(shared / "by us" / "c.sock").close()
     folder = shared / "cachefs-1"
     if planted == "a link":
         folder.symlink_to(ours)
