@@ -277,7 +277,7 @@ class Planning:
         by_title = await self._pinned_titles()
         pinned = resolved.pinned | self._pinned_by_title(items) | {want.key for want in by_title}
         pinned |= {want.key for want in resolved.wants if want.follows in pinned}
-        if pins == self.store.pins():  # else whoever has changed them asks anew
+        if {pin.target for pin in pins} == {pin.target for pin in self.store.pins()}:  # else who changed them asks anew
             self.pinned = pinned
         # What a person copied or evicted by hand counts for as long as watched files are kept.
         self.store.wishes.end_before(now - max(self.policy.keep_watched, 60.0))
