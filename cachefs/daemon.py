@@ -117,8 +117,10 @@ async def plan_once(config: Config) -> Plan:
 def _leave(root: str, new: str, before: frozenset[str] | None) -> None:
     try:
         unmake(root, new, before)
+    except CacheBusy as error:
+        log.debug("%s", error)  # it is somebody's by now
     except (CacheError, OSError) as error:
-        log.debug("%s", error)  # somebody else has it now
+        log.warning("the cache folder %s was made to plan with, and cannot be taken away again: %s", root, error)
 
 
 def _first_known(group: BaseExceptionGroup[BaseException]) -> BaseException:
